@@ -1,0 +1,45 @@
+"""bertsmith: from raw text to a BERT that classifies, tags and answers.
+
+    import bertsmith
+
+    bertsmith.train_tokenizer(["novels/*.txt"], "tokenizer", vocab_size=8192)
+    bertsmith.build_corpus(["novels/*.txt"], "tokenizer", "store")
+
+The functions have the names of the commands, and are imported when they are first used, so that
+`import bertsmith` and building a corpus never wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bertsmith.deploy.predict import load
+    from bertsmith.tasks.finetune import evaluate, finetune
+    from bertsmith.tasks.pretrain import pretrain
+    from bertsmith.text.corpus_building import build_corpus
+    from bertsmith.text.tokenizer_training import train_tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "build_corpus", "evaluate", "finetune", "load", "pretrain", "train_tokenizer"]
+
+_HOMES = {
+    "build_corpus": "bertsmith.text.corpus_building",
+    "evaluate": "bertsmith.tasks.finetune",
+    "finetune": "bertsmith.tasks.finetune",
+    "load": "bertsmith.deploy.predict",
+    "pretrain": "bertsmith.tasks.pretrain",
+    "train_tokenizer": "bertsmith.text.tokenizer_training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function from its home when it is asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, also those that are not imported yet."""
+    return sorted(__all__)

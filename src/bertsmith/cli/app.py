@@ -1,0 +1,87 @@
+"""The verbs by name, what they exit with, and how errors look.
+
+A verb is registered by the name of its function, and its module is imported only when it is called:
+`bertsmith --help` imports neither torch nor the tokenizers, and building a corpus never waits for torch.
+
+Exit codes: 0 done; 1 a fault of ours, with its traceback; 2 something the user can mend; 130 Ctrl-C,
+after the checkpoint was saved; 141 the reader of our output has gone (`bertsmith predict ... | head`).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter, default_name_transform
+from rich.console import Console
+from rich.text import Text
+
+from bertsmith import __version__
+from bertsmith.cli.config import apply_config
+from bertsmith.errors import BertsmithError, Interrupted
+
+_TEXT = "bertsmith.cli.text_verbs"
+_MODEL = "bertsmith.cli.model_verbs"
+
+
+def flag_name(field: str) -> str:
+    """The flag of a settings field, without its dashes: `from_model` is --from, others as spelt."""
+    return "from" if field == "from_model" else default_name_transform(field)
+
+
+def build_app() -> App:
+    """The command line: names, one line of help each, and where each verb lives."""
+    app = App(
+        name="bertsmith",
+        help="Build BERT models from raw text: vocabulary, corpus, pre-training, fine-tuning, answers.",
+        version=__version__,
+        config=apply_config,
+        default_parameter=Parameter(name_transform=flag_name, negative_iterable=()),
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    tokenizer = App(name="tokenizer", help="Train a vocabulary.", sort_key=1)
+    corpus = App(name="corpus", help="Build and check the token store that pre-training reads.", sort_key=2)
+    finetune = App(name="finetune", help="Teach a model a task on labelled data.", sort_key=4)
+    for group in (tokenizer, corpus, finetune):
+        app.command(group)
+    tokenizer.command(f"{_TEXT}:tokenizer_train", name="train", help="Train a WordPiece, BPE or Unigram vocabulary.")
+    corpus.command(f"{_TEXT}:corpus_build", name="build", help="Tokenize text once into a memory-mapped store.")
+    corpus.command(f"{_MODEL}:corpus_check", name="check", help="Say what is in a store before it costs a night.")
+    app.command(f"{_MODEL}:pretrain", name="pretrain", help="Train a BERT on a store, within a budget.", sort_key=3)
+    for name, line in (
+        ("classification", "Text, or a pair of texts -> a label or a number."),
+        ("tagging", "Words -> entities, or a tag each."),
+        ("answering", "A question and a context -> the span that answers it, or none."),
+    ):
+        finetune.command(f"{_MODEL}:finetune_{name}", name=name, help=line)
+    app.command(f"{_MODEL}:evaluate", name="evaluate", help="Score a model on labelled data.", sort_key=5)
+    app.command(f"{_MODEL}:predict", name="predict", help="Answers for a line, a file or stdin, as JSONL.", sort_key=6)
+    app.command(f"{_MODEL}:demo", name="demo", help="From nothing to three tasks, on text already here.", sort_key=7)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; see the module docstring for the codes.
+
+    Args:
+        arguments: what follows `bertsmith` on the command line; by default this process's own.
+    """
+    try:
+        build_app()(sys.argv[1:] if arguments is None else list(arguments), exit_on_error=False, print_error=False)
+    except (BertsmithError, CycloptsError) as error:
+        return _say(f"error: {error}", "red", 2)
+    except Interrupted as message:
+        return _say(str(message), "yellow", 130)
+    except KeyboardInterrupt:
+        return _say("Stopped.", "yellow", 130)
+    except BrokenPipeError:
+        # What is still buffered would fail again when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _say(message: str, style: str, code: int) -> int:
+    """Print to stderr, unwrapped so that paths can be copied, and return the exit code."""
+    Console(stderr=True, highlight=False).print(Text(message.strip(), style=style), soft_wrap=True)
+    return code

@@ -1,0 +1,121 @@
+"""Values from a settings file under --config; what is given as a flag goes before them.
+
+A file holds the settings of one verb, or a section for each verb of a whole recipe:
+
+    pretrain:
+      size: mini
+      budget: 10m
+
+The configuration that a run saves can be given back as it is.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts.config import Dict
+
+from bertsmith.errors import SettingsError, did_you_mean
+from bertsmith.settings import read_config
+
+SECTIONS = ("tokenizer", "corpus", "pretrain", "finetune", "evaluate", "predict", "demo")
+"""The sections a recipe may have, named as the first word of their commands."""
+
+Result = TypeVar("Result")
+
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(name="--config", help="YAML, TOML or JSON file with values for these options; flags override it."),
+]
+
+
+def as_verb(
+    function: Callable[..., Result], show: Callable[[Result], None], fixed: Mapping[str, Any] | None = None
+) -> Callable[..., None]:
+    """A library function as a command: the same options and help, and --config; its result is shown.
+
+    The first argument may be given without its name.
+
+    Args:
+        fixed: arguments that no command line can give, such as callbacks.
+    """
+    fixed = fixed or {}
+    hints = get_type_hints(function, include_extras=True)
+    first, *others = (
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in fixed
+    )
+    named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in others]
+    config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
+
+    def verb(*arguments: Any, config: Path | None = None, **options: Any) -> None:
+        show(function(*arguments, **options, **fixed))
+
+    verb.__doc__ = function.__doc__
+    verb.__annotations__ = {}  # those of the signature count
+    verb.__signature__ = inspect.Signature([first, *named, config])  # type: ignore[attr-defined]
+    return verb
+
+
+def section(values: Mapping[str, Any], verb: str, where: str) -> tuple[Mapping[str, Any], str]:
+    """The part of a settings file for one verb, and its name for messages.
+
+    Raises:
+        SettingsError: a file in sections has one of another name, or none for this verb.
+    """
+    is_recipe = any(name in SECTIONS for name in values) or (
+        bool(values) and all(isinstance(value, Mapping) for value in values.values())
+    )
+    if not is_recipe:
+        return values, where
+    for name, value in values.items():
+        if name not in SECTIONS:
+            raise SettingsError(f'{where}: unknown section "{name}". {did_you_mean(str(name), SECTIONS)}')
+        if not isinstance(value, Mapping):
+            raise SettingsError(f"{where}, {name}: a section holds keys and values.")
+    if verb not in values:
+        raise SettingsError(f'{where}: there is no section "{verb}". {did_you_mean(verb, values)}')
+    return values[verb], f"{where}, {verb}"
+
+
+def apply_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give every option that has no flag its value from the file under --config, if there is one.
+
+    Called by cyclopts between reading the command line and converting the values.
+
+    Raises:
+        SettingsError: no such file, or a key that is no option of this verb; names the nearest.
+    """
+    given = arguments.get("--config", None)
+    if given is None or not given.tokens:
+        return
+    path = Path(given.tokens[0].value)
+    values, where = section(read_config(path), commands[0], str(path))
+    flags: dict[tuple[str, ...], str] = {}
+    for argument in arguments:
+        if argument is not given and argument.names and not argument.children:
+            flag = argument.names[0].removeprefix("--")
+            field = argument.keys or (argument.field_info.name,)
+            flags |= {field: flag, field[-1:]: flag, (flag.replace("-", "_"),): flag}
+    found: dict[str, Any] = {}
+    for keys, value in _leaves(values, flags):
+        if keys not in flags:
+            name = ".".join(keys)
+            raise SettingsError(f'{where}: unknown key "{name}". {did_you_mean(name, {key[-1] for key in flags})}')
+        found[flags[keys]] = value
+    Dict(found, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _leaves(
+    values: Mapping[str, Any], known: Mapping[tuple[str, ...], str], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each key of nested mappings with its path; a mapping that is itself an option's value stays whole."""
+    for name, value in values.items():
+        keys = (*above, str(name))
+        if isinstance(value, Mapping) and keys not in known:
+            yield from _leaves(value, known, keys)
+        else:
+            yield keys, value

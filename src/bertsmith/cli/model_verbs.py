@@ -1,0 +1,197 @@
+"""The commands that need a model: corpus check, pretrain, finetune, evaluate, predict, demo."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+from cyclopts import Parameter
+
+from bertsmith.cli.config import ConfigFile, as_verb
+from bertsmith.demo.run import run_demo
+from bertsmith.demo.summary import DemoResult
+from bertsmith.deploy.predict import Value, load
+from bertsmith.errors import SettingsError
+from bertsmith.files import atomic_file
+from bertsmith.settings import read_value
+from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.finetune import FinetuneResult, FinetuneSettings, finetune
+from bertsmith.tasks.finetune import evaluate as evaluate_model
+from bertsmith.tasks.pretrain import PretrainSettings
+from bertsmith.tasks.pretrain import pretrain as pretrain_model
+from bertsmith.tasks.tag_data import TaggingSettings
+from bertsmith.text.reading import open_text, suffix_of
+from bertsmith.text.sources import iter_rows
+from bertsmith.training.device import Precision
+
+_FLAT = Parameter(name="*")
+_ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+def pretrain(*, settings: Annotated[PretrainSettings, _FLAT], config: ConfigFile = None) -> None:
+    """Train a BERT on a token store, within a budget of time, tokens, steps or epochs."""
+    result = pretrain_model(settings)
+    _show_metrics("held-out", result.metrics)
+    _show_run(settings.out, "Text with a [MASK].")
+
+
+def finetune_classification(
+    *,
+    settings: Annotated[FinetuneSettings, _FLAT],
+    options: Annotated[ClassificationSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Teach a model to tell labels (or a number) from a text, or from a pair of texts."""
+    _show_finetuned(finetune("classification", settings, options), "A text.")
+
+
+def finetune_tagging(
+    *,
+    settings: Annotated[FinetuneSettings, _FLAT],
+    options: Annotated[TaggingSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Teach a model to find entities, or to tag every word."""
+    _show_finetuned(finetune("tagging", settings, options), "A text.")
+
+
+def finetune_answering(
+    *,
+    settings: Annotated[FinetuneSettings, _FLAT],
+    options: Annotated[AnsweringSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Teach a model to answer questions with a span of a text, or to say that there is no answer."""
+    _show_finetuned(finetune("answering", settings, options), "The text.", '--question "A question?" ')
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    override: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
+    predictions: Path | None = None,
+    precision: Precision = "auto",
+    device: str = "auto",
+    config: ConfigFile = None,
+) -> None:
+    """Score a fine-tuned model on labelled data, and print the metrics as JSON.
+
+    Args:
+        model: A run's folder, a model folder, or a Hub id.
+        data: What the model's task reads.
+        override: KEY=VALUE, a setting of the task to change, such as text_column=review; may be repeated.
+        predictions: Write every answer there, a JSON object a line.
+        precision: bf16 autocast where the hardware has it, unless said otherwise.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    overrides = dict(_key_and_value(item) for item in override)
+    metrics = evaluate_model(
+        model, data, overrides=overrides, predictions=predictions, precision=precision, device=device
+    )
+    print(json.dumps(metrics, indent=2))
+
+
+def predict(
+    model: str,
+    text: str | None = None,
+    *,
+    pair: str | None = None,
+    question: str | None = None,
+    file: str | None = None,
+    out: Path | None = None,
+    top_k: int = 5,
+    precision: Precision = "fp32",
+    device: str = "auto",
+    config: ConfigFile = None,
+) -> None:
+    """Answer a text, every row of a file, or every line of standard input: a JSON object a line, in order.
+
+    A line that holds a JSON object is a row with the task's columns; any other line is a text.
+
+    Args:
+        model: A run's folder, a model folder, or a Hub id.
+        text: What to answer; without it and --file, standard input is read.
+        pair: The second text, for a model that reads pairs or judges the next sentence.
+        question: The question; TEXT is then the context that answers it.
+        file: Lines of text, CSV, TSV, JSONL, Parquet or hub:NAME.
+        out: Write there instead of to standard output; the file appears when all is answered.
+        top_k: Guesses for each [MASK].
+        precision: fp32 gives what transformers gives; bf16 is faster where the hardware has it.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    rows, read_ahead = _rows(text, pair, question, file)
+    predictor = load(model, device=device, precision=precision, top_k=top_k)
+    with nullcontext(sys.stdout.buffer) if out is None else atomic_file(out) as stream:
+        for answer in predictor.predict(rows, read_ahead=read_ahead):
+            _write_line(stream, answer, is_flushed=out is None)
+
+
+def _rows(text: str | None, pair: str | None, question: str | None, file: str | None) -> tuple[Iterable[Value], int]:
+    """What to answer, and how many rows to read ahead: none where somebody is typing."""
+    if text is None:
+        if pair is not None or question is not None:
+            raise SettingsError("--pair and --question go with a TEXT on the command line.")
+        if file is not None:
+            return _rows_of_file(file), 256
+        return map(_row_of_line, sys.stdin), 1 if sys.stdin.isatty() else 256
+    if file is not None:
+        raise SettingsError("give a TEXT or --file, not both.")
+    if question is not None:
+        return [{"question": question, "context": text}], 1
+    return [text if pair is None else {"text": text, "pair": pair}], 1
+
+
+def _rows_of_file(file: str) -> Iterator[Value]:
+    """The rows of a table or data set; the lines of any other file."""
+    if file.startswith("hub:") or suffix_of(file) in _ROW_SUFFIXES:
+        yield from (row for _, row in iter_rows(file))
+        return
+    with open_text(Path(file)) as lines:
+        yield from map(_row_of_line, lines)
+
+
+def _row_of_line(line: str) -> Value:
+    """A JSON object as a row, anything else as a text."""
+    text = line.rstrip("\r\n")
+    if text.startswith("{"):
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError:
+            return text
+        if isinstance(row, dict):
+            return row
+    return text
+
+
+def _write_line(stream: BinaryIO, answer: Mapping[str, Any], *, is_flushed: bool) -> None:
+    stream.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+    if is_flushed:
+        stream.flush()
+
+
+def _key_and_value(item: str) -> tuple[str, Any]:
+    name, equals, value = item.partition("=")
+    if not equals:
+        raise SettingsError(f'--set "{item}": write KEY=VALUE.')
+    return name.strip().replace("-", "_"), read_value(value)
+
+
+def _show_finetuned(result: FinetuneResult, text: str, more: str = "") -> None:
+    for split, metrics in result.metrics.items():
+        _show_metrics(split, metrics)
+    _show_run(result.folder, text, more)
+
+
+def _show_metrics(split: str, metrics: Mapping[str, float]) -> None:
+    print(f"{split}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+
+def _show_run(folder: Path, text: str, more: str = "") -> None:
+    """Where things are, and what to type next."""
+    print(
+        f'Report: {folder / "report.html"}\nModel: {folder / "model"}\nTry: bertsmith predict {folder} {more}"{text}"'
+    )

@@ -1,0 +1,1 @@
+"""Trained weights at work: answers in the user's own text."""

@@ -1,0 +1,169 @@
+"""The verb `predict`: a model folder to answers in the user's own text.
+
+Rows stream: a bounded number is read ahead, put into batches of similar length, and answered in
+the order in which they came.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from bertsmith.errors import InputError, ModelError, SettingsError
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import load_weights, read_config
+from bertsmith.tasks.mlm import fill_mask
+from bertsmith.tasks.pairs import next_sentence
+from bertsmith.tasks.pretrain_task import PretrainingModel
+from bertsmith.tasks.rows import ListExamples
+from bertsmith.tasks.saved import TASKS, FinetuneTask, check_vocabulary, load_task, model_folder
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.device import Precision, ResolvedPrecision, autocast, resolve_device, resolve_precision
+from bertsmith.training.loader import evaluation_batches
+
+Value = str | Mapping[str, Any]
+"""What a user may ask about: a text, or a row with the columns of the task."""
+
+_PRETRAINED = ("BertForPreTraining", "BertForMaskedLM")
+
+
+class Predictor(Protocol):
+    """Something that answers rows, in order."""
+
+    name: str
+    """What it answers: "classification", "tagging", "answering" or "pretraining"."""
+
+    def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
+        """One plain dictionary a row, in the order of the rows.
+
+        Args:
+            read_ahead: rows that are taken before the first of them is answered; 1 answers each at once.
+
+        Raises:
+            InputError: a row the task cannot read; names its number, counted from 1.
+        """
+
+
+def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp32", top_k: int = 5) -> Predictor:
+    """A predictor from a run's folder, a model folder, any Hugging Face BERT with a known head, or a Hub id.
+
+    Classification answers with label, score and scores; tagging with entities and their character
+    spans; answering with answer, score, start and end. A pre-trained model fills the masks of a
+    text, and says of a pair whether its second text follows the first.
+
+    Args:
+        precision: fp32 gives what `transformers` gives; bf16 is faster where the hardware has it.
+        top_k: guesses for each mask.
+
+    Raises:
+        ModelError: no such folder, or a model without a head that could answer anything.
+    """
+    place = model_folder(folder)
+    on = resolve_device(device)
+    resolved = resolve_precision(precision, on)
+    config, raw = read_config(place)
+    architectures = raw.get("architectures") or []
+    pretrained = next((name for name in _PRETRAINED if name in architectures), None)
+    if pretrained is not None:
+        tokenizer = load_tokenizer(place)
+        check_vocabulary(tokenizer, config.vocab_size, place)
+        model = PretrainingModel(Encoder(config), next_sentence=pretrained == "BertForPreTraining")
+        load_weights(Path(place), model, strict=True)
+        return PretrainedPredictor(model.to(on).eval(), tokenizer, on, resolved, top_k)
+    if not any(kind.architecture in architectures for kind in TASKS.values()):
+        raise ModelError(
+            f"{place}: a model of architectures {architectures} has no head that answers. Fine-tune it first: "
+            "bertsmith finetune classification|tagging|answering."
+        )
+    task, module = load_task(place)
+    return TaskPredictor(task, module.to(on), on, resolved)
+
+
+class TaskPredictor:
+    """Answers of a fine-tuned model, by the task's own decoding."""
+
+    def __init__(
+        self, task: FinetuneTask, model: nn.Module, device: torch.device, precision: ResolvedPrecision
+    ) -> None:
+        """`model` is in evaluation mode and on `device`."""
+        self.name = task.name
+        self.task = task
+        self.model = model
+        self._device = device
+        self._precision = precision
+
+    def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
+        """See `Predictor`."""
+        for first_number, values in _chunks(rows, read_ahead):
+            read = [self.task.row(value, f"row {number}") for number, value in enumerate(values, first_number)]
+            yield from self._answer(ListExamples(self.task.encode(read)))
+
+    def _answer(self, examples: ListExamples[Any]) -> list[dict[str, Any]]:
+        answers: dict[int, dict[str, Any]] = {}
+        with torch.inference_mode(), autocast(self._device, self._precision):
+            for places, batch in evaluation_batches(examples, self.task.collate):
+                on_device = batch.to(self._device)
+                decoded = self.task.decode(self.task.predict(self.model, on_device), on_device)
+                answers.update(zip(places, map(self.task.to_json, decoded), strict=True))
+        return [answers[place] for place in range(len(answers))]
+
+
+class PretrainedPredictor:
+    """Fills masks, and judges pairs where the model was trained to."""
+
+    name = "pretraining"
+
+    def __init__(
+        self,
+        model: PretrainingModel,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        precision: ResolvedPrecision,
+        top_k: int,
+    ) -> None:
+        """`model` is in evaluation mode and on `device`; `top_k` guesses are given for a mask."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.top_k = top_k
+        self._device = device
+        self._precision = precision
+
+    def predict(self, rows: Iterable[Value], *, read_ahead: int = 32) -> Iterator[dict[str, Any]]:
+        """See `Predictor`; `{"guesses": [...]}` for a text or `{"text"}`, `{"next", "random"}` for a pair."""
+        for first_number, values in _chunks(rows, read_ahead):
+            texts = [_text_and_pair(value, f"row {number}") for number, value in enumerate(values, first_number)]
+            with torch.inference_mode(), autocast(self._device, self._precision):
+                pairs = iter(self._judge([(text, pair) for text, pair in texts if pair is not None]))
+                masked = iter(self._fill([text for text, pair in texts if pair is None], first_number))
+            yield from (next(masked if pair is None else pairs) for _, pair in texts)
+
+    def _fill(self, texts: Sequence[str], first_number: int) -> list[dict[str, Any]]:
+        if not texts:
+            return []
+        return [{"guesses": guesses} for guesses in fill_mask(self.model, self.tokenizer, texts, self.top_k)]
+
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        return [dict(answer) for answer in next_sentence(self.model, self.tokenizer, pairs)] if pairs else []
+
+
+def _chunks(rows: Iterable[Value], size: int) -> Iterator[tuple[int, list[Value]]]:
+    """At most `size` rows at a time, with the number of the first."""
+    if size < 1:
+        raise SettingsError(f"read_ahead is {size}; at least 1 row must be read to be answered.")
+    source = iter(rows)
+    number = 1
+    while chunk := list(islice(source, size)):
+        yield number, chunk
+        number += len(chunk)
+
+
+def _text_and_pair(value: Value, where: str) -> tuple[str, str | None]:
+    if isinstance(value, str):
+        return value, None
+    text, pair = value.get("text"), value.get("pair")
+    if not isinstance(text, str) or not (pair is None or isinstance(pair, str)):
+        raise InputError('give a text, {"text": ...} with a mask, or {"text": ..., "pair": ...}.', where)
+    return text, pair

@@ -1,0 +1,220 @@
+"""Files that are either whole or not there: atomic writes, atomic folders, hashes and free space.
+
+A write goes to a temporary neighbour in the same folder, is forced to the disk (fsync), and is then
+renamed over its name: POSIX promises that a reader sees the old file or the new one. The parent
+folder is forced to the disk as well, or the rename itself may be lost in a power cut (see "Files are
+hard", Pillai et al. 2014, "All File Systems Are Not Created Equal").
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bertsmith.errors import InputError, StorageError
+
+_REFUSALS = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
+}
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that can still be written under `path`, or under its nearest folder that exists."""
+    return shutil.disk_usage(_nearest_folder(path)).free
+
+
+def ensure_free(path: Path, needed_bytes: int) -> None:
+    """Raise StorageError now rather than half-way, if `needed_bytes` will not fit under `path`."""
+    free = free_bytes(path)
+    if free < needed_bytes:
+        raise StorageError(
+            f"{path}: {_size(needed_bytes)} needed, {_size(free)} free. Free some space or choose another folder."
+        )
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in lower-case hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a whole file (text as UTF-8), creating its folder; on failure the old file stays.
+
+    Raises:
+        StorageError: no space, no permission, read-only; with the bytes needed and the bytes free.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    with atomic_file(path, len(content)) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path, needed_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """Write a file piece by piece; it appears under its name when the `with` block ends without an error.
+
+    Args:
+        needed_bytes: the size, where it is known; only for messages.
+
+    Raises:
+        StorageError: the disk refused; the old file stays.
+    """
+    with _refusals_explained(path, needed_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _fsync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Fill a folder that appears under its name only when the `with` block ends without an error.
+
+    The block writes into the yielded temporary sibling `.NAME.tmp-XXXX`. Afterwards every file and
+    folder in it is forced to the disk and it is renamed to `path`. When the block raises, the
+    temporary folder is removed and `path` is as it was.
+
+    Args:
+        replace: an existing folder is swapped out and removed after the new one is in place;
+            without it, an existing `path` is an error (before the block runs).
+
+    Raises:
+        StorageError: `path` exists and `replace` is false, or the disk refused.
+    """
+    if path.exists() and not replace:
+        raise StorageError(f"{path} already exists. Choose another folder, or remove this one first.")
+    with _refusals_explained(path, None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _fsync_file(Path(folder) / name)
+                _fsync_folder(Path(folder))
+            _move_into_place(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _fsync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        InputError: no such file, or not JSON; names the line and column.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError("no such file", str(path)) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg} (column {error.colno})", f"{path}:{error.lineno}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8: {error.reason} at byte {error.start}", str(path)) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people to read: indented, keys in the given order, characters as they are."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The closest parent of `path` that exists: what a write to `path` would touch first."""
+    return next(place for place in path.absolute().parents if place.exists())
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    """Rename a finished folder to `path`; an old folder there is moved aside first, then removed."""
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent)) / path.name
+    os.rename(path, old)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+@contextmanager
+def _refusals_explained(path: Path, needed_bytes: int | None) -> Iterator[None]:
+    """Turn the system's refusals to write at `path` into StorageError; other errors pass unchanged.
+
+    A refusal that names a file elsewhere (an input that may not be read) is not about `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = Path(error.filename).absolute() if isinstance(error.filename, str) else None
+        if error.errno not in _REFUSALS or (named and not named.is_relative_to(_nearest_folder(path))):
+            raise
+        needed = "" if needed_bytes is None else f"{_size(needed_bytes)} needed, "
+        raise StorageError(
+            f"cannot write {path}: {_REFUSALS[error.errno]} ({needed}{_size(free_bytes(path))} free). "
+            "Nothing half-written was left behind."
+        ) from error
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(path: Path) -> None:
+    """Force a folder's entries to the disk; some file systems cannot do this for a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which mkstemp and mkdtemp ignore in favour of private files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _size(count: int) -> str:
+    """Bytes for people, in binary units.
+
+    >>> _size(1536)
+    '1.5 KiB'
+    """
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

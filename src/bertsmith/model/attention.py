@@ -1,0 +1,284 @@
+"""Attention within each sequence of a packed batch. The only file that knows how sequences are laid out.
+
+    reference_attention   one sequence after the other: slow and plain, what the others are tested against
+    CPU                   groups of sequences of (almost) equal length as batched matrix products. With bf16 on
+                          processors without AMX this beats `scaled_dot_product_attention` up to three times
+    CUDA                  the variable-length flash kernel for 16-bit tensors without dropout
+    anything else         `scaled_dot_product_attention` on the same groups
+
+Shape letters: T tokens, S sequences, N heads, H head size, L length of a group, G its sequences, B = G * N.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bertsmith.model.dropout import keep_mask
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # PyTorch before 2.10
+    varlen_attn = None
+
+_CHUNK_SCORES = 1 << 22
+"""Attention scores of one group at most (where a group has more than one sequence), so that the softmax
+finds them still in the cache of the processor."""
+_GROUP_COST_SCORES = 1 << 17
+"""How many scores could be computed in the time that one more group costs in calls."""
+_LENGTH_STEP = 8
+"""Lengths of padded groups are multiples of this: fewer shapes, for which kernels are made once each."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences computed together as `count` rows of `length` slots.
+
+    A group of consecutive sequences of equal length is the slice of tokens from `start`, and has no index.
+    """
+
+    count: int
+    length: int
+    start: int
+    token_index: Tensor | None  # [t] int64: the group's tokens, where they are not one slice
+    slot_index: Tensor | None  # [t] int64: the slot of each of them in count * length; None without padding
+    source_index: Tensor | None  # [count * length] int64: what fills every slot; padding repeats its own sequence
+    is_padding: Tensor | None  # [count, length] bool
+
+    def take(self, values_T: Tensor) -> Tensor:
+        """[T, ...] -> [count * length, ...]; a view if the group is a slice."""
+        if self.source_index is None:
+            return values_T.narrow(0, self.start, self.count * self.length)
+        return values_T.index_select(0, self.source_index)
+
+    def take_with_zeros(self, values_T: Tensor) -> Tensor:
+        """As `take`, but padding slots hold zeros, as gradients must."""
+        if self.slot_index is None or self.token_index is None:
+            return self.take(values_T)
+        slots = values_T.new_zeros(self.count * self.length, *values_T.shape[1:])
+        return slots.index_copy_(0, self.slot_index, values_T.index_select(0, self.token_index))
+
+    def without_padding(self, slots: Tensor) -> Tensor:
+        """[count * length, ...] -> [t, ...]"""
+        return slots if self.slot_index is None else slots.index_select(0, self.slot_index)
+
+    def put(self, target_T: Tensor, slots: Tensor) -> None:
+        """Write [count * length, ...] where `take` took it from."""
+        if self.token_index is None:
+            target_T.narrow(0, self.start, self.count * self.length).copy_(slots)
+        else:
+            target_T.index_copy_(0, self.token_index, self.without_padding(slots))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a batch is computed; made once a batch by `lay_out` and used by every layer."""
+
+    lengths: tuple[int, ...]
+    groups: tuple[Group, ...]
+    offsets: Tensor  # [S + 1] int32
+
+
+def _cut_into_groups(lengths: Sequence[int], num_heads: int) -> list[int]:
+    """Where to cut sequences of falling length into groups: the first index of each group.
+
+    The cheapest cuts by dynamic programming, where a group costs its scores (padding included) and
+    _GROUP_COST_SCORES. Cuts fall only between different lengths rounded up to _LENGTH_STEP.
+    """
+    rounded = [-(-length // _LENGTH_STEP) for length in lengths]
+    starts = [0] + [i for i in range(1, len(lengths)) if rounded[i] != rounded[i - 1]]
+    ends = [*starts[1:], len(lengths)]
+    best_cost, best_start = [0], [0]
+    for end_class, end in enumerate(ends):
+        candidates = [
+            (
+                best_cost[first] + _GROUP_COST_SCORES + (end - starts[first]) * num_heads * lengths[starts[first]] ** 2,
+                first,
+            )
+            for first in range(end_class + 1)
+        ]
+        cost, first = min(candidates)
+        best_cost.append(cost)
+        best_start.append(first)
+    cuts: list[int] = []
+    end_class = len(ends)
+    while end_class > 0:
+        end_class = best_start[end_class]
+        cuts.append(starts[end_class])
+    return cuts[::-1]
+
+
+def _group(members: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, device: torch.device) -> Group:
+    """The group of the given sequences (rising indices)."""
+    member_lengths, member_starts = lengths[members], offsets[:-1][members]
+    count, longest = len(members), int(member_lengths.max())
+    is_equal = bool((member_lengths == longest).all())
+    if is_equal and members[-1] - members[0] == count - 1:
+        return Group(count, longest, int(member_starts[0]), None, None, None, None)
+    length = longest if is_equal else -(-longest // _LENGTH_STEP) * _LENGTH_STEP
+    places = np.arange(length)
+    is_token = places < member_lengths[:, None]
+    # Padding is filled from the sequence itself, so that not even a NaN can pass from one sequence to another.
+    source = (member_starts[:, None] + np.where(is_token, places, 0)).ravel()
+
+    def on_device(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
+    if is_equal:
+        index = on_device(source)
+        return Group(count, length, 0, index, None, index, None)
+    slots = np.flatnonzero(is_token)
+    return Group(count, length, 0, on_device(source[slots]), on_device(slots), on_device(source), on_device(~is_token))
+
+
+def lay_out(lengths: tuple[int, ...], num_heads: int, device: torch.device) -> Layout:
+    """Plan the attention of a batch of S sequences in any order of lengths (each at least 1)."""
+    length_S = np.array(lengths, dtype=np.int64)
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(length_S)])
+    by_length = np.argsort(-length_S, kind="stable")
+    cuts = _cut_into_groups(length_S[by_length].tolist(), num_heads) if lengths else []
+    groups = []
+    for start, end in zip(cuts, [*cuts[1:], len(lengths)], strict=True):
+        scores = num_heads * int(length_S[by_length[start]]) ** 2
+        chunk = max(1, _CHUNK_SCORES // scores)
+        for first in range(start, end, chunk):
+            members = np.sort(by_length[first : min(first + chunk, end)])
+            groups.append(_group(members, length_S, offsets, device))
+    return Layout(lengths, tuple(groups), torch.from_numpy(offsets.astype(np.int32)).to(device, non_blocking=True))
+
+
+def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
+    """softmax(q k' / sqrt(H)) v within each sequence.
+
+    Args:
+        qkv_T3NH: queries, keys and values of every token, in any floating dtype; the softmax accumulates in fp32.
+        dropout: probability of dropping an attention weight; with 0 no random number is drawn.
+
+    Returns:
+        [T, N, H] in the dtype of the argument.
+    """
+    if qkv_T3NH.device.type == "cpu":
+        # The inputs fix the dtype: under autocast the softmax would come back in another.
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled() and qkv_T3NH.requires_grad:
+                return _with_gradient(qkv_T3NH, layout, dropout)
+            return _grouped_products(qkv_T3NH, layout, dropout, None)
+    is_half = qkv_T3NH.dtype in (torch.bfloat16, torch.float16)
+    if varlen_attn is not None and qkv_T3NH.is_cuda and is_half and dropout == 0 and qkv_T3NH.shape[-1] % 8 == 0:
+        query_TNH, key_TNH, value_TNH = qkv_T3NH.unbind(1)
+        longest = max(layout.lengths)
+        output = varlen_attn(query_TNH, key_TNH, value_TNH, layout.offsets, layout.offsets, longest, longest)
+        assert isinstance(output, Tensor)  # a tuple only when auxiliary outputs are asked for
+        return output
+    return grouped_sdpa(qkv_T3NH, layout, dropout)
+
+
+def reference_attention(qkv_T3NH: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The definition, sequence by sequence in the dtype of the argument: [T, 3, N, H] -> [T, N, H]."""
+    outputs = []
+    for qkv_L3NH in torch.split(qkv_T3NH, list(lengths)):
+        query_NLH, key_NLH, value_NLH = qkv_L3NH.permute(1, 2, 0, 3)
+        scores_NLL = query_NLH @ key_NLH.transpose(1, 2) / query_NLH.shape[-1] ** 0.5
+        outputs.append((torch.softmax(scores_NLL, dim=-1) @ value_NLH).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
+    """`attention` by PyTorch's own kernels on every group, for devices we have no better way for."""
+    outputs, indices = [], []
+    for group in layout.groups:
+        qkv_GL3NH = group.take(qkv_T3NH).unflatten(0, (group.count, group.length))
+        query_GNLH, key_GNLH, value_GNLH = qkv_GL3NH.permute(2, 0, 3, 1, 4)
+        visible = None if group.is_padding is None else ~group.is_padding[:, None, None, :]
+        output_GNLH = F.scaled_dot_product_attention(query_GNLH, key_GNLH, value_GNLH, visible, dropout)
+        outputs.append(group.without_padding(output_GNLH.transpose(1, 2).flatten(0, 1)))
+        end = group.start + group.count * group.length
+        index = group.token_index
+        indices.append(torch.arange(group.start, end, device=qkv_T3NH.device) if index is None else index)
+    return torch.zeros_like(qkv_T3NH[:, 0]).index_copy(0, torch.cat(indices), torch.cat(outputs))
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the backward pass of one group needs."""
+
+    qkv_3BLH: Tensor
+    weights_BLL: Tensor  # after the softmax, before dropout
+    keep_BLL: Tensor | None  # the dropout multipliers
+
+
+def _grouped_products(qkv_T3NH: Tensor, layout: Layout, dropout: float, saved: list[_Saved] | None) -> Tensor:
+    """The forward pass on the CPU; fills `saved` for the backward pass if it is given."""
+    num_heads, head_size = qkv_T3NH.shape[2:]
+    output_TNH = torch.empty_like(qkv_T3NH[:, 0])
+    for group in layout.groups:
+        shape = (group.count, group.length)
+        qkv_3GNLH = group.take(qkv_T3NH).unflatten(0, shape).permute(2, 0, 3, 1, 4)
+        qkv_3BLH = qkv_3GNLH.contiguous().flatten(1, 2)
+        query_BLH, key_BLH, value_BLH = qkv_3BLH
+        bias = query_BLH.new_zeros(1)
+        if group.is_padding is not None:
+            bias_GL = query_BLH.new_zeros(shape).masked_fill_(group.is_padding, float("-inf"))
+            bias = bias_GL.repeat_interleave(num_heads, dim=0)[:, None, :]
+        scores_BLL = torch.baddbmm(
+            bias.expand(len(query_BLH), group.length, group.length),
+            query_BLH,
+            key_BLH.transpose(1, 2),
+            beta=0 if group.is_padding is None else 1,
+            alpha=head_size**-0.5,
+        )
+        weights_BLL = torch.softmax(scores_BLL, dim=-1)
+        keep_BLL = keep_mask(tuple(weights_BLL.shape), dropout, weights_BLL.dtype) if dropout > 0 else None
+        dropped_BLL = weights_BLL if keep_BLL is None else weights_BLL * keep_BLL
+        output_GNLH = torch.bmm(dropped_BLL, value_BLH).unflatten(0, (group.count, num_heads))
+        group.put(output_TNH, output_GNLH.transpose(1, 2).flatten(0, 1))
+        if saved is not None:
+            saved.append(_Saved(qkv_3BLH, weights_BLL, keep_BLL))
+    return output_TNH
+
+
+class _GroupedProducts(torch.autograd.Function):
+    """`_grouped_products` with its gradient by hand, which writes every group straight into one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
+        saved: list[_Saved] = []
+        output_TNH = _grouped_products(qkv_T3NH, layout, dropout, saved)
+        ctx.layout = layout
+        ctx.save_for_backward(*(t for s in saved for t in (s.qkv_3BLH, s.weights_BLL, s.keep_BLL)))
+        return output_TNH
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_TNH,) = gradients
+        num_heads, head_size = gradient_TNH.shape[1:]
+        scale = head_size**-0.5
+        result_T3NH = gradient_TNH.new_empty(len(gradient_TNH), 3, num_heads, head_size)
+        for i, group in enumerate(ctx.layout.groups):
+            qkv_3BLH, weights_BLL, keep_BLL = ctx.saved_tensors[3 * i : 3 * i + 3]
+            query_BLH, key_BLH, value_BLH = qkv_3BLH
+            gradient_GLNH = group.take_with_zeros(gradient_TNH).unflatten(0, (group.count, group.length))
+            gradient_BLH = gradient_GLNH.transpose(1, 2).flatten(0, 1)
+            dropped_BLL = weights_BLL if keep_BLL is None else weights_BLL * keep_BLL
+            result_3BLH = torch.empty_like(qkv_3BLH)
+            torch.bmm(dropped_BLL.transpose(1, 2), gradient_BLH, out=result_3BLH[2])
+            through_weights_BLL = torch.bmm(gradient_BLH, value_BLH.transpose(1, 2))
+            if keep_BLL is not None:
+                through_weights_BLL *= keep_BLL
+            through_scores_BLL = torch._softmax_backward_data(through_weights_BLL, weights_BLL, -1, weights_BLL.dtype)
+            torch.bmm(through_scores_BLL, key_BLH, out=result_3BLH[0])
+            torch.bmm(through_scores_BLL.transpose(1, 2), query_BLH, out=result_3BLH[1])
+            result_3BLH[:2] *= scale
+            result_3GNLH = result_3BLH.unflatten(1, (group.count, num_heads))
+            group.put(result_T3NH, result_3GNLH.permute(1, 3, 0, 2, 4).flatten(0, 1))
+        return result_T3NH, None, None
+
+
+def _with_gradient(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
+    output = _GroupedProducts.apply(qkv_T3NH, layout, dropout)
+    assert isinstance(output, Tensor)
+    return output

@@ -1,0 +1,1 @@
+"""What is taught: one file a task, from rows in to answers out."""

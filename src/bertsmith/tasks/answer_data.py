@@ -1,0 +1,192 @@
+"""What answering learns from: settings, questions about contexts, and the windows they are cut into.
+
+The windows are those of google-research/bert `run_squad.py`; where a question's answer lies is known
+by characters, so no text is ever compared to find it again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from bertsmith.errors import InputError, SettingsError
+from bertsmith.text.labelled import Question, holds_rows, question_row, read_squad
+from bertsmith.text.sources import iter_rows
+from bertsmith.text.tokenizer import Encoding, Tokenizer
+from bertsmith.text.windows import Window, overlap, windows
+
+NUM_SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
+_ENCODED_AT_ONCE = 1000  # texts; the library's own encodings are large, ours are kept
+
+
+@dataclass(frozen=True)
+class AnsweringSettings:
+    """Where questions and answers stand in the data, how long text is cut, and how answers are chosen."""
+
+    question_column: str = "question"
+    """The column of the question, in JSONL, Parquet or Hub data; SQuAD JSON needs no names."""
+    context_column: str = "context"
+    """The column of the text that holds the answer."""
+    answers_column: str = "answers"
+    """The column of the answers: [{"text", "answer_start"}], or {"text": [], "answer_start": []}."""
+    lenient: bool = False
+    """Leave questions whose answer is not at its place out of training, instead of stopping."""
+    max_length: int = 384
+    """Tokens in a sequence: question, a window of the context, and three special tokens."""
+    max_query_length: int = 64
+    """Tokens of a question; what is longer is cut."""
+    doc_stride: int = 128
+    """Tokens from the start of a window to the start of the next: a step, not an overlap."""
+    max_answer_length: int = 30
+    """Tokens of the longest answer."""
+    n_best: int = 20
+    """Candidates that are kept for each question."""
+    no_answer: bool | None = None
+    """Whether "no answer" is an answer; None: if the training data has questions without one."""
+    no_answer_threshold: float = 0.0
+    """Say "no answer" if it scores more than this above the best answer; lower values say it more often."""
+    language: Literal["en", "zh"] = "en"
+    """Whose rules score answers: SQuAD's (words), or those of CMRC 2018 (Chinese characters)."""
+    metric: Literal["f1", "exact_match"] = "f1"
+    """What picks the best checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.max_length <= self.max_query_length + NUM_SPECIAL_TOKENS:
+            raise SettingsError(
+                f"max_length {self.max_length} leaves no room for the context beside a question of "
+                f"max_query_length {self.max_query_length} and {NUM_SPECIAL_TOKENS} special tokens."
+            )
+        for name in ("max_query_length", "doc_stride", "max_answer_length", "n_best"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+    def describe_windows(self) -> str:
+        """Step and overlap in one line, since other tools give the overlap the same name."""
+        size = self.max_length - NUM_SPECIAL_TOKENS - self.max_query_length
+        return (
+            f"Windows of {self.max_length} tokens move {self.doc_stride} tokens at a time (doc_stride as a step). "
+            f"Beside a question of {self.max_query_length} tokens, neighbours share {overlap(size, self.doc_stride)} "
+            "tokens of the context (what Hugging Face tokenizers call stride)."
+        )
+
+
+@dataclass(frozen=True)
+class AnsweringExample:
+    """A question with windows of its context: all of them, or in training a single one.
+
+    `targets` are the first and last token of the answer in each window's sequence, (0, 0) where the
+    window does not hold it; empty to predict.
+    """
+
+    row: Question
+    question_ids: np.ndarray  # int32 [Q]
+    context: Encoding  # shared by all questions about the context
+    windows: tuple[Window, ...]
+    targets: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its sequences."""
+        frame = len(self.question_ids) + NUM_SPECIAL_TOKENS
+        return sum(len(window) + frame for window in self.windows)
+
+    @property
+    def first_context_token(self) -> int:
+        """Where the context starts in each sequence."""
+        return len(self.question_ids) + 2
+
+
+def read_rows(source: str, settings: AnsweringSettings) -> tuple[AnsweringSettings, list[Question]]:
+    """Read questions from SQuAD JSON or from rows; find out whether "no answer" is an answer.
+
+    Returns:
+        The settings with `no_answer` settled, to read further files with; the questions.
+
+    Raises:
+        InputError: no questions, a field that is missing, an answer that is not at its place.
+    """
+    questions = list(_questions(source, settings))
+    if not questions:
+        raise InputError("no questions.", source)
+    if settings.no_answer is None:
+        settings = replace(settings, no_answer=any(not question.answers for question in questions))
+    return settings, questions
+
+
+def _questions(source: str, settings: AnsweringSettings) -> Iterator[Question]:
+    if not holds_rows(source):
+        yield from read_squad(source, lenient=settings.lenient)
+        return
+    for where, values in iter_rows(source):
+        yield row_of(values, settings, where, labelled=True)
+
+
+def row_of(values: Mapping[str, Any], settings: AnsweringSettings, where: str, *, labelled: bool) -> Question:
+    """A question from a row. `question` and `context` are understood where the columns' own names are missing."""
+    columns = {}
+    for usual, column in (("question", settings.question_column), ("context", settings.context_column)):
+        columns[f"{usual}_field"] = usual if column not in values and usual in values else column
+    return question_row(
+        values,
+        where,
+        answers_field=settings.answers_column if labelled else None,
+        lenient=settings.lenient,
+        **columns,
+    )
+
+
+def encode_questions(
+    rows: Sequence[Question], tokenizer: Tokenizer, settings: AnsweringSettings
+) -> Iterator[AnsweringExample]:
+    """One example a question, in order, with all windows of its context and no targets.
+
+    A context is tokenized once, however many questions are asked about it.
+    """
+    contexts: dict[str, int] = {}
+    places = [contexts.setdefault(row.context, len(contexts)) for row in rows]
+    encodings = list(_encode(list(contexts), tokenizer))
+    questions = _encode([row.question for row in rows], tokenizer)
+    for row, place, question in zip(rows, places, questions, strict=True):
+        ids, context = question.ids[: settings.max_query_length], encodings[place]
+        room = settings.max_length - NUM_SPECIAL_TOKENS - len(ids)
+        yield AnsweringExample(row, ids, context, tuple(windows(len(context.ids), room, settings.doc_stride)))
+
+
+def training_examples(example: AnsweringExample) -> list[AnsweringExample]:
+    """One example a window, with its target; none if the place of the answer is not known.
+
+    A window that does not hold the whole answer says so by pointing at [CLS], and is kept, as is
+    every window of a question without an answer. The first answer that has a place is learnt.
+    """
+    span = None
+    if example.row.answers:
+        spans = (locate(example.context, one.start, len(one.text)) for one in example.row.answers)
+        span = next((found for found in spans if found is not None), None)
+        if span is None:
+            return []
+    examples = []
+    for window in example.windows:
+        target = (0, 0)
+        if span is not None and window.start <= span[0] and span[1] < window.end:
+            shift = example.first_context_token - window.start
+            target = (span[0] + shift, span[1] + shift)
+        examples.append(replace(example, windows=(window,), targets=(target,)))
+    return examples
+
+
+def locate(context: Encoding, start: int | None, length: int) -> tuple[int, int] | None:
+    """First and last token that share a character with code points [start, start + length).
+
+    So an answer that begins inside a word begins at the piece that holds its first character.
+    """
+    if start is None:
+        return None
+    first = int(np.searchsorted(context.offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(context.offsets[:, 0], start + length, side="left")) - 1
+    return (first, last) if first <= last else None
+
+
+def _encode(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Encoding]:
+    for begin in range(0, len(texts), _ENCODED_AT_ONCE):
+        yield from tokenizer.encode_batch(texts[begin : begin + _ENCODED_AT_ONCE])

@@ -1,0 +1,68 @@
+"""The model card: README.md of a model folder, in the form the Hugging Face Hub reads."""
+
+from collections.abc import Mapping, Sequence
+
+from bertsmith import __version__
+from bertsmith.settings import to_yaml
+
+_AUTO_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+}
+_SHOWN_LABELS = 50
+
+
+def model_card(
+    title: str,
+    pipeline_tag: str,
+    *,
+    made_from: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    labels: Sequence[str] = (),
+    data: Mapping[str, str],
+    settings: Mapping[str, object],
+) -> str:
+    """Markdown with the Hub's YAML header: what the model is, its figures, its data, how to use it.
+
+    Args:
+        pipeline_tag: the Hub's name of the task, for example "text-classification".
+        made_from: a sentence on where the weights come from.
+        metrics: split -> metric -> value.
+        data: file name -> SHA-256.
+        settings: those that were not left at their defaults.
+    """
+    header = to_yaml({"library_name": "transformers", "pipeline_tag": pipeline_tag, "tags": ["bert", "bertsmith"]})
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    lines = [f"---\n{header}---\n", f"# {title}\n", f"{made_from} Made with bertsmith {__version__}.\n"]
+    if names:
+        lines += ["## Results\n", _row("", *metrics), _row("---", *("---:" for _ in metrics))]
+        for name in names:
+            cells = (f"{values[name]:.4f}" if name in values else "" for values in metrics.values())
+            lines.append(_row(name, *cells))
+        lines.append("")
+    if labels:
+        more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
+        lines += ["## Labels\n", f"{', '.join(f'`{label}`' for label in labels[:_SHOWN_LABELS])}{more}\n"]
+    if data:
+        lines += ["## Data\n", _row("file", "SHA-256"), _row("---", "---")]
+        lines += [*(_row(name, f"`{digest}`") for name, digest in data.items()), ""]
+    if settings:
+        lines += ["## Settings\n", "```yaml", to_yaml(settings).rstrip(), "```\n"]
+    lines += [
+        "## Use\n",
+        "```python",
+        f"from transformers import AutoTokenizer, {_AUTO_CLASSES[pipeline_tag]}",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        f'model = {_AUTO_CLASSES[pipeline_tag]}.from_pretrained("path/to/this/folder")',
+        "```\n",
+        "or, from the command line, `bertsmith predict path/to/this/folder`.\n",
+    ]
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,190 @@
+"""What classification learns from: settings, rows of texts and labels, and the columns they stand in."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from bertsmith.errors import InputError, SettingsError, did_you_mean
+from bertsmith.tasks.rows import detect_column, sorted_labels, value_of
+from bertsmith.text.sources import iter_rows
+
+TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
+"""Names that are taken for the text when `text_column` is not given and only one of them is there."""
+PAIR_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("sentence_1", "sentence_2"),
+    ("sentence_a", "sentence_b"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "answer"),
+    ("query", "passage"),
+    ("premise", "hypothesis"),
+)
+"""Names that are taken for the two texts of a pair."""
+LABEL_COLUMNS = ("label", "category", "class", "target", "sentiment", "intent", "score", "similarity")
+
+_CLASS_METRICS = ("accuracy", "macro_f1", "micro_f1", "mcc")
+_NUMBER_METRICS = ("spearman", "pearson", "mse")
+_FEWEST_NUMBERS = 10
+
+
+@dataclass(frozen=True)
+class ClassificationSettings:
+    """Where the texts and labels stand in the data, and how they are learnt."""
+
+    text_column: str | None = None
+    """The column of the text; None: found by its name, if there is no doubt."""
+    pair_column: str | None = None
+    """The column of the second text, for pairs."""
+    label_column: str | None = None
+    """The column of the label; None: found by its name, if there is no doubt."""
+    columns: str | None = None
+    """Names for the columns of a file that has no header line, for example "label,text"."""
+    delimiter: str | None = None
+    """The character between columns; None: a comma for .csv, a tab for .tsv."""
+    quoting: bool | None = None
+    """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
+    regression: bool = False
+    """Learn a number (mean squared error) instead of a label."""
+    max_length: int = 128
+    """Tokens in a sequence, [CLS] and [SEP] included; what is longer is cut."""
+    class_weights: str = "none"
+    """Weights of the labels in the loss: none, auto (every label counts the same), or "spam=5,ham=1"."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all labels."""
+    metric: Literal["accuracy", "macro_f1", "micro_f1", "mcc", "spearman", "pearson", "mse"] | None = None
+    """What picks the best checkpoint; None: accuracy, or spearman for a regression."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise SettingsError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
+        choices = _NUMBER_METRICS if self.regression else _CLASS_METRICS
+        if self.metric is not None and self.metric not in choices:
+            kind = "a regression" if self.regression else "labels"
+            raise SettingsError(
+                f'metric: "{self.metric}" does not go with {kind}. {did_you_mean(self.metric, choices)}'
+            )
+        if self.regression and (self.class_weights != "none" or self.label_smoothing):
+            raise SettingsError("class_weights and label_smoothing are for labels; a regression has none.")
+
+
+@dataclass(frozen=True)
+class ClassificationRow:
+    """One row as it was read. `label` is None where an answer is wanted."""
+
+    where: str
+    text: str
+    pair: str | None
+    label: str | None
+
+    @property
+    def group(self) -> str:
+        """Equal texts make equal groups, whatever their labels."""
+        return self.text if self.pair is None else f"{self.text}\n{self.pair}"
+
+
+def read_rows(source: str, settings: ClassificationSettings) -> tuple[ClassificationSettings, list[ClassificationRow]]:
+    """Read labelled rows, and settle which columns they stand in.
+
+    Returns:
+        The settings with the names of the columns that were found, to read further files with; the rows.
+
+    Raises:
+        InputError: no rows, a column that is missing or cannot be told, a row without a label.
+    """
+    names = tuple(name.strip() for name in settings.columns.split(",")) if settings.columns else None
+    rows: list[ClassificationRow] = []
+    records = iter_rows(source, columns=names, delimiter=settings.delimiter, quoting=settings.quoting)
+    for where, values in records:
+        if not rows:
+            settings = find_columns(settings, list(values), where)
+        row = row_of(values, settings, where)
+        label = str(value_of(values, str(settings.label_column), where)).strip()
+        if not label:
+            raise InputError("nothing here; every row needs a label.", f"{where}, {settings.label_column}")
+        rows.append(replace(row, label=label))
+    if not rows:
+        raise InputError("no rows.", source)
+    return settings, rows
+
+
+def find_columns(settings: ClassificationSettings, columns: Sequence[str], where: str) -> ClassificationSettings:
+    """Settings whose text and label columns are names, found among `columns` where they were not given.
+
+    A usual name is taken when no other usual name is there; of two columns, the one that is not the
+    label is the text. Anything else is for the user to say. A usual name that this file lacks stands
+    for its kind: dev may call "content" what train calls "sentence".
+
+    Raises:
+        InputError: cannot be told; lists the columns.
+    """
+    label = settings.label_column
+    if label is None or _is_lacking(label, LABEL_COLUMNS, columns):
+        label = detect_column(columns, LABEL_COLUMNS, taken=(settings.text_column, settings.pair_column)) or label
+    text, pair = settings.text_column, settings.pair_column
+    if (text is None and pair is None) or (str(text).lower(), str(pair).lower()) in PAIR_COLUMNS:
+        by_name = {column.strip().lower(): column for column in columns if column != label}
+        pairs = [names for names in PAIR_COLUMNS if all(name in by_name for name in names)]
+        if len(pairs) == 1 and not {text, pair} <= set(columns):
+            text, pair = by_name[pairs[0][0]], by_name[pairs[0][1]]
+    free = [column for column in columns if column not in (pair, label)]
+    if text is None and len(free) == 1 and label:
+        text = free[0]
+    if text is None or (pair is None and _is_lacking(text, TEXT_COLUMNS, columns)):
+        text = detect_column(columns, TEXT_COLUMNS, taken=(pair, label)) or text
+    for name, column in (("text_column", text), ("label_column", label)):
+        if column is None:
+            raise InputError(
+                f"cannot tell which column is the {name.split('_')[0]}: give {name} (or columns, if the file has no "
+                f"header line). Columns: {', '.join(map(str, columns))}.",
+                where,
+            )
+    return replace(settings, text_column=text, pair_column=pair, label_column=label)
+
+
+def _is_lacking(column: str, usual: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether a usual name is not there, so that another usual name may stand in for it."""
+    return column not in columns and column.lower() in usual
+
+
+def row_of(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> ClassificationRow:
+    """The texts of a row. `text` and `pair` are always understood where the columns' own names are missing."""
+    texts: list[str | None] = []
+    for column, usual in ((settings.text_column, "text"), (settings.pair_column, "pair")):
+        if usual == "pair" and column is None and (settings.text_column is not None or usual not in values):
+            texts.append(None)
+            continue
+        name = usual if column is None or (column not in values and usual in values) else column
+        texts.append(str(value_of(values, name, where)))
+    return ClassificationRow(where, str(texts[0]), texts[1], None)
+
+
+def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSettings) -> tuple[str, ...]:
+    """The labels of the training rows in the order of their ids; none for a regression.
+
+    Raises:
+        InputError: only one label, or labels that are numbers with fractions.
+    """
+    if settings.regression:
+        return ()
+    labels = sorted_labels(row.label for row in rows if row.label is not None)
+    if len(labels) < 2:
+        raise InputError(f'every row has the label "{labels[0]}": nothing to tell apart.', rows[0].where)
+    if len(labels) > _FEWEST_NUMBERS and all(_is_fraction(label) for label in labels):
+        raise InputError(
+            f"the labels look like numbers ({', '.join(labels[:3])}, ...). Say regression to learn them as numbers, "
+            f"or choose another label_column than {settings.label_column}.",
+            rows[0].where,
+        )
+    return labels
+
+
+def _is_fraction(label: str) -> bool:
+    try:
+        return "." in label and math.isfinite(float(label))
+    except ValueError:
+        return False

@@ -1,0 +1,168 @@
+"""Entities as spans of words: tagging schemes in, IOB2 out, and how found spans are scored.
+
+A tag is a prefix and a type, `B-PER`; the type may be missing where there is only one (`B`, `I`, `O`).
+Spans are read by the rules of conlleval (Tjong Kim Sang & Buchholz 2000), which give every sequence
+of tags a meaning, also one that a model made up.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bertsmith.errors import InputError
+
+Scheme = Literal["iob1", "iob2", "bioes", "none"]
+"""How entities are written: `I-` first unless two of a type meet (iob1), `B-` first (iob2), with
+`E-` last and `S-` alone (bioes; `L-` and `U-` mean the same); "none": every tag is a label as it is."""
+
+OUTSIDE = "O"
+_PREFIXES = {"B": "B", "I": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Words [start, end) that are one entity of type `label` ("" in a scheme without types)."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Counts of strict matches: an entity is right if its words and its type are."""
+
+    right: int
+    found: int
+    wanted: int
+
+    @property
+    def precision(self) -> float:
+        """Right among the found; 0 if nothing was found."""
+        return self.right / self.found if self.found else 0.0
+
+    @property
+    def recall(self) -> float:
+        """Right among the wanted; 0 if nothing was wanted."""
+        return self.right / self.wanted if self.wanted else 0.0
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of the two; 0 if both are."""
+        return 2 * self.right / (self.found + self.wanted) if self.right else 0.0
+
+
+def split_tag(tag: str) -> tuple[str, str] | None:
+    """Prefix (B, I, E, S or O) and type of a tag; None if it is not written in such a scheme.
+
+    >>> split_tag("U-ORG"), split_tag("I"), split_tag("O"), split_tag("NOUN")
+    (('S', 'ORG'), ('I', ''), ('O', ''), None)
+    """
+    if tag == OUTSIDE:
+        return OUTSIDE, ""
+    prefix, dash, label = tag.partition("-")
+    if prefix not in _PREFIXES or (dash and not label):
+        return None
+    return _PREFIXES[prefix], label
+
+
+def detect_scheme(sentences: Iterable[Sequence[str]]) -> Scheme:
+    """The scheme a set of tagged sentences is written in.
+
+    Tags are entities if "O" is among them and others can be read as prefix and type. Then `E-` or
+    `S-` tell bioes, and a `B-` that does not follow its own type tells iob2.
+    """
+    tags: set[str] = set()
+    starts: Counter[str] = Counter()
+    for sentence in sentences:
+        tags.update(sentence)
+        previous = OUTSIDE, ""
+        for tag in sentence:
+            prefix, label = split_tag(tag) or (OUTSIDE, "")
+            if prefix != OUTSIDE and (previous[0] == OUTSIDE or previous[1] != label):
+                starts[prefix] += 1
+            previous = prefix, label
+    readable = {tag for tag in tags if split_tag(tag) is not None}
+    has_types = any("-" in tag for tag in readable)
+    if OUTSIDE not in tags or not starts or (len(readable) < len(tags) and not has_types):
+        return "none"
+    prefixes = {tag[0] for tag in readable}
+    if prefixes & {"E", "L", "S", "U"}:
+        return "bioes"
+    return "iob2" if starts["B"] else "iob1"
+
+
+def read_spans(tags: Sequence[str]) -> list[Span]:
+    """Entities of a sentence, left to right, whatever scheme its tags are in.
+
+    A span goes on only where the same type follows by I or E, and the span before is not closed by
+    E or S; anything else starts a new one. So one function reads all schemes, and repairs tags that
+    belong to none.
+
+    >>> read_spans(["I-PER", "I-PER", "B-PER", "O", "I-LOC"])
+    [Span(start=0, end=2, label='PER'), Span(start=2, end=3, label='PER'), Span(start=4, end=5, label='LOC')]
+
+    Raises:
+        ValueError: a tag that has no prefix.
+    """
+    spans: list[Span] = []
+    start, open_label, closed = 0, None, True
+    for position, tag in enumerate(tags):
+        parts = split_tag(tag)
+        if parts is None:
+            raise ValueError(f"not a tag of an entity: {tag!r}")
+        prefix, label = parts
+        goes_on = prefix in ("I", "E") and not closed and open_label == label
+        if not goes_on:
+            if open_label is not None:
+                spans.append(Span(start, position, open_label))
+            start, open_label = position, (None if prefix == OUTSIDE else label)
+        closed = prefix in ("E", "S", OUTSIDE)
+    if open_label is not None:
+        spans.append(Span(start, len(tags), open_label))
+    return spans
+
+
+def write_iob2(spans: Iterable[Span], length: int) -> tuple[str, ...]:
+    """IOB2 tags of a sentence of `length` words with these spans; the opposite of `read_spans`."""
+    tags = [OUTSIDE] * length
+    for span in spans:
+        ending = f"-{span.label}" if span.label else ""
+        tags[span.start : span.end] = [f"B{ending}"] + [f"I{ending}"] * (span.end - span.start - 1)
+    return tuple(tags)
+
+
+def to_iob2(tags: Sequence[str], scheme: Scheme, where: str) -> tuple[str, ...]:
+    """Tags of any scheme as IOB2; those of scheme "none" as they are.
+
+    Raises:
+        InputError: a tag that is not one of the scheme.
+    """
+    if scheme == "none":
+        return tuple(tags)
+    for number, tag in enumerate(tags, start=1):
+        if split_tag(tag) is None:
+            raise InputError(
+                f'the tag "{tag}" of word {number} is neither O nor B-, I-, E- or S- with a type. '
+                'Mend it, or set scheme to "none" if every tag is a label of its own.',
+                where,
+            )
+    return write_iob2(read_spans(tags), len(tags))
+
+
+def score_entities(gold: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> dict[str, Scores]:
+    """Strict scores over sentences: for each type, and over all of them under the key "".
+
+    In a scheme without types "" is all there is.
+    """
+    right: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    wanted: Counter[str] = Counter()
+    for gold_spans, predicted_spans in zip(gold, predicted, strict=True):
+        wanted.update(span.label for span in gold_spans)
+        found.update(span.label for span in predicted_spans)
+        right.update(span.label for span in set(gold_spans) & set(predicted_spans))
+    labels = sorted((wanted.keys() | found.keys()) - {""})
+    scores = {"": Scores(right.total(), found.total(), wanted.total())}
+    return scores | {label: Scores(right[label], found[label], wanted[label]) for label in labels}

@@ -1,0 +1,395 @@
+"""The verbs `finetune` and `evaluate`: labelled rows and an encoder to a model that answers, and its figures.
+
+out/
+    config.yaml     the settings, as `--config` takes them
+    metrics.jsonl   what the training loop wrote
+    report.html     curves, figures, mistakes
+    checkpoints/    to resume from
+    model/          the finished Hugging Face folder
+"""
+
+import glob
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from bertsmith import randomness
+from bertsmith.errors import SettingsError
+from bertsmith.files import atomic_write, sha256
+from bertsmith.model.config import EncoderConfig, named_size
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import load_weights, read_config
+from bertsmith.settings import to_mapping, to_yaml
+from bertsmith.tasks.card import model_card
+from bertsmith.tasks.rows import split_rows
+from bertsmith.tasks.saved import FinetuneTask, Kind, check_vocabulary, load_task, model_folder, save_task, task_kind
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.device import Precision, resolve_device, resolve_precision
+from bertsmith.training.evaluate import Evaluation, evaluate_task
+from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
+from bertsmith.training.optim import OptimizerSettings
+from bertsmith.training.report import Section, Table, Text, data_table, training_sections, write_report
+
+_SIZE_PREFIX = "size:"
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What to start from, what to learn, and how long; what the data looks like is for the task's own settings."""
+
+    model: str
+    """A BERT-like folder, a run's folder, a Hub id; or "size:mini" for random weights, with a tokenizer."""
+    train: str
+    """Labelled training data: CSV, TSV, JSONL, Parquet, hub:NAME, or what else the task reads."""
+    out: Path
+    """The run's folder."""
+    dev: str | None = None
+    """Data that picks the best checkpoint; None: a share of the training data."""
+    test: str | None = None
+    """Data that is only evaluated once, at the end."""
+    dev_share: float = 0.1
+    """Share of the training texts that is held back when there is no dev; 0: no evaluation, the last weights."""
+    tokenizer: str | None = None
+    """A tokenizer folder or vocab.txt; None: the model's own."""
+    epochs: float = 3.0
+    """Passes over the training data."""
+    batch_size: int = 32
+    """Examples in an optimizer step."""
+    micro_batch_size: int | None = None
+    """Examples in one forward pass, to save memory; None: the whole batch."""
+    learning_rate: float = 5e-5
+    """Peak of the schedule."""
+    warmup_share: float = 0.1
+    """Share of the steps over which the learning rate rises; then it falls to 0."""
+    warmup_steps: int | None = None
+    """The same in steps; goes before the share."""
+    weight_decay: float = 0.01
+    """Decoupled decay of everything but norms and biases."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are scaled down."""
+    dropout: float | None = None
+    """All dropout of the model; None: as its configuration says."""
+    evaluate_every: str = "1 epoch"
+    """How often dev is evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
+    early_stopping: int | None = None
+    """Stop after this many evaluations in a row without a new best; None: never."""
+    save_every: str = "10m"
+    """How often a checkpoint is saved, in the same words; Ctrl-C and the end always save one."""
+    precision: Precision = "auto"
+    """bf16 autocast where the hardware has it, unless said otherwise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    num_workers: int = 1
+    """Threads that prepare batches ahead; the batches do not depend on it."""
+    seed: int = 0
+    """Fixes the head's initial weights, the order of the data and dropout."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `out`."""
+    overwrite: bool = False
+    """Replace the run in `out`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dev_share < 1:
+            raise SettingsError(f"dev_share must be in [0, 1), not {self.dev_share}.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")
+        if self.resume and self.overwrite:
+            raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What fine-tuning came to: metrics of the saved weights by split ("dev", "test"), and where things are."""
+
+    metrics: dict[str, dict[str, float]]
+    folder: Path
+    training: TrainResult
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face folder."""
+        return self.folder / "model"
+
+
+def finetune(
+    task: str, settings: FinetuneSettings, options: Any = None, *, console: Console | None = None
+) -> FinetuneResult:
+    """Learn one of `TASKS` from labelled data, keep the best weights on dev, and write a run's folder.
+
+    Nothing is written before the data, the tokenizer and the model have been read and fit together.
+
+    Args:
+        task: "classification", "tagging" or "answering".
+        options: the task's own settings, such as `ClassificationSettings`; None: their defaults.
+        console: where progress is shown; None is standard error.
+
+    Raises:
+        InputError: data that cannot be read, unknown columns or labels.
+        SettingsError: `out` holds a run and neither `resume` nor `overwrite` is set; options of another task.
+        ModelError: a model that cannot be loaded, or does not fit its tokenizer.
+        Interrupted: Ctrl-C; the run can be resumed.
+    """
+    kind = task_kind(task)
+    options = kind.settings() if options is None else options
+    if not isinstance(options, kind.settings):
+        raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
+    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
+    config, weights, tokenizer = _starting_point(settings)
+    work = _make_task(kind, settings, options, tokenizer)
+    model, new_tensors = _build_model(work, config, weights, settings)
+    data = {str(path): sha256(path) for path in _data_files(settings)}
+    if settings.overwrite:
+        shutil.rmtree(settings.out, ignore_errors=True)
+    configuration = {**to_mapping(replace(settings, resume=False, overwrite=False)), **to_mapping(options)}
+    note = f"# bertsmith finetune {task} --config config.yaml\n"
+    atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
+
+    screen = console or Console(stderr=True)
+    for line in [_summary(work), *work.notes()]:
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    training = train(
+        model,
+        [Stage(work)],
+        _train_settings(settings),
+        settings.out,
+        resume=settings.resume,
+        fingerprint={
+            "task": task,
+            "model": settings.model,
+            "options": json.dumps(to_mapping(work.settings), sort_keys=True),
+            "data": json.dumps(data, sort_keys=True),
+        },
+        console=screen,
+    )
+    device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
+    evaluations = {
+        split: evaluate_task(model, work, split, device=device, precision=precision)
+        for split in ("dev", "test")
+        if work.examples(split).num_examples(0)
+    }
+    metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
+    _save(kind, work, model.cpu(), settings, metrics, data, new_tensors)
+    _write_report(work, settings, configuration, evaluations, training)
+    return FinetuneResult(metrics, settings.out, training)
+
+
+def evaluate(
+    model: str | Path,
+    data: str,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    predictions: Path | None = None,
+    precision: Precision = "auto",
+    device: str = "auto",
+) -> dict[str, float]:
+    """Score a fine-tuned model on labelled data.
+
+    Args:
+        model: a run's folder, a model folder, or a Hub id.
+        data: what the model's task reads.
+        overrides: settings of the task to change, by field name, for example `{"text_column": "review"}`.
+        predictions: write every answer there, a JSON object a line, in the order of the data.
+
+    Returns:
+        Metrics, the objective first.
+
+    Raises:
+        InputError: data that cannot be read; a label the model does not know.
+        ModelError: a folder that is not a fine-tuned model.
+    """
+    work, module = load_task(model, overrides)
+    kind = task_kind(work.name)
+    _, rows = kind.read_rows(data, work.settings)
+    scored = kind.make(work.tokenizer, work.labels, work.settings, {"test": rows})
+    place = resolve_device(device)
+    evaluation = evaluate_task(
+        module.to(place), scored, "test", device=place, precision=resolve_precision(precision, place)
+    )
+    if predictions is not None:
+        lines = (
+            json.dumps({"row": row.where, **scored.to_json(answer)}, ensure_ascii=False)
+            for row, answer in zip(rows, evaluation.answers, strict=True)
+        )
+        atomic_write(predictions, "".join(f"{line}\n" for line in lines))
+    return evaluation.metrics
+
+
+def claim_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may be written to `out`; changes nothing.
+
+    Raises:
+        SettingsError: it holds a run and neither is set; or something that is not a run.
+    """
+    if out.is_file():
+        raise SettingsError(f"{out} is a file; a run needs a folder.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / "config.yaml").is_file():
+        raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
+    if not resume and not overwrite:
+        raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
+
+
+def _summary(task: FinetuneTask) -> str:
+    """What was found in the data, in one line."""
+    sizes = [f"{task.examples(split).num_examples(0):,} {split}" for split in ("train", "dev", "test")]
+    labels = f", {len(task.labels)} labels" if task.labels else ""
+    return f"{task.name}: {', '.join(sizes)} examples{labels}."
+
+
+def _data_files(settings: FinetuneSettings) -> list[Path]:
+    """The local files among the sources: files, those of a folder, those of a pattern."""
+    files: list[Path] = []
+    for source in filter(None, (settings.train, settings.dev, settings.test)):
+        path = Path(source)
+        found = [path]
+        if not path.is_file():
+            found = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True)))
+        files += [file for file in found if file.is_file()]
+    return files
+
+
+def _starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, Path | None, Tokenizer]:
+    """The encoder's configuration, the folder of its weights (None: random ones), and the tokenizer."""
+    weights: Path | None = None
+    if settings.model.startswith(_SIZE_PREFIX):
+        if settings.tokenizer is None:
+            raise SettingsError(f'"{settings.model}" has random weights and no tokenizer of its own: give tokenizer.')
+        tokenizer = load_tokenizer(settings.tokenizer)
+        config = named_size(settings.model.removeprefix(_SIZE_PREFIX), vocab_size=tokenizer.vocab_size)
+    else:
+        weights = Path(model_folder(settings.model))
+        config, _ = read_config(weights)
+        tokenizer = load_tokenizer(settings.tokenizer or weights)
+    check_vocabulary(tokenizer, config.vocab_size, settings.model)
+    if settings.dropout is not None:
+        config = replace(
+            config,
+            hidden_dropout_prob=settings.dropout,
+            attention_probs_dropout_prob=settings.dropout,
+            classifier_dropout=None,
+        )
+    return config, weights, tokenizer
+
+
+def _make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: Tokenizer) -> FinetuneTask:
+    """Read the data and find its labels. Labels are sought in all training rows, before any are held back."""
+    options, train_rows = kind.read_rows(settings.train, options)
+    labels = kind.find_labels(train_rows, options)
+    dev_rows: list[Any] = []
+    if settings.dev is not None:
+        _, dev_rows = kind.read_rows(settings.dev, options)
+    elif settings.dev_share > 0:
+        train_rows, dev_rows = split_rows(train_rows, settings.dev_share)
+    test_rows = kind.read_rows(settings.test, options)[1] if settings.test is not None else []
+    return kind.make(tokenizer, labels, options, {"train": train_rows, "dev": dev_rows, "test": test_rows})
+
+
+def _build_model(
+    task: FinetuneTask, config: EncoderConfig, weights: Path | None, settings: FinetuneSettings
+) -> tuple[nn.Module, list[str]]:
+    """The encoder and head in training form, and the names of the tensors that are newly made."""
+    torch.manual_seed(randomness.integer(settings.seed, "initial weights"))
+    model = task.build(Encoder(config))
+    if weights is None:
+        return model, list(model.state_dict())
+    return model, load_weights(weights, model, strict=False)
+
+
+def _train_settings(settings: FinetuneSettings) -> TrainSettings:
+    return TrainSettings(
+        budget=f"{settings.epochs} epochs",
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        seed=settings.seed,
+        optimizer=OptimizerSettings(
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            warmup_share=settings.warmup_share,
+            warmup_steps=settings.warmup_steps,
+        ),
+        evaluate_every=settings.evaluate_every,
+        early_stopping=settings.early_stopping,
+        keep_best=True,
+        save_every=settings.save_every,
+        num_workers=settings.num_workers,
+        precision=settings.precision,
+        device=settings.device,
+    )
+
+
+def _save(
+    kind: Kind,
+    task: FinetuneTask,
+    model: nn.Module,
+    settings: FinetuneSettings,
+    metrics: Mapping[str, Mapping[str, float]],
+    data: Mapping[str, str],
+    new_tensors: list[str],
+) -> None:
+    """The folder `model/` with its card."""
+    names = {Path(source).name: digest for source, digest in data.items()}
+    is_random = settings.model.startswith(_SIZE_PREFIX)
+    origin = "random weights" if is_random else f"`{Path(settings.model).name}`"
+    card = model_card(
+        f"BERT for {task.name}",
+        kind.pipeline_tag,
+        made_from=f"A BERT fine-tuned for {task.name} from {origin}.",
+        metrics=metrics,
+        labels=task.labels,
+        data=names,
+        settings={
+            "epochs": settings.epochs,
+            "batch_size": settings.batch_size,
+            "learning_rate": settings.learning_rate,
+            "seed": settings.seed,
+            **to_mapping(task.settings),
+        },
+    )
+    facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors}
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder)
+    save_task(settings.out / "model", task, model, encoder, card, facts)
+
+
+def _write_report(
+    task: FinetuneTask,
+    settings: FinetuneSettings,
+    configuration: Mapping[str, Any],
+    evaluations: Mapping[str, Evaluation],
+    training: TrainResult,
+) -> None:
+    """`report.html`: figures, the task's own sections of its last split, curves, data."""
+    sections: list[Section] = []
+    facts: dict[str, str] = {}
+    if evaluations:
+        names = list(next(iter(evaluations.values())).metrics)
+        rows = [(name, *(evaluation.metrics[name] for evaluation in evaluations.values())) for name in names]
+        sections.append(Table("Results", ("metric", *evaluations), rows))
+        facts |= {f"{names[0]} on {split}": f"{evaluation.objective:.4f}" for split, evaluation in evaluations.items()}
+        last = list(evaluations.values())[-1]
+        sections += task.sections(last.answers, last.examples)
+    facts |= {"steps": f"{training.step:,}", "tokens": f"{training.tokens:,}", "seconds": f"{training.seconds:,.0f}"}
+    if training.best_step is not None:
+        facts["best step"] = f"{training.best_step:,}"
+    sections += training_sections(settings.out / "metrics.jsonl")
+    sizes = []
+    for split in ("train", "dev", "test"):
+        examples = task.examples(split)
+        lengths = [examples.num_tokens(index) for index in range(examples.num_examples(0))]
+        if lengths:
+            sizes.append((split, len(lengths), sum(lengths), max(lengths)))
+    sections.append(Table("Examples", ("split", "examples", "tokens", "longest"), sizes))
+    if task.notes():
+        sections.append(Text("Notes", task.notes()))
+    sections.append(data_table(_data_files(settings)))
+    write_report(settings.out, f"Fine-tuning: {task.name}", sections, config=configuration, facts=facts)

@@ -1,0 +1,261 @@
+"""Next sentence prediction: which two pieces of text a sample shows, and what the model must say.
+
+Two ways to cut a corpus into pairs:
+
+* `OriginalPairs` follows google-research/bert `create_pretraining_data.py` to the letter, with the
+  properties its authors may not have wanted (see `docs/data-modes.md`).
+* `CleanPairs` (the default) keeps the task and removes its side doors: a random B never comes from
+  A's document, the share of random pairs is one half whatever the lengths of the documents, and the
+  text at the border between A and B is never cut away.
+
+Both give sample (index, epoch) as a pure function, and every epoch cuts the text differently.
+Shape letters: S sequences, D hidden width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bertsmith import randomness
+from bertsmith.model.batch import pack
+from bertsmith.text.corpus import Corpus
+from bertsmith.text.tokenizer import Tokenizer
+from bertsmith.text.windows import truncate_pair
+
+IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -1
+"""Labels as in the original: 1 says that B is random. `NO_PAIR` samples carry no label."""
+
+_NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
+_RANDOM_DOCUMENT_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Token ranges of the store: A is [first_start, first_end), B likewise; B is empty for `NO_PAIR`."""
+
+    first_start: int
+    first_end: int
+    second_start: int
+    second_end: int
+    label: int
+
+
+class Pairs(Protocol):
+    """A way of cutting a corpus into samples."""
+
+    def num_samples(self, epoch: int) -> int:
+        """How many samples epoch `epoch` has."""
+
+    def cut(self, index: int, epoch: int) -> Cut:
+        """Where sample `index` of epoch `epoch` lies in the store."""
+
+
+class CleanPairs:
+    """Stateless pairs: sample i starts at the sentence that holds token (i + shift) x stride.
+
+    The shift is drawn anew each epoch, so that borders move and every token is shown once an epoch
+    on average, with no plan to build and nothing to remember, for a corpus of any size.
+    """
+
+    def __init__(self, corpus: Corpus, max_length: int, short_sequence_probability: float, seed: int) -> None:
+        self._sentences = corpus.sentence_offsets
+        self._documents = corpus.document_offsets
+        self._num_tokens = corpus.num_tokens
+        self._room = max_length - _NUM_SPECIAL_TOKENS
+        self._short = short_sequence_probability
+        self._seed = seed
+        # A next pair uses up a whole sample of running text, a random pair about half of one.
+        self._stride = max(1.0, 0.75 * self._room * (1 - short_sequence_probability / 2))
+
+    def num_samples(self, epoch: int) -> int:
+        """The same in every epoch: tokens of the corpus by tokens of running text in a sample."""
+        return max(1, round(self._num_tokens / self._stride))
+
+    def cut(self, index: int, epoch: int) -> Cut:
+        """See the class; O(log sentences)."""
+        sentences, documents = self._sentences, self._documents
+        shift = randomness.generator(self._seed, "shift", epoch).random()
+        anchor = int((index + shift) * self._stride) % self._num_tokens
+        start = int(np.searchsorted(sentences, anchor, side="right")) - 1
+        document = int(np.searchsorted(documents, start, side="right")) - 1
+        document_start, document_end = int(documents[document]), int(documents[document + 1])
+        if document_end - document_start == 1:
+            begin, end = int(sentences[start]), int(sentences[start + 1])
+            return Cut(begin, min(end, begin + self._room + 1), end, end, NO_PAIR)
+
+        random = randomness.generator(self._seed, "pair", epoch, index)
+        target = self._room
+        if random.random() < self._short:
+            target = int(random.integers(2, self._room, endpoint=True))
+        start = min(start, document_end - 2)  # the last sentence borrows its neighbour: A always has a B
+        end = int(np.searchsorted(sentences, sentences[start] + target))
+        end = max(min(end, document_end), start + 2)
+        middle = int(random.integers(start + 1, end))
+        first = int(sentences[start]), int(sentences[middle])
+        if random.random() < 0.5 and document_end - document_start < len(sentences) - 1:
+            second, label = self._random_second(random, document_start, document_end, target - (first[1] - first[0]))
+        else:
+            second, label = (int(sentences[middle]), int(sentences[end])), IS_NEXT
+        # What is too long loses the far ends, so that A and B still meet at a sentence border.
+        first_length, second_length = truncate_pair(first[1] - first[0], second[1] - second[0], target)
+        return Cut(first[1] - first_length, first[1], second[0], second[0] + second_length, label)
+
+    def _random_second(
+        self, random: np.random.Generator, document_start: int, document_end: int, target: int
+    ) -> tuple[tuple[int, int], int]:
+        """A run of text from a sentence drawn evenly over all other documents."""
+        sentences, documents = self._sentences, self._documents
+        others = len(sentences) - 1 - (document_end - document_start)
+        start = int(random.integers(others))
+        if start >= document_start:
+            start += document_end - document_start
+        document = int(np.searchsorted(documents, start, side="right")) - 1
+        end = int(np.searchsorted(sentences, sentences[start] + max(target, 1)))
+        end = max(min(end, int(documents[document + 1])), start + 1)
+        return (int(sentences[start]), int(sentences[end])), IS_RANDOM
+
+
+class OriginalPairs:
+    """The rules of google-research/bert `create_pretraining_data.py`, kept to the letter.
+
+    An epoch is what the original calls one of its `dupe_factor` passes. The draws of a document
+    come from (seed, epoch, document), so a plan can be made for one document at a time; the plan of
+    an epoch holds six integers a sample and is kept for the newest two epochs.
+    """
+
+    def __init__(self, corpus: Corpus, max_length: int, short_sequence_probability: float, seed: int) -> None:
+        self._sentences = corpus.sentence_offsets
+        self._documents = corpus.document_offsets
+        self._room = max_length - _NUM_SPECIAL_TOKENS
+        self._short = short_sequence_probability
+        self._seed = seed
+        self._plan = lru_cache(maxsize=2)(self._make_plan)
+
+    def num_samples(self, epoch: int) -> int:
+        """Differs from epoch to epoch, since short targets and given-back sentences are drawn anew."""
+        return len(self._plan(epoch))
+
+    def cut(self, index: int, epoch: int) -> Cut:
+        """The planned sample, cut to the room from random ends as the original does."""
+        first_start, first_end, second_start, second_end, label = self._plan(epoch)[index].tolist()
+        random = randomness.generator(self._seed, "truncate", epoch, index)
+        first_length, second_length = truncate_pair(first_end - first_start, second_end - second_start, self._room)
+        # One token at a time from the front or the back with equal chance is a binomial draw.
+        first_front = int(random.binomial(first_end - first_start - first_length, 0.5))
+        second_front = int(random.binomial(second_end - second_start - second_length, 0.5))
+        first_start, second_start = first_start + first_front, second_start + second_front
+        return Cut(first_start, first_start + first_length, second_start, second_start + second_length, label)
+
+    def _make_plan(self, epoch: int) -> np.ndarray:
+        rows: list[tuple[int, int, int, int, int]] = []
+        for document in range(len(self._documents) - 1):
+            rows.extend(self._document_plan(document, epoch))
+        return np.array(rows, dtype=np.int64).reshape(-1, 5)
+
+    def _document_plan(self, document: int, epoch: int) -> list[tuple[int, int, int, int, int]]:
+        """The counterpart of the original's `create_instances_from_document`, on sentence borders."""
+        random = randomness.generator(self._seed, "original-pairs", epoch, document)
+        begin, end_of_document = int(self._documents[document]), int(self._documents[document + 1])
+        borders = self._sentences[begin : end_of_document + 1].tolist()
+        num_sentences = end_of_document - begin
+        # Once per document and pass, not per sequence.
+        target = self._room
+        if random.random() < self._short:
+            target = int(random.integers(2, self._room, endpoint=True))
+        rows = []
+        start = 0
+        while start < num_sentences:
+            end = start + 1
+            while end < num_sentences and borders[end] - borders[start] < target:
+                end += 1
+            middle = start + 1
+            if end - start >= 2:
+                middle = int(random.integers(start + 1, end))
+            if end - start == 1 or random.random() < 0.5:
+                second_start, second_end = self._random_second(
+                    random, document, target - (borders[middle] - borders[start])
+                )
+                rows.append((borders[start], borders[middle], second_start, second_end, IS_RANDOM))
+                start = middle  # the unused sentences of the chunk are given back
+            else:
+                rows.append((borders[start], borders[middle], borders[middle], borders[end], IS_NEXT))
+                start = end
+        return rows
+
+    def _random_second(self, random: np.random.Generator, document: int, target: int) -> tuple[int, int]:
+        """B from another document, or, after ten vain draws, from the same one and still called random."""
+        num_documents = len(self._documents) - 1
+        other = document
+        for _ in range(_RANDOM_DOCUMENT_TRIES):
+            other = int(random.integers(num_documents))
+            if other != document:
+                break
+        first_sentence, last_sentence = int(self._documents[other]), int(self._documents[other + 1])
+        start = int(random.integers(first_sentence, last_sentence))
+        end = start + 1
+        while end < last_sentence and self._sentences[end] - self._sentences[start] < target:
+            end += 1
+        return int(self._sentences[start]), int(self._sentences[end])
+
+
+@dataclass(frozen=True)
+class NextSentence:
+    """The objective: tell from the pooled first token whether B follows A (Devlin et al. 2018, 3.1)."""
+
+    weight: float = 1.0
+    name: Literal["nsp"] = "nsp"
+
+    def labels(self, pair_labels: Sequence[int]) -> tuple[dict[str, Tensor], float]:
+        """Tensors for `loss` and how many sequences carry a label."""
+        labels_S = torch.tensor(pair_labels, dtype=torch.int64)
+        return {"pair_labels": labels_S}, float((labels_S != NO_PAIR).sum())
+
+    def loss(self, logits_S2: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the cross-entropy over the labelled sequences, in nats."""
+        return nn.functional.cross_entropy(
+            logits_S2.float(), labels["pair_labels"], ignore_index=NO_PAIR, reduction="sum"
+        )
+
+
+def next_sentence(model: nn.Module, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
+    """How probable it is that the second text follows the first, by a pre-trained model.
+
+    Args:
+        model: a `PretrainingModel` that was trained with next sentence prediction.
+
+    Returns:
+        One `{"next": p, "random": 1 - p}` a pair.
+    """
+    room = model.encoder.config.max_position_embeddings - _NUM_SPECIAL_TOKENS
+    token_ids, segment_ids = [], []
+    for first_text, second_text in pairs:
+        first, second = tokenizer.encode(first_text).ids, tokenizer.encode(second_text).ids
+        first_length, second_length = truncate_pair(len(first), len(second), room)
+        ids, segments = assemble(tokenizer, first[len(first) - first_length :], second[:second_length])
+        token_ids.append(ids)
+        segment_ids.append(segments)
+    with torch.inference_mode():
+        batch = pack(token_ids, segment_ids).to(next(model.parameters()).device)
+        probabilities = model.pair_logits(model.encoder(batch), batch).float().softmax(-1)
+    return [{"next": float(row[IS_NEXT]), "random": float(row[IS_RANDOM])} for row in probabilities]
+
+
+def assemble(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """[CLS] A [SEP] B [SEP] and its segments; the first [SEP] belongs to segment 0.
+
+    Returns:
+        int64 [L] token ids and int64 [L] segment ids.
+    """
+    cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+    if second is None or len(second) == 0:
+        ids = np.concatenate([cls, first, sep]).astype(np.int64)
+        return ids, np.zeros_like(ids)
+    ids = np.concatenate([cls, first, sep, second, sep]).astype(np.int64)
+    segments = np.zeros_like(ids)
+    segments[len(first) + 2 :] = 1
+    return ids, segments

@@ -1,0 +1,253 @@
+"""Pre-training: weighted objectives over one packed batch of a token store.
+
+A sample is cut from the store (`pairs`), some of its tokens are hidden (`mlm`), and the sum of the
+objectives' losses is minimised: MLM over all masked tokens of the step plus NSP over its sequences
+(Devlin et al. 2018, appendix A.2). Sample (index, epoch) is a pure function, so the whole state of
+the data is two integers.
+Shape letters: T tokens, S sequences, M masked positions, D hidden width, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bertsmith import randomness
+from bertsmith.errors import CorpusError
+from bertsmith.model.batch import PackedBatch, pack
+from bertsmith.model.encoder import Encoder, PooledHead, VocabularyHead
+from bertsmith.tasks.mlm import Masked, MaskedLanguageModel, Masker, Masking
+from bertsmith.tasks.pairs import IS_RANDOM, NO_PAIR, CleanPairs, NextSentence, OriginalPairs, Pairs, assemble
+from bertsmith.text.corpus import Corpus
+from bertsmith.text.tokenizer import Tokenizer
+from bertsmith.training.task import Batch
+
+DataMode = Literal["clean", "original"]
+
+
+class PretrainingModel(nn.Module):
+    """The encoder with the vocabulary head, and the pooled head where sentences are paired."""
+
+    def __init__(self, encoder: Encoder, *, next_sentence: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.vocabulary = VocabularyHead(encoder.config, encoder.token_embedding)
+        self.pooled = PooledHead(encoder.config, 2) if next_sentence else None
+
+    def pair_logits(self, hidden_TD: Tensor, inputs: PackedBatch) -> Tensor:
+        """[S, 2] logits of "B is next" and "B is random".
+
+        Raises:
+            CorpusError: this model was trained without next sentence prediction.
+        """
+        if self.pooled is None:
+            raise CorpusError("this model has no next-sentence head; pre-train with --objective mlm+nsp to get one.")
+        logits_S2: Tensor = self.pooled(hidden_TD[inputs.first_tokens])
+        return logits_S2
+
+
+@dataclass(frozen=True)
+class PretrainExample:
+    """One sample: masked tokens [L], their segments [L], and the pair's label."""
+
+    masked: Masked
+    segment_ids: np.ndarray
+    pair_label: int
+
+
+class PretrainExamples:
+    """The samples of one split at one length; every access cuts and masks afresh."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int,
+        mode: DataMode,
+        masking: Masking,
+        short_sequence_probability: float,
+        seed: int,
+        num_samples: int | None = None,
+    ) -> None:
+        cutter = CleanPairs if mode == "clean" else OriginalPairs
+        self.pairs: Pairs = cutter(corpus, max_length, short_sequence_probability, seed)
+        self._corpus = corpus
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._masker = Masker(tokenizer, masking)
+        self._seed = seed
+        self._num_samples = num_samples
+
+    def num_examples(self, epoch: int) -> int:
+        """Samples of the epoch; `num_samples` where a smaller, evenly spread choice was asked for."""
+        whole = self.pairs.num_samples(epoch)
+        return whole if self._num_samples is None else min(whole, self._num_samples)
+
+    def num_tokens(self, index: int) -> int:
+        """The length most samples have."""
+        return self._max_length
+
+    def example(self, index: int, epoch: int) -> PretrainExample:
+        """Cut and mask sample `index` of epoch `epoch`."""
+        if self._num_samples is not None:
+            index = index * self.pairs.num_samples(epoch) // self.num_examples(epoch)
+        cut = self.pairs.cut(index, epoch)
+        first = self._corpus.tokens(cut.first_start, cut.first_end)
+        second = None if cut.label == NO_PAIR else self._corpus.tokens(cut.second_start, cut.second_end)
+        token_ids, segment_ids = assemble(self._tokenizer, first, second)
+        masked = self._masker.mask(token_ids, randomness.generator(self._seed, "mask", epoch, index))
+        return PretrainExample(masked, segment_ids, cut.label)
+
+
+@dataclass(frozen=True)
+class UnigramBaseline:
+    """What a model that knows only how frequent each token is reaches on the held-out split."""
+
+    nats: float
+    accuracy: float
+
+
+def unigram_baseline(train: Corpus, heldout: Corpus) -> UnigramBaseline:
+    """Cross-entropy of held-out tokens under the training frequencies, with one added to each count."""
+    train_counts, heldout_counts = (
+        sum((np.bincount(shard, minlength=train.vocab_size) for shard in corpus.shards()), start=np.zeros(1))
+        for corpus in (train, heldout)
+    )
+    log_probabilities = np.log((train_counts + 1) / (train_counts.sum() + len(train_counts)))
+    shares = heldout_counts / max(1, heldout_counts.sum())
+    return UnigramBaseline(float(-(shares * log_probabilities).sum()), float(shares[int(train_counts.argmax())]))
+
+
+@dataclass(frozen=True)
+class PretrainOutput:
+    """Per masked token and per sequence, what the held-out figures are made of."""
+
+    token_nats_M: Tensor
+    token_hits_M: Tensor
+    pair_nats_S: Tensor | None
+    pair_hits_S: Tensor | None
+
+
+@dataclass(frozen=True)
+class PretrainAnswer:
+    """Held-out sums of one sample. `pair_nats` and `pair_hit` are None where the pair has no label."""
+
+    nats: float
+    num_masked: int
+    hits: int
+    pair_nats: float | None
+    pair_hit: bool | None
+
+
+class PretrainTask:
+    """MLM, and NSP where `next_sentence` is given, as one task for the training loop."""
+
+    name = "pretraining"
+    greater_is_better = False
+
+    def __init__(
+        self,
+        splits: Mapping[str, PretrainExamples],
+        baseline: UnigramBaseline,
+        *,
+        masked_language_model: MaskedLanguageModel,
+        next_sentence: NextSentence | None,
+    ) -> None:
+        self._splits = splits
+        self.baseline = baseline
+        self._mlm = masked_language_model
+        self._nsp = next_sentence
+        self.loss_weights: Mapping[str, float] = {
+            objective.name: objective.weight for objective in (self._mlm, self._nsp) if objective is not None
+        }
+
+    def examples(self, split: str) -> PretrainExamples:
+        """The samples of "train" or "dev" (the store's held-out documents)."""
+        return self._splits[split]
+
+    def collate(self, examples: Sequence[PretrainExample]) -> Batch:
+        """Lay S samples flat, with the labels of each objective."""
+        inputs = pack([one.masked.token_ids for one in examples], [one.segment_ids for one in examples])
+        labels, num_masked = self._mlm.labels([one.masked for one in examples])
+        counts = {self._mlm.name: num_masked}
+        if self._nsp is not None:
+            pair_labels, counts[self._nsp.name] = self._nsp.labels([one.pair_label for one in examples])
+            labels |= pair_labels
+        return Batch(inputs, labels, counts, examples)
+
+    def build(self, encoder: Encoder) -> PretrainingModel:
+        """A `PretrainingModel` whose heads match the objectives."""
+        return PretrainingModel(encoder, next_sentence=self._nsp is not None)
+
+    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(model, PretrainingModel)
+        hidden_TD = model.encoder(batch.inputs)
+        logits_MV = model.vocabulary(hidden_TD[batch.labels["masked_positions"]])
+        return logits_MV, None if self._nsp is None else model.pair_logits(hidden_TD, batch.inputs)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums in nats: "mlm" over masked tokens, "nsp" over labelled sequences."""
+        logits_MV, logits_S2 = self._logits(model, batch)
+        losses = {self._mlm.name: self._mlm.loss(logits_MV, batch.labels)}
+        if self._nsp is not None and logits_S2 is not None:
+            losses[self._nsp.name] = self._nsp.loss(logits_S2, batch.labels)
+        return losses
+
+    def predict(self, model: nn.Module, batch: Batch) -> PretrainOutput:
+        """Losses and hits of every masked token and every pair."""
+        logits_MV, logits_S2 = self._logits(model, batch)
+        labels_M = batch.labels["masked_labels"]
+        nats_M = nn.functional.cross_entropy(logits_MV.float(), labels_M, reduction="none")
+        hits_M = logits_MV.argmax(-1) == labels_M
+        if logits_S2 is None:
+            return PretrainOutput(nats_M.cpu(), hits_M.cpu(), None, None)
+        labels_S = batch.labels["pair_labels"]
+        pair_nats_S = nn.functional.cross_entropy(
+            logits_S2.float(), labels_S, ignore_index=NO_PAIR, reduction="none"
+        )
+        return PretrainOutput(nats_M.cpu(), hits_M.cpu(), pair_nats_S.cpu(), (logits_S2.argmax(-1) == labels_S).cpu())
+
+    def decode(self, output: PretrainOutput, batch: Batch) -> list[PretrainAnswer]:
+        """One `PretrainAnswer` a sample."""
+        examples: Sequence[PretrainExample] = batch.examples
+        counts = [len(one.masked.positions) for one in examples]
+        answers = []
+        pieces = zip(torch.split(output.token_nats_M, counts), torch.split(output.token_hits_M, counts), strict=True)
+        for number, (nats, hits) in enumerate(pieces):
+            pair_nats = pair_hit = None
+            if output.pair_nats_S is not None and output.pair_hits_S is not None:
+                if examples[number].pair_label != NO_PAIR:
+                    pair_nats, pair_hit = float(output.pair_nats_S[number]), bool(output.pair_hits_S[number])
+            answers.append(PretrainAnswer(float(nats.sum()), counts[number], int(hits.sum()), pair_nats, pair_hit))
+        return answers
+
+    def score(self, answers: Sequence[PretrainAnswer], examples: Sequence[PretrainExample]) -> dict[str, float]:
+        """Held-out figures per masked token and per pair, with the unigram baseline beside them."""
+        num_masked = max(1, sum(one.num_masked for one in answers))
+        nats = sum(one.nats for one in answers) / num_masked
+        pairs = [one for one in answers if one.pair_nats is not None]
+        metrics = {"loss": nats * self._mlm.weight}
+        if self._nsp is not None and pairs:
+            pair_nats = sum(one.pair_nats or 0.0 for one in pairs) / len(pairs)
+            random_share = sum(one.pair_label == IS_RANDOM for one in examples) / len(pairs)
+            metrics["loss"] += pair_nats * self._nsp.weight
+            metrics |= {
+                "nsp_accuracy": sum(bool(one.pair_hit) for one in pairs) / len(pairs),
+                "nsp_accuracy_baseline": max(random_share, 1 - random_share),
+                "nsp_loss": pair_nats,
+            }
+        return metrics | {
+            "mlm_loss": nats,
+            "mlm_loss_baseline": self.baseline.nats,
+            "mlm_bits": nats / math.log(2),
+            "mlm_bits_baseline": self.baseline.nats / math.log(2),
+            "mlm_perplexity": math.exp(min(nats, 700.0)),
+            "mlm_perplexity_baseline": math.exp(self.baseline.nats),
+            "mlm_accuracy": sum(one.hits for one in answers) / num_masked,
+            "mlm_accuracy_baseline": self.baseline.accuracy,
+        }

@@ -1,0 +1,166 @@
+"""What the fine-tuning tasks share: columns found by name, labels found and checked, a split by hash."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from bertsmith.errors import InputError, SettingsError, did_you_mean
+
+
+class Row(Protocol):
+    """One labelled row, as a task has read it."""
+
+    @property
+    def where(self) -> str:
+        """`file:line`, for messages."""
+
+    @property
+    def group(self) -> str:
+        """Rows with equal groups never stand on two sides of a split by `split_rows`."""
+
+
+class Tokenized(Protocol):
+    """An example that knows how many tokens it gives the model."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its sequences."""
+
+
+RowT = TypeVar("RowT", bound=Row)
+ExampleT = TypeVar("ExampleT", bound=Tokenized)
+
+
+class ListExamples(Generic[ExampleT]):
+    """Examples that are the same in every epoch, tokenized once and kept in memory."""
+
+    def __init__(self, items: Sequence[ExampleT]) -> None:
+        self.items = items
+
+    def num_examples(self, epoch: int) -> int:
+        """The same for every epoch."""
+        return len(self.items)
+
+    def example(self, index: int, epoch: int) -> ExampleT:
+        """Item `index`, whatever the epoch."""
+        return self.items[index]
+
+    def num_tokens(self, index: int) -> int:
+        """Tokens of item `index`."""
+        return self.items[index].num_tokens
+
+
+def value_of(row: Mapping[str, Any], column: str, where: str) -> Any:
+    """The value of one column.
+
+    Raises:
+        InputError: the row has no such column, or nothing in it; names the nearest column.
+    """
+    if column not in row:
+        raise InputError(f'there is no column "{column}". {did_you_mean(column, row)}', where)
+    if row[column] is None:
+        raise InputError("nothing here; every row needs a value.", f"{where}, {column}")
+    return row[column]
+
+
+def detect_column(columns: Iterable[str], known: Sequence[str], taken: Iterable[str | None] = ()) -> str | None:
+    """The one column that has a name of `known` (in any case), else None.
+
+    >>> detect_column(["id", "Review", "stars"], ["text", "review"])
+    'Review'
+    >>> detect_column(["text", "review"], ["text", "review"]) is None
+    True
+    """
+    free = [column for column in columns if column not in set(taken)]
+    found = [column for column in free if column.strip().lower() in known]
+    return found[0] if len(found) == 1 else None
+
+
+def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Distinct labels in the order of their ids: integers by value, everything else by code points.
+
+    >>> sorted_labels(["10", "9", "9"]), sorted_labels(["b", "10", "a"])
+    (('9', '10'), ('10', 'a', 'b'))
+    """
+    distinct = set(labels)
+    if all(re.fullmatch(r"-?[0-9]+", label) for label in distinct):
+        return tuple(sorted(distinct, key=lambda label: (int(label), label)))
+    return tuple(sorted(distinct))
+
+
+def label_id(label: str, ids: Mapping[str, int], where: str) -> int:
+    """The id of a label.
+
+    Raises:
+        InputError: the label was not in the training data; names the nearest one.
+    """
+    if label not in ids:
+        raise InputError(f'the label "{label}" does not occur in the training data. {did_you_mean(label, ids)}', where)
+    return ids[label]
+
+
+def class_weights(setting: str, labels: Sequence[str], counts: Sequence[int]) -> np.ndarray:
+    """float32 [C] weights of the classes in the loss.
+
+    Args:
+        setting: "none"; "auto", which makes every class count the same in sum, N / (C x count) as
+            scikit-learn's "balanced"; or "spam=5,ham=1", where labels that are not named weigh 1.
+        counts: training rows of each label.
+
+    Raises:
+        SettingsError: an unknown label, or a weight that is not a positive number.
+    """
+    weights = np.ones(len(labels), dtype=np.float32)
+    if setting == "auto":
+        return (sum(counts) / (len(labels) * np.maximum(counts, 1))).astype(np.float32)
+    if setting == "none":
+        return weights
+    ids = {label: index for index, label in enumerate(labels)}
+    for part in setting.split(","):
+        label, _, number = part.rpartition("=")
+        if label.strip() not in ids:
+            raise SettingsError(
+                f'class_weights: no label "{label.strip() or part}". Write none, auto, or label=weight,label=weight. '
+                f"{did_you_mean(label.strip(), ids)}"
+            )
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = float("nan")
+        if not 0 < weight < float("inf"):
+            raise SettingsError(
+                f'class_weights: the weight of "{label.strip()}" must be a number above 0, not {number!r}.'
+            )
+        weights[ids[label.strip()]] = weight
+    return weights
+
+
+def split_rows(rows: Sequence[RowT], dev_share: float) -> tuple[list[RowT], list[RowT]]:
+    """(train, dev): a row is in dev if the hash of its group falls in the first `dev_share` of all hashes.
+
+    Neither the order of the rows nor the seed changes where a row goes, and equal texts stay
+    together, so that dev figures of different runs can be compared and no text is learnt by heart.
+    When no group falls into dev, the one with the smallest hash does.
+
+    Raises:
+        SettingsError: the rows are all of one group, or dev took them all.
+    """
+    places = {row.group: _place(row.group) for row in rows}
+    limit = max(dev_share, min(places.values(), default=0.0))
+    train = [row for row in rows if places[row.group] > limit]
+    dev = [row for row in rows if places[row.group] <= limit]
+    if not train or not dev:
+        raise SettingsError(
+            f"{len(rows)} training rows with {len(places)} different texts are too few to hold a share of "
+            f"{dev_share:g} back for dev. Name a dev file, or give more rows."
+        )
+    return train, dev
+
+
+def _place(group: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    digest = hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8, person=b"dev-split").digest()
+    return int.from_bytes(digest, "big") / 2**64

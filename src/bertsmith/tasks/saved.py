@@ -1,0 +1,225 @@
+"""The fine-tuning tasks by name, and a task with its weights to and from a model folder.
+
+A model folder is a Hugging Face folder with one more file, `bertsmith.json`: which task the weights
+were trained for, its labels and settings. A folder without it is understood by the `architectures`
+and `id2label` of its `config.json`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from bertsmith import __version__
+from bertsmith.errors import ModelError, SettingsError, did_you_mean
+from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import load_weights, read_config, save_model
+from bertsmith.settings import from_mapping, to_mapping
+from bertsmith.tasks import answer, answer_data, classify_data, tag_data
+from bertsmith.tasks.answer import Answering
+from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.tag import Tagging
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.report import Section
+from bertsmith.training.task import Task
+
+_FORMAT = 1
+_LONGEST = 512  # tokens, for folders that do not say how they were trained
+
+
+class FinetuneTask(Task, Protocol):
+    """What fine-tuning, prediction and the server ask of a task beyond the training loop's needs."""
+
+    labels: tuple[str, ...]
+    settings: Any
+    tokenizer: Tokenizer
+
+    def row(self, value: str | Mapping[str, Any], where: str) -> Any:
+        """A row to predict, from what a user gives."""
+
+    def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Rows as examples, one each, in order."""
+
+    def notes(self) -> list[str]:
+        """Sentences worth reading before training: how long text is cut, and how much of it."""
+
+    def to_json(self, answer: Any) -> dict[str, Any]:
+        """An answer as plain values."""
+
+    def sections(self, answers: Sequence[Any], examples: Sequence[Any]) -> list[Section]:
+        """What the report shows of a split's answers."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What there is to know about a fine-tuning task before it is made."""
+
+    settings: type[Any]
+    read_rows: Callable[[str, Any], tuple[Any, list[Any]]]
+    """(source, settings) -> settings with what was found out about the source, and its rows."""
+    find_labels: Callable[[Sequence[Any], Any], tuple[str, ...]]
+    """(training rows, settings) -> labels in the order of their ids."""
+    make: Callable[[Tokenizer, Sequence[str], Any, Mapping[str, Sequence[Any]]], FinetuneTask]
+    """(tokenizer, labels, settings, rows by split) -> the task."""
+    architecture: str
+    pipeline_tag: str
+
+
+TASKS: Mapping[str, Kind] = {
+    Classification.name: Kind(
+        classify_data.ClassificationSettings,
+        classify_data.read_rows,
+        classify_data.find_labels,
+        Classification,
+        Classification.architecture,
+        "text-classification",
+    ),
+    Tagging.name: Kind(
+        tag_data.TaggingSettings,
+        tag_data.read_rows,
+        tag_data.find_labels,
+        Tagging,
+        Tagging.architecture,
+        "token-classification",
+    ),
+    Answering.name: Kind(
+        answer_data.AnsweringSettings,
+        answer_data.read_rows,
+        answer.find_labels,
+        Answering,
+        Answering.architecture,
+        "question-answering",
+    ),
+}
+
+
+def task_kind(name: str) -> Kind:
+    """The task called `name`.
+
+    Raises:
+        SettingsError: there is none; names the nearest.
+    """
+    if name not in TASKS:
+        raise SettingsError(f'there is no task "{name}". {did_you_mean(name, TASKS)}')
+    return TASKS[name]
+
+
+def model_folder(path: str | Path) -> str:
+    """The model folder of a run's folder; anything else as it is (a model folder, a Hub id).
+
+    Raises:
+        ModelError: the folder of a run that has not finished.
+    """
+    folder = Path(path)
+    if (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    if (folder / "metrics.jsonl").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is a run that has no model yet. Let it finish: the same command with --resume.")
+    return str(path)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
+    """Refuse a tokenizer whose ids do not all have a row in the model's embedding.
+
+    Raises:
+        ModelError: it has more tokens than the model.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise ModelError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {vocab_size} (vocab_size). "
+            "Use the tokenizer that the model was trained with."
+        )
+
+
+def save_task(
+    folder: Path, task: FinetuneTask, model: nn.Module, encoder: Encoder, card: str, facts: Mapping[str, Any]
+) -> None:
+    """Write a finished model folder, all of it or nothing; an older one in its place is replaced.
+
+    Args:
+        card: the text of README.md.
+        facts: plain values kept in `bertsmith.json` for the record, such as metrics and data hashes.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    kind = task_kind(task.name)
+    problem_type = None
+    labels = task.labels
+    if isinstance(task, Classification):
+        problem_type = "regression" if task.settings.regression else "single_label_classification"
+        labels = labels or ("LABEL_0",)
+    saved = {
+        "format": _FORMAT,
+        "bertsmith": __version__,
+        "task": task.name,
+        "labels": list(task.labels),
+        "settings": to_mapping(task.settings),
+        **facts,
+    }
+    with atomic_folder(folder, replace=True) as temporary:
+        save_model(
+            temporary,
+            model,
+            encoder.config,
+            kind.architecture,
+            id2label=dict(enumerate(labels)) or None,
+            problem_type=problem_type,
+        )
+        task.tokenizer.save(temporary, model_max_length=encoder.config.max_position_embeddings)
+        write_json(temporary / "bertsmith.json", saved)
+        atomic_write(temporary / "README.md", card)
+
+
+def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[FinetuneTask, nn.Module]:
+    """The task and the model of a fine-tuned folder, on the CPU in evaluation mode.
+
+    Args:
+        folder: of a run, of a model, of any Hugging Face BERT with one of our heads; or a Hub id.
+        overrides: settings of the task to change, by field name; for example other column names.
+
+    Raises:
+        ModelError: no such folder, weights that do not fit, an architecture that is none of ours.
+        SettingsError: an unknown setting in `overrides`.
+    """
+    place = model_folder(folder)
+    config, raw = read_config(place)
+    name, labels, values = _saved_task(Path(place), raw, config.max_position_embeddings)
+    kind = TASKS[name]
+    settings = from_mapping(kind.settings, {**values, **(overrides or {})}, f"settings of {place}")
+    tokenizer = load_tokenizer(place)
+    check_vocabulary(tokenizer, config.vocab_size, place)
+    task = kind.make(tokenizer, labels, settings, {})
+    model = task.build(Encoder(config))
+    load_weights(Path(place), model, strict=True)
+    return task, model.eval()
+
+
+def _saved_task(
+    folder: Path, raw_config: Mapping[str, Any], max_position_embeddings: int
+) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """Task name, labels and settings: as saved by us, else as far as `config.json` tells."""
+    if (folder / "bertsmith.json").is_file():
+        saved = read_json(folder / "bertsmith.json")
+        if not isinstance(saved, dict) or saved.get("format") != _FORMAT or saved.get("task") not in TASKS:
+            raise ModelError(f"{folder / 'bertsmith.json'} is not of this version (format {_FORMAT}) or not of a task.")
+        return saved["task"], tuple(saved["labels"]), saved["settings"]
+    architectures = raw_config.get("architectures") or []
+    name = next((name for name, kind in TASKS.items() if kind.architecture in architectures), None)
+    if name is None:
+        raise ModelError(
+            f"{folder}: architectures is {architectures}, which is no fine-tuned model. "
+            f"Choices: {', '.join(kind.architecture for kind in TASKS.values())}."
+        )
+    values: dict[str, Any] = {"max_length": min(_LONGEST, max_position_embeddings)}
+    # transformers leaves id2label out where it is its default of two labels.
+    id2label = raw_config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    labels = tuple(str(id2label[index]) for index in sorted(id2label, key=int))
+    if name == "answering":
+        labels = ()
+    if name == "classification" and (raw_config.get("problem_type") == "regression" or len(labels) == 1):
+        values["regression"], labels = True, ()
+    return name, labels, values

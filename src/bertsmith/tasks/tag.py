@@ -1,0 +1,332 @@
+"""Task: the words of a sentence to entities, or to one label a word (Devlin et al. 2018, section 5.3).
+
+All goes by words: the label of a word is learnt and predicted at its first piece, the other pieces
+have none. A sentence that is too long is read in overlapping windows, where each word is learnt and
+predicted once, in the window that sees the most text around it.
+Shape letters: T tokens, S sequences, W words of the batch, C labels.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn import metrics
+from torch import Tensor, nn
+
+from bertsmith.errors import SettingsError
+from bertsmith.model.batch import pack
+from bertsmith.model.encoder import Encoder, TokenHead
+from bertsmith.tasks.entities import Scores, Span, detect_scheme, read_spans, score_entities
+from bertsmith.tasks.rows import ListExamples, label_id
+from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, row_of
+from bertsmith.text.tokenizer import Tokenizer
+from bertsmith.text.windows import max_context, overlap, windows
+from bertsmith.training.report import Matrix, Section, Table
+from bertsmith.training.task import Batch
+
+_NUM_SPECIAL_TOKENS = 2  # [CLS] sentence [SEP]
+_SHOWN_SENTENCES = 15
+_SHOWN_CHARACTERS = 400
+_LARGEST_MATRIX = 40
+
+
+@dataclass(frozen=True)
+class TaggingExample:
+    """A sentence as the model gets it.
+
+    `text` is the user's own, or the words joined by single spaces; `word_spans` are its words in
+    code points. `word_positions` is where each word's first piece stands when the sequences are laid
+    end to end.
+    """
+
+    row: TaggingRow
+    text: str
+    word_spans: np.ndarray  # int64 [words, 2]
+    token_ids: tuple[np.ndarray, ...]  # one sequence a window, [CLS] and [SEP] included
+    word_positions: np.ndarray  # int64 [words]
+    targets: np.ndarray | None  # int64 [words], None to predict
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return sum(map(len, self.token_ids))
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Words [start_word, end_word) and code points [start, end) of the text."""
+
+    label: str
+    start: int
+    end: int
+    text: str
+    start_word: int
+    end_word: int
+    score: float
+    """Mean probability of its words' labels."""
+
+
+@dataclass(frozen=True)
+class TaggingAnswer:
+    """One label and its probability a word; the entities they make, where labels are of entities."""
+
+    words: tuple[str, ...]
+    word_spans: np.ndarray  # int64 [words, 2] code points
+    labels: tuple[str, ...]
+    scores: np.ndarray  # float32 [words]
+    entities: tuple[Entity, ...]
+
+
+class TokenClassificationModel(nn.Module):
+    """The encoder with a head of C outputs a token."""
+
+    def __init__(self, encoder: Encoder, num_outputs: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.tokens = TokenHead(encoder.config, num_outputs)
+
+
+class Tagging:
+    """Words to entities or labels."""
+
+    name = "tagging"
+    architecture = "BertForTokenClassification"
+    greater_is_better = True
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        labels: Sequence[str],
+        settings: TaggingSettings,
+        splits: Mapping[str, Sequence[TaggingRow]],
+    ) -> None:
+        """`labels` are in the order of their ids; `splits` may be empty to predict.
+
+        Raises:
+            InputError: a tag in `splits` that is not in `labels`.
+        """
+        self.tokenizer = tokenizer
+        self.labels = tuple(labels)
+        self.settings = settings
+        scheme = settings.scheme if settings.scheme != "auto" else detect_scheme([self.labels])
+        self.has_entities = scheme != "none"
+        self.metric = settings.metric or ("f1" if self.has_entities else "accuracy")
+        if self.metric == ("macro_f1" if self.has_entities else "f1"):
+            kind = "entities, whose figure is f1" if self.has_entities else "labels, whose figure is macro_f1"
+            raise SettingsError(f'metric: "{self.metric}" does not go with {kind}.')
+        self.loss_weights: Mapping[str, float] = {self.name: 1.0}
+        self._label_ids = {label: index for index, label in enumerate(self.labels)}
+        self._splits = {name: ListExamples(self.encode(rows)) for name, rows in splits.items()}
+
+    def row(self, value: str | Mapping[str, Any], where: str) -> TaggingRow:
+        """A sentence to tag: raw text, or a mapping with `text` or a list of `words`.
+
+        Raises:
+            InputError: neither is there.
+        """
+        return row_of(value, self.settings, where)
+
+    def encode(self, rows: Sequence[TaggingRow]) -> list[TaggingExample]:
+        """Tokenize rows and check their tags; one example a row, in order."""
+        return [self._encode(row) for row in rows]
+
+    def _encode(self, row: TaggingRow) -> TaggingExample:
+        if row.words is None:
+            text = row.text or ""
+            encoding = self.tokenizer.encode(text)
+            ids, firsts = encoding.ids, np.flatnonzero(encoding.word_starts)
+            ends = encoding.offsets[np.append(firsts[1:], len(ids)) - 1, 1] if len(ids) else firsts
+            spans = np.stack([encoding.offsets[firsts, 0], ends], axis=1).astype(np.int64)
+        else:
+            text = " ".join(row.words)
+            ids, index = self.tokenizer.encode_words(row.words)
+            firsts = np.searchsorted(index, np.arange(len(row.words)))
+            lengths = np.array([len(word) for word in row.words], dtype=np.int64)
+            ends = np.cumsum(lengths + 1) - 1
+            spans = np.stack([ends - lengths, ends], axis=1)
+        room = self.settings.max_length - _NUM_SPECIAL_TOKENS
+        parts = windows(len(ids), room, self.settings.doc_stride)
+        cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
+        token_ids = tuple(np.concatenate([cls, ids[part.start : part.end], sep]).astype(np.int64) for part in parts)
+        owners = max_context(parts, firsts)
+        shifts = np.cumsum([0, *(len(one) for one in token_ids[:-1])]) + 1 - [part.start for part in parts]
+        targets = None
+        if row.tags is not None:
+            targets = np.array([label_id(tag, self._label_ids, row.where) for tag in row.tags], dtype=np.int64)
+        return TaggingExample(row, text, spans, token_ids, firsts + shifts[owners], targets)
+
+    def examples(self, split: str) -> ListExamples[TaggingExample]:
+        """The tokenized sentences of one split."""
+        return self._splits[split]
+
+    def notes(self) -> list[str]:
+        """What to know before training: the scheme, and how long sentences are cut."""
+        size = self.settings.max_length - _NUM_SPECIAL_TOKENS
+        items = [item for examples in self._splits.values() for item in examples.items]
+        long = sum(len(item.token_ids) > 1 for item in items)
+        meaning = f"Entities, read as {self.settings.scheme}." if self.has_entities else "One label a word."
+        return [
+            f"{meaning} {long:,} of {len(items):,} sentences are longer than {size} tokens and are read in windows "
+            f"that move {self.settings.doc_stride} tokens at a time (doc_stride as a step; neighbours share "
+            f"{overlap(size, self.settings.doc_stride)})."
+        ]
+
+    def collate(self, examples: Sequence[TaggingExample]) -> Batch:
+        """Lay the sequences of all examples flat; W words in all."""
+        inputs = pack([ids for example in examples for ids in example.token_ids])
+        starts = np.cumsum([0, *(example.num_tokens for example in examples[:-1])])
+        positions = [example.word_positions + start for example, start in zip(examples, starts, strict=True)]
+        labels = {"word_positions": torch.from_numpy(np.concatenate(positions))}
+        targets = [example.targets for example in examples if example.targets is not None]
+        if len(targets) < len(examples):
+            return Batch(inputs, labels, {self.name: 0.0}, examples)
+        labels["targets"] = torch.from_numpy(np.concatenate(targets))
+        return Batch(inputs, labels, {self.name: float(len(labels["targets"]))}, examples)
+
+    def build(self, encoder: Encoder) -> TokenClassificationModel:
+        """The encoder with a fresh head.
+
+        Raises:
+            SettingsError: `max_length` is longer than the encoder's position table.
+        """
+        longest = encoder.config.max_position_embeddings
+        if self.settings.max_length > longest:
+            raise SettingsError(
+                f"max_length is {self.settings.max_length}; this model takes at most {longest} tokens "
+                "(max_position_embeddings)."
+            )
+        return TokenClassificationModel(encoder, len(self.labels))
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [W, C], at first pieces only."""
+        assert isinstance(model, TokenClassificationModel)
+        hidden_TD = model.encoder(batch.inputs)
+        logits_WC: Tensor = model.tokens(hidden_TD[batch.labels["word_positions"]])
+        return logits_WC.float()
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sum of the smoothed cross-entropy over the words, in nats."""
+        loss = nn.functional.cross_entropy(
+            self._logits(model, batch),
+            batch.labels["targets"],
+            label_smoothing=self.settings.label_smoothing,
+            reduction="sum",
+        )
+        return {self.name: loss}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [W, C] probabilities, on the CPU."""
+        return self._logits(model, batch).softmax(-1).cpu()
+
+    def decode(self, output: Tensor, batch: Batch) -> list[TaggingAnswer]:
+        """One answer a sentence."""
+        scores_W, ids_W = output.max(-1)
+        counts = [len(example.word_positions) for example in batch.examples]
+        parts = zip(batch.examples, torch.split(scores_W, counts), torch.split(ids_W, counts), strict=True)
+        return [self._answer(example, scores.numpy(), ids.tolist()) for example, scores, ids in parts]
+
+    def _answer(self, example: TaggingExample, scores: np.ndarray, ids: Sequence[int]) -> TaggingAnswer:
+        labels = tuple(self.labels[index] for index in ids)
+        text, places = example.text, example.word_spans.tolist()
+        entities = []
+        for span in read_spans(labels) if self.has_entities else []:
+            start, end = places[span.start][0], places[span.end - 1][1]
+            score = float(scores[span.start : span.end].mean())
+            entities.append(Entity(span.label, start, end, text[start:end], span.start, span.end, score))
+        words = example.row.words or tuple(text[start:end] for start, end in places)
+        return TaggingAnswer(words, example.word_spans, labels, scores, tuple(entities))
+
+    def score(self, answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> dict[str, float]:
+        """The objective first. Entities: strict precision, recall and F1, over all and by type, as
+        conlleval has it; labels: accuracy and macro F1 by scikit-learn. Both: accuracy of words."""
+        gold = [tag for example in examples for tag in example.row.tags or ()]
+        predicted = [label for answer in answers for label in answer.labels]
+        results = {"accuracy": float(metrics.accuracy_score(gold, predicted))}
+        if self.has_entities:
+            scores = _entity_scores(answers, examples)
+            total = scores[""]
+            results = {"f1": total.f1, "precision": total.precision, "recall": total.recall, **results}
+            results |= {f"f1_{label}": one.f1 for label, one in scores.items() if label}
+        else:
+            results["macro_f1"] = float(metrics.f1_score(gold, predicted, average="macro", zero_division=0.0))
+        return {self.metric: results[self.metric], **results}
+
+    def to_json(self, answer: TaggingAnswer) -> dict[str, Any]:
+        """`{"words": [{"text", "label", "score", "start", "end"}], "entities": [...]}`.
+
+        Places are code points of the text; of a list of words, of the words joined by single spaces.
+        """
+        rows = zip(answer.words, answer.labels, answer.scores.tolist(), answer.word_spans.tolist(), strict=True)
+        result: dict[str, Any] = {
+            "words": [
+                {"text": word, "label": label, "score": score, "start": start, "end": end}
+                for word, label, score, (start, end) in rows
+            ]
+        }
+        if self.has_entities:
+            result["entities"] = [asdict(entity) for entity in answer.entities]
+        return result
+
+    def sections(self, answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> list[Section]:
+        """For the report: a row a type of entity, or the confusion of labels; the worst sentences."""
+        sections: list[Section] = []
+        if self.has_entities:
+            scores = _entity_scores(answers, examples)
+            rows = [
+                (label or "all", one.precision, one.recall, one.f1, one.wanted, one.found)
+                for label, one in [*((name, one) for name, one in scores.items() if name), ("", scores[""])]
+            ]
+            columns = ("entity", "precision", "recall", "F1", "in the data", "found")
+            sections.append(Table("Entities", columns, rows, "An entity is right if all its words and its type are."))
+        else:
+            sections += self._label_sections(answers, examples)
+        return [*sections, self._worst_sentences(answers, examples)]
+
+    def _label_sections(self, answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> list[Section]:
+        gold = [tag for example in examples for tag in example.row.tags or ()]
+        predicted = [label for answer in answers for label in answer.labels]
+        numbers = metrics.precision_recall_fscore_support(gold, predicted, labels=self.labels, zero_division=0.0)
+        rows = list(zip(self.labels, *(column.tolist() for column in numbers), strict=True))
+        sections: list[Section] = [Table("By label", ("label", "precision", "recall", "F1", "words"), rows)]
+        if len(self.labels) <= _LARGEST_MATRIX:
+            counts = metrics.confusion_matrix(gold, predicted, labels=self.labels)
+            sections.append(Matrix("Confusion matrix", self.labels, counts.tolist()))
+        return sections
+
+    def _worst_sentences(self, answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> Table:
+        wrong = []
+        for answer, example in zip(answers, examples, strict=True):
+            wanted, found = self._spans(example.row.tags or ()), self._spans(answer.labels)
+            if wanted != found:
+                wrong.append((max(len(wanted - found), len(found - wanted)), example, wanted - found, found - wanted))
+        wrong.sort(key=lambda entry: -entry[0])
+        rows = [
+            (number, _shown(example, missed), _shown(example, extra), _short(example.text), example.row.where)
+            for number, example, missed, extra in wrong[:_SHOWN_SENTENCES]
+        ]
+        note = f"{len(wrong):,} of {len(examples):,} sentences have a mistake."
+        return Table("Worst sentences", ("mistakes", "missed", "wrong", "text", "row"), rows, note)
+
+    def _spans(self, tags: Sequence[str]) -> set[Span]:
+        """What can be right or wrong in a sentence: its entities, or each of its words."""
+        if self.has_entities:
+            return set(read_spans(tags))
+        return {Span(word, word + 1, tag) for word, tag in enumerate(tags)}
+
+
+def _entity_scores(answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> dict[str, Scores]:
+    gold = [read_spans(example.row.tags or ()) for example in examples]
+    return score_entities(gold, [read_spans(answer.labels) for answer in answers])
+
+
+def _shown(example: TaggingExample, spans: Iterable[Span]) -> str:
+    """Spans as text: `Paris (LOC), Ada (PER)`."""
+    places = example.word_spans
+    parts = [f"{example.text[places[s.start, 0] : places[s.end - 1, 1]]} ({s.label})" for s in sorted(spans)]
+    return _short(", ".join(parts))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -1,0 +1,144 @@
+"""What tagging learns from: settings, sentences with one tag a word, and the labels they make."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bertsmith.errors import InputError, SettingsError
+from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, read_spans, to_iob2
+from bertsmith.tasks.rows import detect_column, sorted_labels
+from bertsmith.text.labelled import TaggedSentence, holds_rows, read_columns, string_list
+from bertsmith.text.sources import iter_rows
+
+WORD_COLUMNS = ("words", "tokens")
+"""Names that are taken for the words, in rows, when `token_column` is not given."""
+TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "upos", "labels")
+"""Names that are taken for the tags, in rows, when `tag_column` is not given and only one is there."""
+
+
+@dataclass(frozen=True)
+class TaggingSettings:
+    """Where words and tags stand in the data, what the tags mean, and how long sentences are cut."""
+
+    token_column: int | str | None = None
+    """The column of the words: a number from 0 in CoNLL files, a name in CoNLL-U and rows; None: as usual."""
+    tag_column: int | str | None = None
+    """The column of the tags, in the same way: -1 is the last; upos, xpos, deprel... in CoNLL-U."""
+    scheme: Literal["auto", "iob1", "iob2", "bioes", "none"] = "auto"
+    """How tags mark entities; "none": every word has a label of its own, as parts of speech; auto: found."""
+    max_length: int = 128
+    """Tokens in a sequence, [CLS] and [SEP] included; longer sentences are read in windows."""
+    doc_stride: int = 64
+    """Tokens from the start of a window to the start of the next: a step, not an overlap."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all labels."""
+    metric: Literal["f1", "accuracy", "macro_f1"] | None = None
+    """What picks the best checkpoint; None: f1 of entities, accuracy of labels."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise SettingsError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
+        for name, lowest in (("max_length", 3), ("doc_stride", 1)):
+            if getattr(self, name) < lowest:
+                raise SettingsError(f"{name} must be at least {lowest}, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class TaggingRow:
+    """A sentence as words that someone else has split, or as raw text; tags in IOB2, None to predict."""
+
+    where: str
+    words: tuple[str, ...] | None
+    text: str | None
+    tags: tuple[str, ...] | None
+
+    @property
+    def group(self) -> str:
+        """Equal sentences stay on one side of a split."""
+        return " ".join(self.words or ())
+
+
+def read_rows(source: str, settings: TaggingSettings) -> tuple[TaggingSettings, list[TaggingRow]]:
+    """Read tagged sentences, and settle what their tags mean.
+
+    Returns:
+        The settings with the scheme and the columns that were found, to read further files with; the
+        rows, with entities in IOB2.
+
+    Raises:
+        InputError: no sentences, columns that are missing or cannot be told, a tag not of the scheme.
+    """
+    if holds_rows(source):
+        settings, sentences = _read_fields(source, settings)
+    else:
+        sentences = list(_read_files(source, settings))
+    if not sentences:
+        raise InputError("no sentences.", source)
+    scheme: Scheme = (
+        detect_scheme(sentence.tags for sentence in sentences) if settings.scheme == "auto" else settings.scheme
+    )
+    rows = [TaggingRow(one.where, one.words, None, to_iob2(one.tags, scheme, one.where)) for one in sentences]
+    return replace(settings, scheme=scheme), rows
+
+
+def _read_files(source: str, settings: TaggingSettings) -> Iterator[TaggedSentence]:
+    return read_columns(Path(source), settings.token_column, settings.tag_column)
+
+
+def _read_fields(source: str, settings: TaggingSettings) -> tuple[TaggingSettings, list[TaggedSentence]]:
+    """Sentences from rows with a list of words and a list of tags."""
+    sentences: list[TaggedSentence] = []
+    for where, values in iter_rows(source):
+        if not sentences:
+            settings = _find_fields(settings, list(values), where)
+        words = string_list(values, str(settings.token_column), where)
+        tags = string_list(values, str(settings.tag_column), where)
+        if len(words) != len(tags):
+            raise InputError(f"{len(words)} words but {len(tags)} tags.", where)
+        sentences.append(TaggedSentence(words, tags, where))
+    return settings, sentences
+
+
+def _find_fields(settings: TaggingSettings, columns: Sequence[str], where: str) -> TaggingSettings:
+    """Settings whose columns are names, found where they were not given."""
+    tokens = settings.token_column if settings.token_column is not None else detect_column(columns, WORD_COLUMNS)
+    tags = settings.tag_column if settings.tag_column is not None else detect_column(columns, TAG_COLUMNS)
+    for name, column in (("token_column", tokens), ("tag_column", tags)):
+        if column is None:
+            raise InputError(f"cannot tell the {name}: give its name. Columns: {', '.join(map(str, columns))}.", where)
+    return replace(settings, token_column=tokens, tag_column=tags)
+
+
+def find_labels(rows: Sequence[TaggingRow], settings: TaggingSettings) -> tuple[str, ...]:
+    """The labels in the order of their ids: O, then B- and I- of each type; or every label, sorted.
+
+    Both B- and I- are there even where all entities of a type are one word long.
+
+    Raises:
+        InputError: only one label.
+    """
+    labels = {tag for row in rows for tag in row.tags or ()}
+    if len(labels) < 2:
+        raise InputError(f'every word has the tag "{min(labels, default="")}": nothing to tell apart.', rows[0].where)
+    if settings.scheme == "none":
+        return sorted_labels(labels)
+    types = sorted({span.label for label in labels for span in read_spans([label])})
+    return (OUTSIDE, *(f"{prefix}-{name}" if name else prefix for name in types for prefix in "BI"))
+
+
+def row_of(value: str | Mapping[str, Any], settings: TaggingSettings, where: str) -> TaggingRow:
+    """A sentence to predict: raw text, or a mapping with a list of words, or with `text`.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if isinstance(value, str):
+        return TaggingRow(where, None, value, None)
+    names = (settings.token_column, *WORD_COLUMNS) if isinstance(settings.token_column, str) else WORD_COLUMNS
+    column = next((str(name) for name in names if name in value), None)
+    if column is not None:
+        return TaggingRow(where, string_list(value, column, where), None, None)
+    if not isinstance(value.get("text"), str):
+        raise InputError('give a row with "text", or with a list of "words".', where)
+    return TaggingRow(where, None, value["text"], None)

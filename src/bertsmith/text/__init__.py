@@ -1,0 +1,1 @@
+"""Characters to ids on disk: sources, tokenizers, windows, the token store. Nothing here imports torch."""

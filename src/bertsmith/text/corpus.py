@@ -1,0 +1,221 @@
+"""The token store: a corpus as memory-mapped arrays, opened in milliseconds whatever its size.
+
+    STORE/
+      manifest.json            versions, counts, sizes and SHA-256 of every file
+      tokenizer/               the tokenizer that made it (a Hugging Face folder)
+      train/00000/             one folder a shard; documents never cross shards
+        tokens.npy             uint16 or uint32 [T], by the size of the vocabulary
+        word_starts.npy        uint8, T bits packed (numpy.packbits), 1 on the first token of a word
+        sentences.npy          int64 [S + 1], token offsets of the shard's sentences
+        documents.npy          int64 [D + 1], sentence offsets of the shard's documents
+      heldout/00000/           the same, for documents kept away from training
+
+`corpus_building.py` writes it. Here it is described and read.
+"""
+
+import bisect
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, final, get_args
+
+import numpy as np
+
+from bertsmith.errors import BertsmithError, CorpusError, did_you_mean
+from bertsmith.files import read_json, sha256
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+
+STORE_VERSION = 1
+ARRAYS = ("tokens", "word_starts", "sentences", "documents")
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard as the manifest knows it."""
+
+    name: str
+    input_sha256: str  # of the documents, the tokenizer and the options it was made from
+    num_documents: int
+    num_sentences: int
+    num_tokens: int
+    text_bytes: int  # UTF-8, of the documents it was made from
+    sizes: Mapping[str, int]  # array name -> bytes of its file
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """The shards of one split and their totals."""
+
+    num_documents: int
+    num_sentences: int
+    num_tokens: int
+    text_bytes: int
+    unigram_entropy: float  # nats a token
+    shards: Sequence[ShardRecord]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store is. Two stores with the same fingerprint hold the same tokens."""
+
+    version: int
+    tokenizer_fingerprint: str
+    vocab_size: int
+    dtype: str
+    language: str
+    heldout_share: float
+    splits: Mapping[str, SplitRecord]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest: of all shards' hashes, the tokenizer and the options."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@final
+class Corpus:
+    """One split of a store. Offsets count from the start of the split, over all its shards.
+
+    Attributes:
+        sentence_offsets: int64 [num_sentences + 1], the token where each sentence starts.
+        document_offsets: int64 [num_documents + 1], the sentence where each document starts.
+        unigram_entropy: nats a token of the split's own token frequencies; the MLM loss of a model
+            that knows nothing but these.
+        fingerprint: of the whole store.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
+        """Map the files of a store whose sizes were checked; use `open_corpus`."""
+        record = manifest.splits[split]
+        self.folder = folder
+        self.split: Split = split
+        self.num_tokens = record.num_tokens
+        self.num_sentences = record.num_sentences
+        self.num_documents = record.num_documents
+        self.text_bytes = record.text_bytes
+        self.unigram_entropy = record.unigram_entropy
+        self.fingerprint = manifest.fingerprint
+        self.language = manifest.language
+        self.vocab_size = manifest.vocab_size
+        self.tokens_dtype: np.dtype[Any] = np.dtype(manifest.dtype)
+        self.tokenizer_path = folder / "tokenizer"
+        self.tokenizer_fingerprint = manifest.tokenizer_fingerprint
+
+        self._tokens: list[np.ndarray] = []
+        self._word_starts: list[np.ndarray] = []
+        self._first_tokens = [0]
+        sentences, documents = [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
+        for shard in record.shards:
+            place = folder / split / shard.name
+            # A view of the plain array class: slicing a memmap object costs several times as much.
+            self._tokens.append(np.asarray(_map(place / "tokens.npy")))
+            self._word_starts.append(np.asarray(_map(place / "word_starts.npy")))
+            sentences.append(np.load(place / "sentences.npy", allow_pickle=False)[1:] + sentences[-1][-1])
+            documents.append(np.load(place / "documents.npy", allow_pickle=False)[1:] + documents[-1][-1])
+            self._first_tokens.append(self._first_tokens[-1] + shard.num_tokens)
+        self.sentence_offsets: np.ndarray = np.concatenate(sentences)
+        self.document_offsets: np.ndarray = np.concatenate(documents)
+
+    def tokens(self, start: int, end: int) -> np.ndarray:
+        """Tokens start to end (exclusive), both within one document: a read-only view, nothing is copied."""
+        shard, first = self._shard(start, end)
+        return self._tokens[shard][start - first : end - first]
+
+    def word_starts(self, start: int, end: int) -> np.ndarray:
+        """bool [end - start], true on the first token of a word; the same range as for `tokens`."""
+        shard, first = self._shard(start, end)
+        begin, stop = start - first, end - first
+        bits = np.unpackbits(self._word_starts[shard][begin // 8 : (stop + 7) // 8])
+        return bits[begin % 8 : begin % 8 + stop - begin].view(bool)
+
+    def shards(self) -> Sequence[np.ndarray]:
+        """The tokens of each shard [T], in order, for passes over the whole split."""
+        return tuple(self._tokens)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise CorpusError unless `tokenizer` gives the ids that this store is made of."""
+        if tokenizer.fingerprint != self.tokenizer_fingerprint:
+            raise CorpusError(
+                f"{self.folder} was made with another tokenizer ({self.vocab_size} tokens) than the given one "
+                f"({tokenizer.vocab_size} tokens). Use {self.tokenizer_path}, or build the store again."
+            )
+
+    def _shard(self, start: int, end: int) -> tuple[int, int]:
+        """The shard that holds a token range, and its first token."""
+        shard = bisect.bisect_right(self._first_tokens, start, hi=len(self._tokens)) - 1
+        if start < 0 or shard < 0 or end > self._first_tokens[shard + 1]:
+            raise IndexError(f"tokens {start} to {end} are not in one shard of {self.folder / self.split}")
+        return shard, self._first_tokens[shard]
+
+
+def open_corpus(folder: str | Path, split: Split = "train", *, verify: bool = False) -> Corpus:
+    """Open one split of a store for reading.
+
+    The size of every file is compared with the manifest; `verify` also reads all files and compares
+    their SHA-256, and checks that the tokenizer folder is the one the store was made with.
+
+    Raises:
+        CorpusError: no store there, a file is missing, cut short or changed, or the split is empty.
+    """
+    place = Path(folder)
+    if split not in get_args(Split):
+        raise CorpusError(f'no split "{split}". {did_you_mean(split, get_args(Split))}')
+    manifest = read_manifest(place)
+    record = manifest.splits[split]
+    if not record.num_documents:
+        hint = "It has too few documents for a held-out split." if split == "heldout" else "Build it again."
+        raise CorpusError(f"{place}: the {split} split is empty. {hint}")
+    for shard in record.shards:
+        for array in ARRAYS:
+            _check_file(place / split / shard.name / f"{array}.npy", shard.sizes[array], shard.sha256[array], verify)
+    if verify:
+        try:
+            tokenizer = load_tokenizer(place / "tokenizer")
+        except BertsmithError as error:
+            raise CorpusError(f"{place}: its tokenizer cannot be loaded: {error}") from error
+        if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
+            raise CorpusError(f"{place / 'tokenizer'} is not the tokenizer this store was made with. Build it again.")
+    return Corpus(place, manifest, split)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a store.
+
+    Raises:
+        CorpusError: no store there, or of a version this program does not read.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise CorpusError(f"{folder}: no corpus here (no manifest.json). Make one with `bertsmith corpus build`.")
+    value = read_json(path)
+    version = value.get("version") if isinstance(value, dict) else None
+    if version != STORE_VERSION:
+        raise CorpusError(f"{path}: store version {version}, this program reads {STORE_VERSION}. Build it again.")
+    try:
+        splits = {
+            name: SplitRecord(**{**record, "shards": tuple(ShardRecord(**shard) for shard in record["shards"])})
+            for name, record in value["splits"].items()
+        }
+        return Manifest(**{**value, "splits": splits})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorpusError(f"{path}: not a manifest of a corpus ({error}). Build it again.") from error
+
+
+def _check_file(path: Path, size: int, digest: str, verify: bool) -> None:
+    if not path.is_file():
+        raise CorpusError(f"{path} is missing. Build the store again.")
+    found = path.stat().st_size
+    if found != size:
+        raise CorpusError(f"{path} has {found} bytes, the manifest says {size}: damaged. Build the store again.")
+    if verify and sha256(path) != digest:
+        raise CorpusError(f"{path} has changed: its SHA-256 is not the manifest's. Build the store again.")
+
+
+def _map(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

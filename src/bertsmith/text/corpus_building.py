@@ -1,0 +1,257 @@
+"""Documents to a token store: in parallel, restartable, and the same for any number of workers.
+
+The parent reads documents in order, decides by a hash of its text on which side of the held-out
+split each one falls (so copies of a document are always on the same side), and cuts both streams
+into shards of about `shard_bytes`. Workers turn a shard's text into arrays; `build_shard` is a pure
+function. Only as many shards as there are workers are in memory.
+
+A build happens in the hidden folder `.NAME.building` beside the store. What finished there before
+an interruption is used again if its text, tokenizer and options are the same.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bertsmith.errors import CorpusError, SettingsError
+from bertsmith.files import atomic_folder, write_json
+from bertsmith.text.corpus import STORE_VERSION, Manifest, ShardRecord, Split, SplitRecord
+from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype, utf8
+from bertsmith.text.sources import DocumentSeparator, iter_documents
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+
+_FEWEST_TO_HOLD_OUT = 10
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far a build is; counts of finished shards."""
+
+    num_shards: int
+    num_documents: int
+    num_sentences: int
+    num_tokens: int
+    text_bytes: int
+
+
+def build_corpus(
+    sources: Sequence[str],
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    language: str = "en",
+    text_column: str = "text",
+    document_separator: DocumentSeparator = "file",
+    heldout_share: float = 0.01,
+    shard_bytes: int = 8 * 1024**2,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[BuildProgress], None] | None = None,
+) -> Manifest:
+    """Build a token store from text.
+
+    Args:
+        sources: as for `sources.iter_documents`.
+        tokenizer: as for `tokenizer.load_tokenizer`; a copy is kept in the store.
+        language: for the sentence splitter ("en", "zh", ...).
+        heldout_share: share of documents, by hash of the text, kept for evaluation. Of 10 or more
+            different documents at least one is held out; never all of them.
+        shard_bytes: UTF-8 bytes of text in a shard; a shard is the unit of parallel work, and about
+            the memory that each worker needs ten times over.
+        num_workers: processes; all cores when None. They are started (by "spawn", so a script
+            needs its `if __name__ == "__main__"`) only when there is more than one shard.
+        progress: called in this process after every shard.
+
+    Raises:
+        CorpusError: `out` exists, or there is no text, or a worker died.
+        SettingsError: heldout_share not in [0, 1).
+    """
+    place = Path(out)
+    if not 0 <= heldout_share < 1:
+        raise SettingsError(f"heldout_share must be at least 0 and under 1, not {heldout_share}")
+    if shard_bytes < 1 or (num_workers is not None and num_workers < 1):
+        raise SettingsError("shard_bytes and num_workers must be at least 1")
+    if place.exists() and not overwrite:
+        raise CorpusError(f"{place} already exists. Choose another folder, or replace it with --overwrite.")
+    loaded = load_tokenizer(tokenizer)
+    scratch = place.absolute().parent / f".{place.name}.building"
+    workshop = Workshop(scratch, loaded.fingerprint, language)
+    documents = (
+        document.text
+        for document in iter_documents(sources, text_column=text_column, document_separator=document_separator)
+    )
+    shards = _cut(_sides(documents, heldout_share), shard_bytes)
+    try:
+        loaded.save(workshop.tokenizer_folder)
+        records: dict[Split, list[ShardRecord]] = {"train": [], "heldout": []}
+        counts = {split: np.zeros(loaded.vocab_size, dtype=np.int64) for split in records}
+        for split, record in _build_all(shards, workshop, loaded, shard_bytes, num_workers or os.cpu_count() or 1):
+            records[split].append(record)
+            tokens = np.load(scratch / split / record.name / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            counts[split] += np.bincount(tokens, minlength=loaded.vocab_size)
+            if progress is not None:
+                progress(_progress([*records["train"], *records["heldout"]]))
+        splits: dict[str, SplitRecord] = {split: _split_record(records[split], counts[split]) for split in records}
+        if not splits["train"].num_tokens:
+            raise CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from")
+        manifest = Manifest(
+            STORE_VERSION,
+            loaded.fingerprint,
+            loaded.vocab_size,
+            token_dtype(loaded.vocab_size).name,
+            language,
+            heldout_share,
+            splits,
+        )
+        _move_into_place(workshop, manifest, place, overwrite)
+    except BaseException:
+        if not any(scratch.glob("*/*/shard.json")):
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _sides(documents: Iterable[str], heldout_share: float) -> Iterator[tuple[Split, str]]:
+    """Say for each document which split it belongs to; equal documents belong to the same.
+
+    Until a document falls on the held-out side, the one that came nearest is kept back, to be held
+    out if the stream ends without any; and held-out documents wait for the first one to train on.
+    """
+    limit = int(heldout_share * 2**64)
+    nearest: list[str] = []
+    nearest_rank = 2**64
+    waiting: list[str] = []
+    num_documents = num_trained = num_heldout = 0
+    for document in documents:
+        num_documents += 1
+        rank = int.from_bytes(hashlib.blake2b(utf8(document), digest_size=8).digest())
+        if rank < limit:
+            num_heldout += 1
+            waiting.append(document)
+            ready, nearest = nearest, []
+        elif num_heldout or not limit or rank > nearest_rank:
+            ready = [document]
+        elif rank == nearest_rank:
+            ready = []
+            nearest.append(document)
+        else:
+            ready, nearest, nearest_rank = nearest, [document], rank
+        for one in ready:
+            num_trained += 1
+            yield "train", one
+        while num_trained and waiting:
+            yield "heldout", waiting.pop(0)
+    last: Split = "heldout" if num_documents >= _FEWEST_TO_HOLD_OUT and num_trained else "train"
+    for document in nearest:
+        yield last, document
+    for document in waiting:
+        yield "train", document
+
+
+def _cut(sided: Iterable[tuple[Split, str]], shard_bytes: int) -> Iterator[ShardText]:
+    """Gather each split's documents into shards; all but the last of a split reach `shard_bytes`."""
+    held: dict[Split, list[str]] = {"train": [], "heldout": []}
+    sizes: dict[Split, int] = {"train": 0, "heldout": 0}
+    numbers: dict[Split, int] = {"train": 0, "heldout": 0}
+
+    def take(split: Split) -> ShardText:
+        shard = ShardText(split, f"{numbers[split]:05d}", held[split], sizes[split])
+        held[split], sizes[split] = [], 0
+        numbers[split] += 1
+        return shard
+
+    for split, document in sided:
+        held[split].append(document)
+        sizes[split] += len(utf8(document))
+        if sizes[split] >= shard_bytes:
+            yield take(split)
+    for split in held:
+        if held[split]:
+            yield take(split)
+
+
+def _build_all(
+    shards: Iterable[ShardText], workshop: Workshop, tokenizer: Tokenizer, shard_bytes: int, num_workers: int
+) -> Iterator[tuple[Split, ShardRecord]]:
+    """Records of all shards, in order. Full shards go to worker processes, remainders are made here."""
+    pending: deque[tuple[Split, ShardRecord | Future[ShardRecord]]] = deque()
+    with ExitStack() as stack:
+        pool: ProcessPoolExecutor | None = None
+        for shard in shards:
+            record: ShardRecord | Future[ShardRecord] | None = workshop.finished(shard)
+            if record is None and num_workers > 1 and shard.text_bytes >= shard_bytes:
+                if pool is None:
+                    pool = stack.enter_context(_pool(num_workers))
+                record = pool.submit(make_in_worker, shard, workshop)
+            pending.append((shard.split, record or workshop.make(shard, tokenizer)))
+            while len(pending) > num_workers:
+                yield _first(pending)
+        while pending:
+            yield _first(pending)
+
+
+@contextmanager
+def _pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _first(pending: deque[tuple[Split, ShardRecord | Future[ShardRecord]]]) -> tuple[Split, ShardRecord]:
+    split, record = pending.popleft()
+    try:
+        return split, record if isinstance(record, ShardRecord) else record.result()
+    except BrokenProcessPool as error:
+        raise CorpusError(
+            "a worker process died, most often for want of memory. Run the same command again, with fewer "
+            "--num-workers: finished shards are kept."
+        ) from error
+
+
+def _split_record(shards: Sequence[ShardRecord], counts: np.ndarray) -> SplitRecord:
+    filled = tuple(shard for shard in shards if shard.num_documents)
+    shares = counts[counts > 0] / max(1, counts.sum())
+    return SplitRecord(
+        num_documents=sum(shard.num_documents for shard in filled),
+        num_sentences=sum(shard.num_sentences for shard in filled),
+        num_tokens=sum(shard.num_tokens for shard in filled),
+        text_bytes=sum(shard.text_bytes for shard in filled),
+        unigram_entropy=float(-(shares * np.log(shares)).sum()),
+        shards=filled,
+    )
+
+
+def _move_into_place(workshop: Workshop, manifest: Manifest, place: Path, overwrite: bool) -> None:
+    """Gather what the manifest names into the store's folder, and drop the rest with the scratch folder."""
+    with atomic_folder(place, replace=overwrite) as folder:
+        workshop.tokenizer_folder.rename(folder / "tokenizer")
+        for split, record in manifest.splits.items():
+            (folder / split).mkdir()
+            for shard in record.shards:
+                (workshop.folder / split / shard.name).rename(folder / split / shard.name)
+                (folder / split / shard.name / "shard.json").unlink()
+        write_json(folder / "manifest.json", asdict(manifest))
+    shutil.rmtree(workshop.folder, ignore_errors=True)
+
+
+def _progress(records: Sequence[ShardRecord]) -> BuildProgress:
+    return BuildProgress(
+        num_shards=len(records),
+        num_documents=sum(record.num_documents for record in records),
+        num_sentences=sum(record.num_sentences for record in records),
+        num_tokens=sum(record.num_tokens for record in records),
+        text_bytes=sum(record.text_bytes for record in records),
+    )

@@ -1,0 +1,218 @@
+"""What a tokenizer is on disk: a `tokenizer.json`, or a `vocab.txt` that stands for BERT's pipeline.
+
+Everything here ends in the same two values, the text of a `tokenizer.json` and the names of the
+special tokens; `tokenizer.py` makes a Tokenizer of them. Vocabularies are split on "\\n" only:
+`str.splitlines` also breaks at U+0085 and U+2028, which are tokens of bert-base-chinese.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import tokenizers
+from huggingface_hub.errors import HFValidationError
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from bertsmith.errors import InputError, ModelError
+from bertsmith.files import read_json
+
+_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+_USUAL_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+# Fields of BertNormalizer, and what tokenizer_config.json calls them.
+_BERT_OPTIONS = {
+    "lowercase": "do_lower_case",
+    "handle_chinese_chars": "tokenize_chinese_chars",
+    "strip_accents": "strip_accents",
+}
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Which token plays which of BERT's parts; the names of other families ("<s>") fit as well."""
+
+    pad: str = "[PAD]"
+    unk: str | None = "[UNK]"
+    cls: str = "[CLS]"
+    sep: str = "[SEP]"
+    mask: str = "[MASK]"
+
+    def names(self) -> list[str]:
+        """The tokens in the order pad, unk, cls, sep, mask, without a missing unk."""
+        return [name for name in (self.pad, self.unk, self.cls, self.sep, self.mask) if name is not None]
+
+
+def read_definition(path: str | Path) -> tuple[str, SpecialTokens]:
+    """The `tokenizer.json` and special tokens of a folder, a file or a repository on the Hub.
+
+    Args and errors as in `tokenizer.load_tokenizer`.
+    """
+    place = Path(path)
+    if not place.exists():
+        place = _from_hub(str(path))
+    try:
+        if place.is_file():
+            if place.suffix == ".json":
+                return _from_json(place, {})
+            return _from_vocab(place, _settings_in(place.parent))
+        if (place / "tokenizer.json").is_file():
+            return _from_json(place / "tokenizer.json", _settings_in(place))
+        if (place / "vocab.txt").is_file():
+            return _from_vocab(place / "vocab.txt", _settings_in(place))
+    except ModelError as error:
+        raise ModelError(f"{place}: {error}") from error
+    raise ModelError(
+        f"{place}: no tokenizer.json or vocab.txt in this folder. "
+        "Train one with `bertsmith tokenizer train`, or give another folder, a vocab.txt or a tokenizer.json."
+    )
+
+
+def bert_definition(
+    tokens: Sequence[str],
+    special: SpecialTokens,
+    *,
+    lowercase: bool,
+    tokenize_chinese_chars: bool = True,
+    strip_accents: bool | None = None,
+) -> str:
+    """The `tokenizer.json` of BERT's own pipeline for a WordPiece vocabulary, ids in the order given.
+
+    Words over 100 characters become the unknown token, as in transformers (google-research/bert
+    says 200 since 2018-11-23). A token given twice has the later id, as in both.
+
+    Args:
+        strip_accents: None means when lower-casing, as in BERT.
+    """
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    missing = [name for name in special.names() if name not in vocabulary]
+    if missing or special.unk is None:
+        raise ModelError(f"the vocabulary has no {', '.join(missing) or '[UNK]'}; BERT tasks need these special tokens")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=special.unk, max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=tokenize_chinese_chars,
+        strip_accents=strip_accents,
+        lowercase=lowercase,
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return finish_definition(backend, special)
+
+
+def finish_definition(backend: Any, special: SpecialTokens, before: Sequence[Any] = ()) -> str:
+    """Mark the special tokens and add the template [CLS] A [SEP] B [SEP] with segments 0 and 1.
+
+    Args:
+        backend: a `tokenizers.Tokenizer` whose vocabulary has the special tokens.
+        before: post-processors that run before the template (byte-level offsets).
+    """
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(name, normalized=False, special=True) for name in special.names()]
+    )
+    template = processors.TemplateProcessing(
+        single=f"{special.cls} $A {special.sep}",
+        pair=f"{special.cls} $A {special.sep} $B:1 {special.sep}:1",
+        special_tokens=[(name, backend.token_to_id(name)) for name in (special.cls, special.sep)],
+    )
+    backend.post_processor = processors.Sequence([*before, template]) if before else template
+    definition: str = backend.to_str()
+    return definition
+
+
+def _from_json(path: Path, settings: Mapping[str, Any]) -> tuple[str, SpecialTokens]:
+    """Where tokenizer_config.json and the normalizer of BERT disagree, the first wins, as in transformers."""
+    try:
+        parts = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg}", f"{path}:{error.lineno}") from None
+    if not isinstance(parts, dict) or not isinstance(parts.get("model"), dict):
+        raise ModelError('not a tokenizer.json: it has no "model" section')
+    normalizer = parts.get("normalizer")
+    if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
+        for field, option in _BERT_OPTIONS.items():
+            normalizer[field] = settings.get(option, normalizer.get(field))
+    vocabulary = parts["model"].get("vocab") or {}
+    known = {str(entry[0]) for entry in vocabulary} if isinstance(vocabulary, list) else set(vocabulary)
+    known |= {str(token["content"]) for token in parts.get("added_tokens") or []}
+    return json.dumps(parts), _special_tokens(settings, known)
+
+
+def _from_vocab(path: Path, settings: Mapping[str, Any]) -> tuple[str, SpecialTokens]:
+    lines = _read_text(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if lines and all(line.endswith("\r") for line in lines):
+        lines = [line[:-1] for line in lines]
+    lowercase = settings.get("do_lower_case")
+    if lowercase is None:
+        ordinary = (token for token in lines if not re.fullmatch(r"\[.+\]|<.+>", token))
+        lowercase = all(token == token.lower() for token in ordinary)
+    special = _special_tokens(settings, set(lines))
+    definition = bert_definition(
+        lines,
+        special,
+        lowercase=bool(lowercase),
+        tokenize_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        strip_accents=settings.get("strip_accents"),
+    )
+    return definition, special
+
+
+def _special_tokens(settings: Mapping[str, Any], known: set[str]) -> SpecialTokens:
+    """The tokens that the settings name ("cls_token"), else the usual names that the vocabulary has."""
+
+    def named(role: str) -> str | None:
+        given = settings.get(f"{role}_token")
+        if isinstance(given, dict):  # an AddedToken, written out
+            given = given.get("content")
+        return given if given is not None else next((name for name in _USUAL_NAMES[role] if name in known), None)
+
+    pad, unk, cls, sep, mask = (named(role) for role in _USUAL_NAMES)
+    if pad is None or cls is None or sep is None or mask is None:
+        found = {"[PAD]": pad, "[CLS]": cls, "[SEP]": sep, "[MASK]": mask}
+        missing = [name for name, value in found.items() if value is None]
+        raise ModelError(
+            f"no token plays the part of {', '.join(missing)}. "
+            "BERT tasks need these: name them in tokenizer_config.json or use another vocabulary."
+        )
+    return SpecialTokens(pad, unk, cls, sep, mask)
+
+
+def _settings_in(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special_tokens_map.json where it says nothing; {} without either."""
+    merged: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            if not isinstance(content, dict):
+                raise InputError("not a JSON object", str(folder / name))
+            merged.update({key: value for key, value in content.items() if value is not None})
+    return merged
+
+
+def _from_hub(name: str) -> Path:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise ModelError(f"{name}: no such file or folder. Give a tokenizer folder, a vocab.txt or a tokenizer.json.")
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
+    except (OSError, HFValidationError) as error:  # every HTTP and offline error of the Hub is an OSError
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(
+            f'{name}: no such file or folder here, and no repository "{name}" came from the Hugging Face Hub ({reason})'
+        ) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8: {error.reason} at byte {error.start}", str(path)) from None

@@ -1,0 +1,307 @@
+"""Readers of labelled text: CoNLL, CoNLL-U and IOB2 columns, SQuAD JSON, and rows with the same content.
+
+Every value read is checked here, with file and line, so that the tasks can trust what they get:
+as many tags as words, and every answer at its place in the context.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertsmith.errors import InputError, SettingsError, did_you_mean
+from bertsmith.text.reading import open_text, suffix_of
+
+CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+
+_ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+# `# sent_id = 7`, `# newdoc id = x`, `# newpar`; but not the token "#" nor a hashtag.
+_COMMENT = re.compile(r"# *(newdoc|newpar|[\w.:-]+ += )")
+_SKIPPED_ID = re.compile(r"\d+[-.]\d+")  # CoNLL-U: a multiword range, an empty node
+
+
+@dataclass(frozen=True)
+class TaggedSentence:
+    """Words and one tag a word. `where` is `file:line` of the first word."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    where: str
+
+    @property
+    def group(self) -> str:
+        """Equal sentences stay on one side of a split."""
+        return " ".join(self.words)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reference answer; `start` is its code point in the context, None where that is not known."""
+
+    text: str
+    start: int | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a context. No answers means that the context does not hold any."""
+
+    question: str
+    context: str
+    answers: tuple[Answer, ...]
+    id: str
+    where: str
+
+    @property
+    def group(self) -> str:
+        """Questions about one context stay on one side of a split."""
+        return self.context
+
+
+def holds_rows(source: str) -> bool:
+    """Whether a source is one of rows with named fields (`.jsonl`, `.parquet`, `hub:`), by its name."""
+    return source.startswith("hub:") or suffix_of(source) in _ROW_SUFFIXES
+
+
+def read_columns(
+    source: str | Path, token_column: int | str | None = None, tag_column: int | str | None = None
+) -> Iterator[TaggedSentence]:
+    """Tagged sentences from a file of columns: CoNLL-U by its suffix, else any CoNLL-like file.
+
+    Args:
+        token_column, tag_column: see `read_conllu` (names) and `read_conll` (numbers); None: as usual
+            for the format.
+
+    Raises:
+        SettingsError: a name where a number is wanted, or the other way round.
+        InputError: what cannot be read as said, with its line.
+    """
+    path = Path(source)
+    if suffix_of(path) == ".conllu":
+        yield from read_conllu(path, "form" if token_column is None else str(token_column), str(tag_column or "upos"))
+        return
+    if isinstance(token_column, str) or isinstance(tag_column, str):
+        name, column = ("token_column", token_column) if isinstance(token_column, str) else ("tag_column", tag_column)
+        raise SettingsError(
+            f'{name} "{column}": the columns of {path.name} have no names. Give a number, counted from 0 '
+            "(-1 is the last)."
+        )
+    yield from read_conll(path, token_column, tag_column)
+
+
+def read_conll(path: Path, token_column: int | None = None, tag_column: int | None = None) -> Iterator[TaggedSentence]:
+    """Sentences from lines of columns (tabs, else spaces), blank lines between sentences.
+
+    `-DOCSTART-` lines and comments of the form `# key = value` are passed over.
+
+    Args:
+        token_column, tag_column: counted from 0, negative from the end. By default first and last;
+            1 and 2 for `.iob2` files, which number their words (universalner.org).
+
+    Raises:
+        InputError: a line with another number of columns than the first one, with its line number.
+    """
+    numbered = suffix_of(path) == ".iob2"
+    token_column = token_column if token_column is not None else (1 if numbered else 0)
+    tag_column = tag_column if tag_column is not None else (2 if numbered else -1)
+    num_columns = 0
+    for lines in _blocks(path, numbered=numbered):
+        words, tags, first_line = [], [], 0
+        for number, line in lines:
+            columns = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
+            num_columns = num_columns or len(columns)
+            if len(columns) != num_columns or num_columns < 2:
+                raise InputError(
+                    f"{len(columns)} columns here, {max(2, num_columns)} wanted (a token and its tag, "
+                    "parted by a tab or spaces).",
+                    f"{path}:{number}",
+                )
+            if not (-num_columns <= token_column < num_columns and -num_columns <= tag_column < num_columns):
+                raise InputError(
+                    f"there are {num_columns} columns; token_column is {token_column} and tag_column {tag_column}.",
+                    f"{path}:{number}",
+                )
+            first_line = first_line or number
+            words.append(columns[token_column])
+            tags.append(columns[tag_column])
+        if words:
+            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{first_line}")
+
+
+def read_conllu(path: Path, token_column: str = "form", tag_column: str = "upos") -> Iterator[TaggedSentence]:
+    """Sentences of a CoNLL-U file, its columns chosen by name.
+
+    Multiword ranges (`1-2`) and empty nodes (`8.1`) are passed over: what is left are the syntactic
+    words, one tag each (universaldependencies.org/format.html).
+
+    Raises:
+        SettingsError: no such column.
+        InputError: a line without ten columns.
+    """
+    for column in (token_column, tag_column):
+        if column not in CONLLU_COLUMNS:
+            raise SettingsError(f'CoNLL-U has no column "{column}". {did_you_mean(column, CONLLU_COLUMNS)}')
+    token_index, tag_index = CONLLU_COLUMNS.index(token_column), CONLLU_COLUMNS.index(tag_column)
+    for lines in _blocks(path, numbered=True):
+        words, tags, first_line = [], [], 0
+        for number, line in lines:
+            columns = line.split("\t")
+            if len(columns) != len(CONLLU_COLUMNS):
+                raise InputError(f"{len(columns)} columns here; a CoNLL-U line has 10.", f"{path}:{number}")
+            if _SKIPPED_ID.fullmatch(columns[0]):
+                continue
+            first_line = first_line or number
+            words.append(columns[token_index])
+            tags.append(columns[tag_index])
+        if words:
+            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{first_line}")
+
+
+def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
+    """A field of a row that is a list of words or tags; numbers become text.
+
+    Raises:
+        InputError: no such field, or it is not a list.
+    """
+    if field not in row:
+        raise InputError(f'there is no column "{field}". {did_you_mean(field, map(str, row))}', where)
+    value = row[field].tolist() if isinstance(row[field], np.ndarray) else row[field]
+    if not isinstance(value, list | tuple):
+        raise InputError(f"a list wanted, {type(value).__name__} found.", f"{where}, {field}")
+    return tuple(str(item) for item in value)
+
+
+def question_row(
+    row: Mapping[str, Any],
+    where: str,
+    *,
+    question_field: str = "question",
+    context_field: str = "context",
+    answers_field: str | None = "answers",
+    lenient: bool = False,
+) -> Question:
+    """One question from a row.
+
+    Args:
+        answers_field: holds `[{"text", "answer_start"}]`, or `{"text": [], "answer_start": []}` as the
+            Hugging Face data sets do; an empty one means that the context has no answer. None: the
+            row is one to predict.
+        lenient: see `read_squad`.
+
+    Raises:
+        InputError: a field is missing or of another kind, or an answer is not at its place.
+    """
+    question, context = _string(row, question_field, where), _string(row, context_field, where)
+    given: Any = ()
+    if answers_field is not None:
+        if answers_field not in row:
+            raise InputError(f'there is no "{answers_field}". {did_you_mean(answers_field, map(str, row))}', where)
+        given = row[answers_field] if row[answers_field] is not None else ()
+    if isinstance(given, Mapping):
+        texts, starts = (list(given.get(name, ())) for name in ("text", "answer_start"))
+        if len(texts) != len(starts):
+            raise InputError(f"{len(texts)} texts but {len(starts)} places.", f"{where}, {answers_field}")
+        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    return _question(question, context, given, str(row.get("id") or where), where, lenient)
+
+
+def read_squad(source: str | Path, *, lenient: bool = False) -> Iterator[Question]:
+    """Questions of a SQuAD 1.1 or 2.0 file (also XQuAD, DRCD, and CMRC 2018 in SQuAD's layout).
+
+    The questions of a paragraph share one context object. `is_impossible` questions have no answers.
+
+    Args:
+        lenient: an answer that does not lie where it says keeps its text, for scoring, but no place.
+
+    Raises:
+        InputError: not JSON, another layout, or an answer that is not at its place (names the id).
+    """
+    path = Path(source)
+    with open_text(path) as file:
+        text = file.read()
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"not JSON: {error.msg}. For one object a line, name the file .jsonl.", f"{path}:{error.lineno}"
+        ) from None
+    articles = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(articles, list):
+        raise InputError('not in SQuAD layout: there is no list "data".', str(path))
+    for article_number, article in enumerate(articles):
+        for paragraph_number, paragraph in enumerate(_list(article, "paragraphs", f"{path}, data[{article_number}]")):
+            place = f"{path}, data[{article_number}].paragraphs[{paragraph_number}]"
+            for entry in _list(paragraph, "qas", place):
+                context = _string(paragraph, "context", place)
+                name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
+                where = f"{path}, question {name}" if name else place
+                question = _string(entry, "question", where)
+                given = () if entry.get("is_impossible") else entry.get("answers") or ()
+                yield _question(question, context, given, name or where, where, lenient)
+
+
+def _question(question: str, context: str, given: Sequence[Any], name: str, where: str, lenient: bool) -> Question:
+    """Check every answer against the context."""
+    answers = []
+    for entry in given:
+        text = _string(entry, "text", f"{where}, answers")
+        start = entry.get("answer_start")
+        if not text or not isinstance(start, int) or start < 0 or not context.startswith(text, start):
+            if not lenient:
+                raise InputError(_misplaced(text, start, context), where)
+            start = None
+        answers.append(Answer(text, start))
+    return Question(question, context, tuple(answers), name, where)
+
+
+def _misplaced(text: str, start: Any, context: str) -> str:
+    """Why an answer's place is refused, and what to do."""
+    if not isinstance(start, int):
+        return f'the answer "{text[:60]}" has no whole number "answer_start". {_LENIENT}'
+    found = context[max(0, start) : max(0, start) + len(text)]
+    return f'the answer "{text[:60]}" is not at {start} of its context; there stands "{found[:60]}". {_LENIENT}'
+
+
+_LENIENT = "Mend the data, or set lenient to leave such questions out of training."
+
+
+def _blocks(path: Path, *, numbered: bool) -> Iterator[list[tuple[int, str]]]:
+    """Numbered token lines of each sentence; comments and document marks are left out.
+
+    Args:
+        numbered: the words are numbered, so that every line with "#" at its start is a comment.
+            Elsewhere a word may be "#" or a hashtag, and only `# key = value` before a sentence is one.
+    """
+    block: list[tuple[int, str]] = []
+    with open_text(path) as file:
+        for number, raw in enumerate(file, start=1):
+            line = raw.rstrip("\n")
+            if not line.strip(" \t") or line.startswith("-DOCSTART-"):
+                if block:
+                    yield block
+                block = []
+            elif not line.startswith("#") or not (numbered or (not block and _COMMENT.match(line))):
+                block.append((number, line))
+    if block:
+        yield block
+
+
+def _list(value: Any, field: str, where: str) -> list[Any]:
+    found = value.get(field) if isinstance(value, Mapping) else None
+    if not isinstance(found, list):
+        raise InputError(f'there is no list "{field}".', where)
+    return found
+
+
+def _string(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, Mapping):
+        raise InputError(f"an object with {field!r} wanted, {type(value).__name__} found.", where)
+    if field not in value:
+        raise InputError(f'there is no "{field}". {did_you_mean(field, map(str, value))}', where)
+    if not isinstance(value[field], str):
+        raise InputError(f"text wanted, {type(value[field]).__name__} found.", f"{where}, {field}")
+    return str(value[field])

@@ -1,0 +1,221 @@
+"""Files on disk, found and opened: plain or compressed, one line after the other, with exact errors."""
+
+import codecs
+import difflib
+import glob
+import gzip
+import io
+import lzma
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow
+
+from bertsmith.errors import InputError, did_you_mean
+
+COMPRESSIONS = (".gz", ".xz", ".zst")
+
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+def suffix_of(path: str | Path) -> str:
+    """The suffix in lower case without that of a compression: ".jsonl" for "Text.JSONL.xz"."""
+    name = Path(path).name.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return Path(name).suffix
+
+
+class TextReader(Iterator[str]):
+    r"""An open text file: iterate over its lines, or `read` all that is left. Made by `open_text`.
+
+    A line ends at "\n", or "\r\n", which is read as "\n", and at nothing else: U+0085 and U+2028 stay
+    inside their line. A byte order mark at the start of the file is dropped.
+
+    Raises:
+        InputError: bytes that are not UTF-8, or damaged compressed data; names line and byte.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.line_number = 0  # of the line read last, counted from 1
+        self._offset_bytes = 0
+        self._stream = open_bytes(path)
+
+    def __next__(self) -> str:
+        try:
+            line = self._stream.readline()
+        except _DAMAGED as error:
+            raise _unreadable(self.path, error) from None
+        if not line:
+            raise StopIteration
+        self.line_number += 1
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(line, error.start) from None
+        if not self._offset_bytes:
+            text = text.removeprefix("\ufeff")
+        self._offset_bytes += len(line)
+        return text[:-2] + "\n" if text.endswith("\r\n") else text
+
+    def read(self) -> str:
+        """All that has not been read yet."""
+        return "".join(self)
+
+    def close(self) -> None:
+        """Close the file; closing it again does nothing."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _not_utf8(self, line: bytes, start: int) -> InputError:
+        unpacked = " (unpacked)" if self.path.suffix.lower() in COMPRESSIONS else ""
+        return InputError(
+            f"byte 0x{line[start]:02x} at offset {self._offset_bytes + start}{unpacked} is not UTF-8. Convert the "
+            f"file, for example: iconv -f {_likely_encoding(line)} -t UTF-8 {self.path.name} > new-{self.path.name}",
+            f"{self.path}:{self.line_number}",
+        )
+
+
+def open_text(path: str | Path) -> TextReader:
+    """Open a UTF-8 file for reading, plain or .gz, .xz or .zst; see `TextReader`.
+
+    Raises:
+        InputError: no such file (names the nearest one beside it), or one that may not be read.
+    """
+    return TextReader(Path(path))
+
+
+def open_bytes(path: Path) -> io.BufferedIOBase:
+    """The unpacked bytes of a file, buffered. Errors as `open_text`; damage shows up when reading."""
+    try:
+        compression = path.suffix.lower()
+        if compression == ".gz":
+            return gzip.open(path, "rb")
+        if compression == ".xz":
+            return lzma.open(path, "rb")
+        if compression == ".zst":
+            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+        return path.open("rb")
+    except FileNotFoundError:
+        raise missing(path) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def open_seekable(path: Path) -> io.BufferedIOBase:
+    """As `open_bytes`, for formats that are not read from front to back: unpacked to a temporary file.
+
+    Raises:
+        InputError: no such file, or damaged compressed data.
+    """
+    packed = open_bytes(path)
+    if path.suffix.lower() not in COMPRESSIONS:
+        return packed
+    unpacked = tempfile.TemporaryFile()
+    try:
+        with packed:
+            shutil.copyfileobj(packed, unpacked)
+        unpacked.seek(0)
+    except BaseException as error:
+        unpacked.close()
+        if isinstance(error, _DAMAGED):
+            raise _unreadable(path, error) from None
+        raise
+    return unpacked
+
+
+def find_files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files a path means, sorted: itself, those below a folder, or those a glob pattern matches.
+
+    Of folders and patterns, files with other suffixes and hidden files are passed over; links to
+    folders are not followed. A path that exists is never a pattern.
+
+    Raises:
+        InputError: nothing is there, nothing has a known suffix, or a file named outright has not.
+    """
+    path = Path(source).expanduser()
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # Too long a name: somebody gave the text itself.
+        raise _unreadable(Path(source[:60]), error) from None
+    if is_file:
+        if suffix_of(path) not in suffixes:
+            raise InputError(_unknown_suffix(path, suffixes), str(path))
+        return [path]
+    if path.is_dir():
+        matches = [path]
+    elif glob.has_magic(source):
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if not matches:
+            raise InputError("no file matches this pattern.", source)
+    else:
+        raise missing(path)
+    # A pattern like "data/**" matches a folder and the files in it.
+    files = {file for match in matches for file in (_walk(match) if match.is_dir() else [match])}
+    known = sorted(file for file in files if suffix_of(file) in suffixes)
+    if not known:
+        found = sorted({suffix_of(file) or file.name for file in files})
+        raise InputError(
+            f"no file here has a suffix of {', '.join(suffixes)}, plain or with {', '.join(COMPRESSIONS)}. "
+            f"Found: {', '.join(found[:10]) or 'no file at all'}.",
+            source,
+        )
+    return known
+
+
+def missing(path: Path) -> InputError:
+    """The error for a path that is not there: names what stands beside it, or the folder that lacks."""
+    parent = path.parent
+    while not parent.exists() and parent != parent.parent:
+        path, parent = parent, parent.parent
+    try:
+        siblings = sorted(entry.name for entry in os.scandir(parent) if not entry.name.startswith("."))
+    except OSError:
+        siblings = []
+    near = difflib.get_close_matches(path.name, siblings, n=8, cutoff=0.4) or siblings[:8]
+    hint = did_you_mean(path.name, near) if near else "The folder it should be in is empty."
+    return InputError(f"no such file or folder. {hint}", str(path))
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _unknown_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
+    known = f"{did_you_mean(suffix_of(path), suffixes)} Each may be followed by {', '.join(COMPRESSIONS)}."
+    if suffix_of(path) == ".json":
+        return f"a .json file is read here only if it holds one object a line; then name it .jsonl. {known}"
+    return f'cannot tell the format from "{suffix_of(path) or path.name}". {known}'
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    damaged = " The compressed file is damaged or cut short." if path.suffix.lower() in COMPRESSIONS else ""
+    return InputError(f"cannot be read: {reason}.{damaged}", str(path))
+
+
+def _likely_encoding(line: bytes) -> str:
+    """A guess good enough for a hint: UTF-16 by its mark, else GB18030 where it fits, else Latin-1."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    try:
+        line.decode("gb18030")
+    except UnicodeDecodeError:
+        return "ISO-8859-1"
+    return "GB18030"

@@ -1,0 +1,148 @@
+"""One shard of a token store: text in, a folder of arrays out. This is what worker processes run.
+
+Nothing here reads sources, so a worker starts without their libraries.
+"""
+
+import hashlib
+import io
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertsmith.files import atomic_folder, read_json, sha256, write_json
+from bertsmith.text.corpus import ARRAYS, STORE_VERSION, ShardRecord, Split
+from bertsmith.text.sentences import split_sentences
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+
+_SENTENCES_A_CALL = 4096
+
+
+@dataclass(frozen=True)
+class ShardText:
+    """One shard's work."""
+
+    split: Split
+    name: str
+    documents: Sequence[str]
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardArrays:
+    """The arrays of one shard, as described in `corpus.py`; word_starts not yet packed."""
+
+    tokens: np.ndarray  # [T] uint16 or uint32
+    word_starts: np.ndarray  # [T] bool
+    sentences: np.ndarray  # [S + 1] int64
+    documents: np.ndarray  # [D + 1] int64
+
+
+def build_shard(documents: Sequence[str], tokenizer: Tokenizer, language: str) -> ShardArrays:
+    """Turn documents into arrays. Sentences and documents without any token are left out."""
+    sentences: list[str] = []
+    counts = []
+    for document in documents:
+        found = [stripped for part in split_sentences(document, language) if (stripped := part.strip())]
+        sentences += found
+        counts.append(len(found))
+    calls = [
+        tokenizer.encode_flat(sentences[begin : begin + _SENTENCES_A_CALL])
+        for begin in range(0, len(sentences), _SENTENCES_A_CALL)
+    ]
+    empty = np.zeros(0, dtype=np.int64)
+    lengths = np.concatenate([empty, *(call.lengths for call in calls)])
+    document_of = np.repeat(np.arange(len(documents)), counts)[lengths > 0]
+    sizes = np.bincount(document_of, minlength=len(documents))
+    return ShardArrays(
+        tokens=np.concatenate([empty, *(call.ids for call in calls)]).astype(token_dtype(tokenizer.vocab_size)),
+        word_starts=np.concatenate([empty, *(call.word_starts for call in calls)]).astype(bool),
+        sentences=_offsets(lengths[lengths > 0]),
+        documents=_offsets(sizes[sizes > 0]),
+    )
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where shards are made, and the options that a shard depends on; goes to the workers."""
+
+    folder: Path
+    tokenizer_fingerprint: str
+    language: str
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder / "tokenizer"
+
+    def input_sha256(self, shard: ShardText) -> str:
+        digest = hashlib.sha256(f"{STORE_VERSION} {self.tokenizer_fingerprint} {self.language}".encode())
+        for document in shard.documents:
+            content = utf8(document)
+            digest.update(f" {len(content)} ".encode())
+            digest.update(content)
+        return digest.hexdigest()
+
+    def finished(self, shard: ShardText) -> ShardRecord | None:
+        """The record of a shard that an interrupted build has left, if it is the same and whole."""
+        folder = self.folder / shard.split / shard.name
+        if not (folder / "shard.json").is_file():
+            return None
+        record = ShardRecord(**read_json(folder / "shard.json"))
+        whole = all((folder / f"{array}.npy").stat().st_size == record.sizes[array] for array in ARRAYS)
+        return record if whole and record.input_sha256 == self.input_sha256(shard) else None
+
+    def make(self, shard: ShardText, tokenizer: Tokenizer) -> ShardRecord:
+        """Build a shard and write its folder."""
+        arrays = build_shard(shard.documents, tokenizer, self.language)
+        columns = {**vars(arrays), "word_starts": np.packbits(arrays.word_starts)}
+        with atomic_folder(self.folder / shard.split / shard.name, replace=True) as folder:
+            for array in ARRAYS:
+                # Through memory: numpy's own writing to a file loses the reason when the disk is full.
+                content = io.BytesIO()
+                np.save(content, columns[array], allow_pickle=False)
+                (folder / f"{array}.npy").write_bytes(content.getbuffer())
+            record = ShardRecord(
+                name=shard.name,
+                input_sha256=self.input_sha256(shard),
+                num_documents=len(arrays.documents) - 1,
+                num_sentences=len(arrays.sentences) - 1,
+                num_tokens=len(arrays.tokens),
+                text_bytes=shard.text_bytes,
+                sizes={array: (folder / f"{array}.npy").stat().st_size for array in ARRAYS},
+                sha256={array: sha256(folder / f"{array}.npy") for array in ARRAYS},
+            )
+            write_json(folder / "shard.json", asdict(record))
+        return record
+
+
+def start_worker() -> None:
+    """Ctrl-C is the parent's business; and one thread a process, as there are as many processes as cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@lru_cache(maxsize=1)
+def _worker_tokenizer(folder: Path) -> Tokenizer:
+    return load_tokenizer(folder)
+
+
+def make_in_worker(shard: ShardText, workshop: Workshop) -> ShardRecord:
+    return workshop.make(shard, _worker_tokenizer(workshop.tokenizer_folder))
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """int64 [n + 1], from 0 to the sum."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

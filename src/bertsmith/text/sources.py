@@ -1,0 +1,335 @@
+"""Documents and labelled rows, out of whatever text is kept in.
+
+    notes.txt  guide.md             text: a file is a document, or blank lines end one
+    pages.jsonl  pages.ndjson       JSON Lines: an object a line
+    reviews.csv  reviews.tsv        tables with a header; only .csv knows quotes (see `iter_rows`)
+    pages.parquet                   Parquet
+    any of these + .gz .xz .zst     compressed
+    folder/   "text/**/*.txt"       every such file, sorted
+    hub:NAME[/CONFIG][:SPLIT]       a Hugging Face data set, streamed; "hub:org/name/config:test"
+    python-docs                     the documentation that is installed with Python
+
+Everything is read as a stream. Text is UTF-8, its lines end at a line feed and nowhere else.
+"""
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from bertsmith.errors import InputError, SettingsError, did_you_mean
+from bertsmith.text.python_docs import iter_docstrings
+from bertsmith.text.reading import TextReader, find_files, open_seekable, open_text, suffix_of
+from bertsmith.text.sentences import replace_surrogates
+
+PYTHON_DOCS = "python-docs"
+HUB = "hub:"
+
+DocumentSeparator = Literal["file", "blank-lines"]
+
+_TEXT = (".txt", ".md")
+_JSON_LINES = (".jsonl", ".ndjson")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ROWS = (*_JSON_LINES, *_DELIMITERS, ".parquet")
+
+# A document is kept in memory whole. Past this many characters it is a corpus in one file.
+_DOCUMENT_LIMIT = 1 << 28
+# Enough for any field; a quote that is never closed must not swallow a file larger than memory.
+_FIELD_LIMIT = 1 << 27
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with an order of its own, and where it comes from: `file`, `file:line` or alike."""
+
+    text: str
+    source: str
+
+
+def expand_sources(sources: Sequence[str | Path]) -> list[str]:
+    """Each source as single files, `hub:` names and `python-docs`, in the order they will be read.
+
+    Raises:
+        InputError: as `find_files`; also for a `hub:` name that cannot be read as one.
+    """
+    expanded: list[str] = []
+    for source in [sources] if isinstance(sources, str) else map(str, sources):
+        if source.startswith(HUB):
+            _parse_hub(source)
+            expanded.append(source)
+        elif source == PYTHON_DOCS:
+            expanded.append(source)
+        else:
+            expanded.extend(map(str, find_files(source, (*_TEXT, *_ROWS))))
+    return expanded
+
+
+def iter_documents(
+    sources: Sequence[str | Path],
+    *,
+    text_column: str = "text",
+    document_separator: DocumentSeparator = "file",
+) -> Iterator[Document]:
+    """Stream documents, always in the same order; those with nothing but white space are left out.
+
+    Args:
+        sources: see the head of this module.
+        text_column: where rows (JSON Lines, tables, Parquet, Hub) keep their text. A row is a document.
+        document_separator: how .txt and .md files are read. "file": a file is a document.
+            "blank-lines": blank lines end documents and each line is a sentence, the input format
+            of google-research/bert's create_pretraining_data.py. The lines of a document are then
+            kept apart by blank lines, so that `split_sentences` never joins two of them.
+
+    Raises:
+        InputError: with file and line; an unknown column, a text that is none, what the readers raise.
+        SettingsError: an unknown `document_separator`.
+    """
+    if document_separator not in get_args(DocumentSeparator):
+        choices = did_you_mean(document_separator, get_args(DocumentSeparator))
+        raise SettingsError(f'document_separator: no such way to read text files: "{document_separator}". {choices}')
+    for source in expand_sources(sources):
+        for document in _documents(source, text_column, document_separator):
+            if document.text and not document.text.isspace():
+                yield document
+
+
+def iter_rows(
+    source: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    quoting: bool | None = None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stream rows with their place: ("file:line", {column: value}).
+
+    Values of tables are strings. JSON Lines, Parquet and the Hub keep their types; class labels of the
+    Hub are given by name, and None where a row is not labelled. Parquet and the Hub count rows from 1.
+
+    Args:
+        source: one file, folder, pattern or `hub:` name.
+        columns: names for the columns of tables that have no header; the first line is then a row.
+        delimiter: one character; by default a comma for .csv, a tab for .tsv.
+        quoting: whether a field may stand in quotes, with delimiters, line breaks and doubled quotes
+            inside (RFC 4180). By default yes for .csv and no for .tsv, where quotes are text: that is
+            how GLUE, CoLA and most published TSV files are written, with quotes that never close.
+
+    Raises:
+        InputError: with file and line; a line that cannot be parsed, or has another number of fields
+            than there are columns; a source without rows, such as a .txt file.
+        SettingsError: a delimiter that is not one character.
+    """
+    if delimiter is not None and len(delimiter) != 1:
+        raise SettingsError(f"delimiter: one character wanted, {delimiter!r} given.")
+    for path in expand_sources([source]):
+        suffix = suffix_of(path)
+        if path.startswith(HUB):
+            yield from _hub_rows(path)
+        elif path == PYTHON_DOCS or suffix in _TEXT:
+            raise InputError(f"there are no columns in plain text. {did_you_mean(suffix, _ROWS)}", path)
+        elif suffix in _DELIMITERS:
+            quoted = suffix == ".csv" if quoting is None else quoting
+            yield from _table_rows(path, columns, delimiter or _DELIMITERS[suffix], quoted)
+        elif suffix in _JSON_LINES:
+            yield from _json_rows(path)
+        else:
+            yield from _parquet_rows(path)
+
+
+def _documents(source: str, text_column: str, document_separator: DocumentSeparator) -> Iterator[Document]:
+    """The documents of one expanded source, empty ones included."""
+    if source == PYTHON_DOCS:
+        for module, docs in itertools.groupby(iter_docstrings(), key=lambda doc: doc.module):
+            yield Document("\n\n".join(doc.docstring for doc in docs), f"{PYTHON_DOCS}:{module}")
+    elif not source.startswith(HUB) and suffix_of(source) in _TEXT:
+        with open_text(source) as file:
+            yield from _whole_file(file) if document_separator == "file" else _between_blank_lines(file)
+    else:
+        is_parquet = not source.startswith(HUB) and suffix_of(source) == ".parquet"
+        rows = _parquet_rows(source, only=text_column) if is_parquet else iter_rows(source)
+        for where, row in rows:
+            if text_column not in row:
+                raise _no_column(text_column, row, where)
+            text = row[text_column]
+            if not isinstance(text, str | None):
+                raise InputError(f"text wanted, {type(text).__name__} found.", f"{where}, {text_column}")
+            yield Document(replace_surrogates(text or ""), where)
+
+
+def _whole_file(file: TextReader) -> Iterator[Document]:
+    lines: list[str] = []
+    size = 0
+    for line in file:
+        lines.append(line)
+        size += len(line)
+        if size > _DOCUMENT_LIMIT:
+            raise InputError(
+                f"one document of more than {_DOCUMENT_LIMIT:,} characters. If blank lines part its documents, set "
+                'document_separator to "blank-lines"; else split the file, or write it as JSON Lines.',
+                str(file.path),
+            )
+    yield Document("".join(lines), str(file.path))
+
+
+def _between_blank_lines(file: TextReader) -> Iterator[Document]:
+    lines: list[str] = []
+    first_line = 1
+    for line in itertools.chain(file, [""]):
+        if line.strip():
+            first_line = first_line if lines else file.line_number
+            lines.append(line.strip())
+        elif lines:
+            yield Document("\n\n".join(lines), f"{file.path}:{first_line}")
+            lines = []
+
+
+def _table_rows(
+    path: str, columns: Sequence[str] | None, delimiter: str, quoting: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_text(path) as file:
+        records = _quoted_records(file, delimiter) if quoting else _plain_records(file, delimiter)
+        names = list(columns) if columns is not None else None
+        for line_number, fields in records:
+            where = f"{path}:{line_number}"
+            if names is None:
+                names = fields
+                repeated = sorted({name for name in names if name and names.count(name) > 1})
+                if repeated:
+                    raise InputError(f"the header names {', '.join(repeated)} more than once.", where)
+            elif len(fields) != len(names):
+                quotes = "" if quoting else " Quotes have no meaning here; if they should, set quoting."
+                raise InputError(
+                    f"{len(fields)} fields here, but {len(names)} columns: {', '.join(names)}.{quotes}", where
+                )
+            else:
+                yield where, dict(zip(names, fields, strict=True))
+
+
+def _plain_records(file: TextReader, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    for line in file:
+        if line.strip("\n"):
+            yield file.line_number, line.removesuffix("\n").split(delimiter)
+
+
+def _quoted_records(file: TextReader, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Records with the number of their first line; quoted fields may run over several."""
+    csv.field_size_limit(_FIELD_LIMIT)  # Python's own limit, 128 KiB, is less than a long document.
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    while True:
+        first_line = file.line_number + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(
+                f"the record that begins here cannot be read: {error}. A quote inside a field must be doubled, and "
+                "the field quoted; a table without quoting is named .tsv, or read with quoting off.",
+                f"{file.path}:{first_line}",
+            ) from None
+        if fields:
+            yield first_line, fields
+
+
+def _json_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_text(path) as file:
+        for line in file:
+            if line.isspace():
+                continue
+            where = f"{path}:{file.line_number}"
+            try:
+                row = json.loads(line.removesuffix("\n"))
+            except RecursionError:
+                raise InputError("the JSON is nested too deeply.", where) from None
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"not JSON: {error.msg} at column {error.colno}; an object a line wanted.", where
+                ) from None
+            except ValueError as error:
+                raise InputError(f"not JSON: {error}", where) from None
+            if not isinstance(row, dict):
+                raise InputError(f"an object in braces wanted on each line, {type(row).__name__} found.", where)
+            # Only an escape can have made a lone surrogate.
+            yield where, _clean(row) if "\\ud" in line.lower() else row
+
+
+def _clean(value: Any) -> Any:
+    """The JSON value with U+FFFD in place of lone surrogates."""
+    if isinstance(value, str):
+        return replace_surrogates(value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {replace_surrogates(name): _clean(item) for name, item in value.items()}
+    return value
+
+
+def _parquet_rows(path: str, only: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of all columns, or of the one named."""
+    with open_seekable(Path(path)) as stream:
+        try:
+            # Without pre-buffering, pages are read as they are needed, not a row group at once.
+            file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False)
+            names = file.schema_arrow.names
+            if only is not None and only not in names:
+                raise _no_column(only, names, path)
+            row_number = 0
+            for batch in file.iter_batches(batch_size=256, columns=names if only is None else [only]):
+                for row in batch.to_pylist():
+                    row_number += 1
+                    yield f"{path}:{row_number}", row
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot be read as Parquet: {error}", path) from None
+
+
+@dataclass(frozen=True)
+class _HubName:
+    name: str
+    config: str | None
+    split: str
+
+
+def _parse_hub(source: str) -> _HubName:
+    """`hub:name`, `hub:org/name`, `hub:org/name/config`, `hub:./folder`; each may end in `:split`."""
+    place, _, split = source.removeprefix(HUB).partition(":")
+    if place.startswith((".", "/", "~")):
+        return _HubName(str(Path(place).expanduser()), None, split or "train")
+    parts = place.split("/")
+    if not all(parts) or len(parts) > 3:
+        raise InputError("write hub:NAME, hub:ORG/NAME or hub:ORG/NAME/CONFIG, and :SPLIT behind it.", source)
+    return _HubName("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "train")
+
+
+def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    hub = _parse_hub(source)
+    try:
+        dataset = datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
+        features = dataset.features or {}
+        for row_number, row in enumerate(dataset, start=1):
+            named = {column: _label_names(value, features.get(column)) for column, value in row.items()}
+            yield f"{source}:{row_number}", named
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f'data set "{hub.name}", configuration {hub.config or "not given"}, split "{hub.split}" cannot be read: '
+            f"{error}. Check the three names, and the connection to the Hub (HF_HUB_OFFLINE forbids it).",
+            source,
+        ) from None
+
+
+def _label_names(value: Any, feature: Any) -> Any:
+    """Class labels, alone or in a list, by their names."""
+    if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
+        return feature.int2str(value) if value >= 0 else None
+    if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel) and value is not None:
+        return [_label_names(item, feature.feature) for item in value]
+    return value
+
+
+def _no_column(column: str, columns: Iterable[str], where: str) -> InputError:
+    return InputError(f'there is no column "{column}". {did_you_mean(column, columns)}', where)

@@ -1,0 +1,292 @@
+"""Text to token ids and back: one final class around Hugging Face `tokenizers`, and loading it.
+
+What is added to the library:
+
+- Literal special tokens in running text stay text. A raw corpus that mentions "[MASK]" must not
+  teach the model that position (huggingface/tokenizers#722), so an encoder here never gives the id
+  of a special token, except the unknown token's.
+- Every token knows where its word starts, for whole-word masking and tagging. A word is what the
+  pre-tokenizer makes: for WordPiece a piece with its `##` pieces, as in google-research/bert.
+- Offsets count code points of the given text and never include the space before a word.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import tokenizers
+
+from bertsmith.errors import InputError, ModelError
+from bertsmith.files import atomic_write, write_json
+from bertsmith.text.definition import SpecialTokens, read_definition
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One text of n tokens."""
+
+    ids: np.ndarray  # [n] int32
+    offsets: np.ndarray  # [n, 2] int32, start and end in code points of the text
+    word_starts: np.ndarray  # [n] bool, true on the first token of each word
+
+
+@dataclass(frozen=True)
+class FlatEncoding:
+    """S texts laid end to end, without offsets: what a corpus keeps."""
+
+    ids: np.ndarray  # [T] int32
+    word_starts: np.ndarray  # [T] bool
+    lengths: np.ndarray  # [S] int64, tokens of each text
+
+
+@final
+class Tokenizer:
+    """A trained tokenizer; safe to call from several threads, and to pickle.
+
+    Attributes:
+        vocab_size: the highest id plus one, which is the number of rows an embedding needs.
+        special_ids: the ids of all special tokens, the five roles and any others.
+        lowercase: whether the normalizer makes text lower-case.
+        fingerprint: SHA-256 of everything that decides the ids of a text.
+    """
+
+    def __init__(self, definition: str, special: SpecialTokens) -> None:
+        """Build from the content of a `tokenizer.json`.
+
+        Raises:
+            ModelError: not a tokenizer, or a special token has no id.
+        """
+        try:
+            self._backend: Any = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # the library raises bare Exception for anything it cannot read
+            raise ModelError(f"not a tokenizer.json that this version of tokenizers can read: {error}") from error
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+        self._special = special
+        parts = json.loads(self._backend.to_str())
+        kinds = _types_in(parts["pre_tokenizer"])
+        self._spaces_in_tokens = bool({"Metaspace", "ByteLevel"} & kinds.keys())
+        self._space_before_words = kinds.get("ByteLevel", {}).get("add_prefix_space") is False
+        pipeline = [(parts[key] or {}).get("type") for key in ("model", "normalizer", "pre_tokenizer")]
+        self._is_bert = pipeline == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
+        self._normalizer: dict[str, Any] = parts["normalizer"] or {}
+
+        missing = [name for name in special.names() if self.token_to_id(name) is None]
+        if missing:
+            raise ModelError(f"the vocabulary has no {', '.join(missing)}; BERT tasks need these special tokens")
+        ids = {name: int(self._backend.token_to_id(name)) for name in special.names()}
+        self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.pad_id: int = ids[special.pad]
+        self.unk_id: int | None = None if special.unk is None else ids[special.unk]
+        self.cls_id: int = ids[special.cls]
+        self.sep_id: int = ids[special.sep]
+        self.mask_id: int = ids[special.mask]
+        marked = {token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self.special_ids: frozenset[int] = frozenset(marked | set(ids.values()))
+        self.lowercase: bool = _lowers(parts["normalizer"])
+        deciding = {key: parts[key] for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+        canonical = json.dumps([deciding, asdict(special)], sort_keys=True, ensure_ascii=False)
+        self.fingerprint: str = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+        self._is_barred = np.zeros(self.vocab_size, dtype=bool)
+        self._is_barred[list(self.special_ids - {self.unk_id})] = True
+        literals = sorted((re.escape(token) for token in self.tokens(self.special_ids)), key=len, reverse=True)
+        self._literal = re.compile("|".join(literals))
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, SpecialTokens]]:
+        return Tokenizer, (self._backend.to_str(), self._special)
+
+    def encode(self, text: str) -> Encoding:
+        """Token ids with offsets; special tokens are never added, and "[MASK]" in the text is plain text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """As `encode`, for many texts in one call, on all cores unless TOKENIZERS_PARALLELISM=false."""
+        results = []
+        for text, raw in zip(texts, self._encode(texts), strict=True):
+            ids = np.array(raw.ids, dtype=np.int32)
+            offsets = np.array(raw.offsets, dtype=np.int32).reshape(-1, 2)
+            starts = _changes(np.array(raw.word_ids, dtype=np.int32))
+            if self._is_barred[ids].any():
+                ids, offsets, starts = self._encode_around_literals(text)
+            if self._spaces_in_tokens:
+                _trim_spaces(text, offsets)
+            results.append(Encoding(ids, offsets, starts))
+        return results
+
+    def encode_flat(self, texts: Sequence[str]) -> FlatEncoding:
+        """As `encode_batch` without offsets, laid end to end: twice as fast, for whole corpora."""
+        raws = self._encode(texts)
+        lengths = np.fromiter((len(raw) for raw in raws), dtype=np.int64, count=len(raws))
+        total = int(lengths.sum())
+        ids = np.fromiter(itertools.chain.from_iterable(raw.ids for raw in raws), dtype=np.int32, count=total)
+        words = np.fromiter(itertools.chain.from_iterable(raw.word_ids for raw in raws), dtype=np.int32, count=total)
+        starts = _changes(words)
+        ends = np.cumsum(lengths)
+        starts[(ends - lengths)[lengths > 0]] = True
+        if not self._is_barred[ids].any():
+            return FlatEncoding(ids, starts, lengths)
+        pieces = [(piece.ids, piece.word_starts) for piece in self.encode_batch(texts)]
+        return FlatEncoding(
+            np.concatenate([piece for piece, _ in pieces]),
+            np.concatenate([flags for _, flags in pieces]),
+            np.array([len(piece) for piece, _ in pieces], dtype=np.int64),
+        )
+
+    def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode words that someone else has split, as tagging needs.
+
+        Returns:
+            ids, int32 [n], and word_index, int32 [n], ascending, in which every word occurs: one
+            without any piece (empty, or only control characters) gets the unknown token.
+        """
+        if not words:
+            return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32)
+        spaced = [f" {word}" for word in words] if self._space_before_words else list(words)
+        raw = self._backend.encode(spaced, is_pretokenized=True, add_special_tokens=False)
+        ids = np.array(raw.ids, dtype=np.int32)
+        index = np.array(raw.word_ids, dtype=np.int32)
+        if self._is_barred[ids].any():
+            parts = [self._encode_around_literals(word)[0] for word in spaced]
+            ids = np.concatenate(parts)
+            index = np.repeat(np.arange(len(words)), [len(part) for part in parts])
+        index = index.astype(np.int32)
+        silent = np.setdiff1d(np.arange(len(words), dtype=np.int32), index)
+        places = np.searchsorted(index, silent)
+        filler = self.mask_id if self.unk_id is None else self.unk_id
+        return np.insert(ids, places, filler).astype(np.int32), np.insert(index, places, silent).astype(np.int32)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """About the text that gives these ids; lower-cased and re-spaced as the tokenizer works."""
+        text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        return text.removeprefix(" ")
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """The pieces as the vocabulary writes them; an id without a piece gives the unknown token."""
+        unknown = self._special.unk or ""
+        return [self._backend.id_to_token(int(i)) or unknown for i in ids]
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a piece, or None."""
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
+
+    def save(self, folder: Path, model_max_length: int = 512) -> None:
+        """Write a folder that `transformers.AutoTokenizer` loads and that gives it the same ids.
+
+        One difference is by design: transformers reads a literal "[MASK]" in a text as the special
+        token, we do not.
+
+        Args:
+            model_max_length: the number of positions of the model this tokenizer goes with, in
+                tokens; transformers truncates to it when asked to truncate.
+        """
+        atomic_write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
+        named = {f"{role}_token": name for role, name in asdict(self._special).items() if name is not None}
+        flags = (
+            {
+                "do_lower_case": self._normalizer["lowercase"],
+                "tokenize_chinese_chars": self._normalizer["handle_chinese_chars"],
+                "strip_accents": self._normalizer["strip_accents"],
+            }
+            if self._is_bert
+            else {}
+        )
+        config = {
+            "tokenizer_class": "BertTokenizer" if self._is_bert else "PreTrainedTokenizerFast",
+            **flags,
+            **named,
+            "model_max_length": model_max_length,
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        }
+        write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "special_tokens_map.json", named)
+        if self._is_bert:
+            atomic_write(folder / "vocab.txt", "".join(f"{token}\n" for token in self.tokens(range(self.vocab_size))))
+
+    def _encode(self, texts: Sequence[str]) -> list[Any]:
+        try:
+            raws: list[Any] = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InputError(
+                f"a text that is not valid Unicode (a lone surrogate?) cannot be encoded: {error}"
+            ) from None
+        return raws
+
+    def _encode_around_literals(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Encode a text whose literal special tokens the model would recognise (Unigram does).
+
+        The text is cut after the first character of each such literal, so that no part has one.
+        """
+        cuts = [0, *(match.start() + 1 for match in self._literal.finditer(text)), len(text)]
+        ids, offsets, starts = [], [], []
+        for begin, end in itertools.pairwise(cuts):
+            raw = self._backend.encode(text[begin:end], add_special_tokens=False)
+            ids.append(np.array(raw.ids, dtype=np.int32))
+            offsets.append(np.array(raw.offsets, dtype=np.int32).reshape(-1, 2) + np.int32(begin))
+            starts.append(_changes(np.array(raw.word_ids, dtype=np.int32)))
+        return np.concatenate(ids), np.concatenate(offsets), np.concatenate(starts)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load any tokenizer that has BERT's special tokens, under whatever names.
+
+    Args:
+        path: a Hugging Face folder (`tokenizer.json`, else `vocab.txt`), a `vocab.txt` of
+            WordPiece, a `tokenizer.json`, or the name of a repository on the Hub ("org/name").
+
+    For a bare `vocab.txt`, a `tokenizer_config.json` beside it says whether text is lower-cased
+    (`do_lower_case`). Without one the vocabulary is asked: it is taken as uncased when lower-casing
+    would change none of its tokens, other than bracketed ones such as "[CLS]" and "<S>". That is
+    right for bert-base-uncased, -cased and, as google-research/bert uses it, -chinese.
+
+    Raises:
+        ModelError: nothing of that kind there, or special tokens are missing.
+        InputError: a file that is not JSON or not UTF-8.
+    """
+    definition, special = read_definition(path)
+    try:
+        return Tokenizer(definition, special)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _types_in(part: Any) -> dict[str, dict[str, Any]]:
+    """All components of a (nested) normalizer or pre-tokenizer by their type."""
+    found: dict[str, dict[str, Any]] = {}
+    if isinstance(part, dict):
+        if "type" in part:
+            found[str(part["type"])] = part
+        for value in part.values():
+            found |= _types_in(value)
+    elif isinstance(part, list):
+        for value in part:
+            found |= _types_in(value)
+    return found
+
+
+def _lowers(normalizer: Any) -> bool:
+    kinds = _types_in(normalizer)
+    return "Lowercase" in kinds or bool(kinds.get("BertNormalizer", {}).get("lowercase"))
+
+
+def _changes(words: np.ndarray) -> np.ndarray:
+    """bool [n], true where a value differs from the one before it, and on the first."""
+    starts = np.ones(len(words), dtype=bool)
+    np.not_equal(words[1:], words[:-1], out=starts[1:])
+    return starts
+
+
+def _trim_spaces(text: str, offsets: np.ndarray) -> None:
+    """Move starts past the space that byte-level and Metaspace pieces carry; in place."""
+    for row, (begin, end) in enumerate(offsets.tolist()):
+        while begin < end and text[begin].isspace():
+            begin += 1
+        offsets[row, 0] = begin

@@ -1,0 +1,15 @@
+"""Anything that has a loss -> weights. One loop for pre-training and for every fine-tuning.
+
+task.py         what the loop asks of a task: read this first
+device.py       which device, which precision
+optim.py        AdamW, its parameter groups, the learning rate, budgets
+plan.py         the settings of a run, its stages, its result
+loader.py       order of the examples and their batches, as a pure function of (seed, epoch)
+checkpoint.py   crash-safe saving, verified loading
+step.py         accumulate, check, clip, update
+evaluate.py     a task's answers and scores over a whole split
+progress.py     metrics.jsonl and what is seen in the terminal
+report.py       report.html
+interrupt.py    Ctrl-C means: finish the step and save
+loop.py         step, report, evaluate, checkpoint, stop
+"""

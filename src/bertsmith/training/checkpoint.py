@@ -1,0 +1,185 @@
+"""Checkpoints that are whole or not there, and are verified before they are believed.
+
+    checkpoints/step-00001200/
+        model.safetensors       every parameter and buffer once, by its first name
+        optimizer.safetensors   NAME_OF_PARAMETER|NAME_OF_STATE
+        state.json              where the run is
+        manifest.json           size and SHA-256 of the others; written last
+
+No pickle is written or read. `best-STEP` folders are the same without the optimizer.
+"""
+
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bertsmith.errors import InputError, StorageError, TrainingError
+from bertsmith.files import atomic_folder, ensure_free, read_json, sha256, write_json
+
+Kind = Literal["step", "best"]
+
+_FORMAT = 1
+_STALE = re.compile(r"\.(step|best)-\d+\.(tmp|old)-.*")
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    state: Mapping[str, Any],
+    *,
+    kind: Kind = "step",
+    keep: int = 2,
+) -> Path:
+    """Write `folder/KIND-STEP`, then remove all but the newest `keep` of that kind.
+
+    Checkpoints of later steps are removed as well: they belong to a run that went back.
+
+    Raises:
+        StorageError: no space or no permission; what was there before is still there.
+    """
+    tensors = {"model.safetensors": _model_tensors(model)}
+    if optimizer is not None:
+        tensors["optimizer.safetensors"] = _optimizer_tensors(model, optimizer)
+    needed_bytes = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
+    ensure_free(folder, needed_bytes + 2**20)
+    path = folder / f"{kind}-{step:08d}"
+    with atomic_folder(path, replace=True) as temporary:
+        for name, group in tensors.items():
+            try:
+                save_file({key: value.detach().contiguous() for key, value in group.items()}, temporary / name)
+            except SafetensorError as error:
+                raise StorageError(f"cannot write {path / name}: {error}") from error
+        write_json(temporary / "state.json", dict(state))
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in temporary.iterdir()}
+        write_json(temporary / "manifest.json", {"format": _FORMAT, "step": step, "files": files})
+    remove_checkpoints(folder, kind=kind, after_step=step)
+    for old in _found(folder, kind)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def newest_checkpoint(folder: Path, kind: Kind = "step") -> Path | None:
+    """The newest checkpoint that is whole, with a warning for each newer one that is not.
+
+    Raises:
+        TrainingError: there are checkpoints, and none is whole.
+    """
+    found = _found(folder, kind)
+    for path in found:
+        fault = find_fault(path)
+        if fault is None:
+            return path
+        warnings.warn(f"checkpoint {path} is damaged and is not used: {fault}", RuntimeWarning, stacklevel=2)
+    if found:
+        raise TrainingError(f"{folder}: every checkpoint is damaged. Remove the folder to start the run again.")
+    return None
+
+
+def remove_checkpoints(folder: Path, *, kind: Kind, after_step: int) -> None:
+    """Remove checkpoints of later steps, and what a process that was killed while writing left behind."""
+    for path in _found(folder, kind):
+        if _step_of(path) > after_step:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _STALE.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def find_fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None if it is whole."""
+    try:
+        manifest = read_json(path / "manifest.json")
+        if manifest["format"] != _FORMAT:
+            return f"its format is {manifest['format']}, this version reads {_FORMAT}"
+        for name, expected in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
+            if sha256(file) != expected["sha256"]:
+                return f"{name} was changed after it was written (SHA-256)"
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json cannot be read ({error})"
+    return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    """Fill the model and the optimizer in place, and return the state.
+
+    The files are taken as they are: ask `newest_checkpoint` or `find_fault` first.
+
+    Raises:
+        TrainingError: the checkpoint is of a model of another shape.
+    """
+    loaded = load_file(path / "model.safetensors")
+    own = _model_tensors(model)
+    if unknown := loaded.keys() ^ own.keys():
+        raise TrainingError(f"{path} does not fit this model: only one of them has {', '.join(sorted(unknown)[:5])}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != loaded[name].shape:
+                raise TrainingError(
+                    f"{path} does not fit this model: {name} is {list(loaded[name].shape)}, not {list(tensor.shape)}."
+                )
+            tensor.copy_(loaded[name])
+    if optimizer is not None:
+        parameters = _parameter_names(model)
+        optimizer.state.clear()
+        for key, value in load_file(path / "optimizer.safetensors").items():
+            name, _, field = key.rpartition("|")
+            optimizer.state[parameters[name]][field] = value.to(parameters[name].device)
+    return read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `state`."""
+    state: dict[str, Any] = read_json(path / "state.json")
+    return state
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, a tied one only under its first name."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor
+    return tensors
+
+
+def _parameter_names(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters(remove_duplicate=True))
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """All of the optimizer's memory; its hyper-parameters follow from the settings and are not saved."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in _parameter_names(model).items():
+        for field, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}|{field}"] = value
+    return tensors
+
+
+def _found(folder: Path, kind: Kind) -> list[Path]:
+    """Checkpoints by their names, the newest first."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path in folder.glob(f"{kind}-*") if path.is_dir() and path.name[len(kind) + 1 :].isdecimal()]
+    return sorted(paths, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])

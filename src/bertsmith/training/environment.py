@@ -1,0 +1,45 @@
+"""Where a run took place: versions, processor, memory, accelerator."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("bertsmith", "torch", "numpy", "tokenizers", "safetensors")
+
+
+def environment() -> dict[str, str]:
+    """What a reader needs in order to judge or repeat a run: versions, processor, memory, device."""
+    installed = {package.metadata["Name"] for package in importlib.metadata.distributions()}
+    facts = {"Python": platform.python_version()}
+    facts |= {name: importlib.metadata.version(name) for name in _PACKAGES if name in installed}
+    facts["system"] = platform.platform()
+    facts["processor"] = _processor()
+    facts["cores"] = f"{_usable_cores()} usable, {torch.get_num_threads()} threads in torch"
+    facts["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    facts["most memory used"] = f"{peak_bytes / 2**30:.2f} GiB by this process"
+    facts["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return facts
+
+
+def _processor() -> str:
+    """The processor's name as the system gives it."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        found = re.search(r"^model name\s*: (.+)$", information.read_text(encoding="utf-8", errors="replace"), re.M)
+        if found:
+            return found.group(1)
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    """Cores this process may run on, which a container makes fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

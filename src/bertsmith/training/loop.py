@@ -1,0 +1,374 @@
+"""The one training loop: step, report, evaluate, checkpoint, stop.
+
+A run is a function of (weights, data, settings). Stopped after any step and resumed, it ends with
+the same bits as if it had never stopped, as long as its budget and its evaluation interval are not
+in time: the order of examples and every dropout mask are functions of the seed and of where the run
+is (`bertsmith.randomness`), and a checkpoint holds everything else.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from bertsmith.errors import Interrupted, SettingsError, TrainingError
+from bertsmith.training import plan
+from bertsmith.training.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    read_state,
+    remove_checkpoints,
+    save_checkpoint,
+)
+from bertsmith.training.device import resolve_device, resolve_precision
+from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.interrupt import StopRequest
+from bertsmith.training.loader import Loader, Step
+from bertsmith.training.optim import Budget, Interval, Spent, build_optimizer, rate
+from bertsmith.training.plan import Stage, TrainResult, TrainSettings, check_stages
+from bertsmith.training.progress import Reporter
+from bertsmith.training.step import StepResult, Totals, take_step
+from bertsmith.training.task import Task
+
+__all__ = ["Stage", "TrainResult", "TrainSettings", "train"]
+
+Fingerprint = Mapping[str, str | int | float | bool | None]
+
+_LOG_SECONDS = 1.5
+_LOG_STEPS = 50
+_EVALUATION_SHARE = 0.1
+
+
+@dataclass
+class _State:
+    """Where a run is: all that a checkpoint holds besides weights and moments."""
+
+    stage: int = 0
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    epochs: float = 0.0
+    epochs_before_stage: float = 0.0
+    is_evaluation_due: bool = False
+    evaluated_step: int = 0
+    evaluation_seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_objective: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    is_stopped_early: bool = False
+
+
+def train(
+    model: nn.Module,
+    stages: Sequence[Stage],
+    settings: TrainSettings,
+    run_folder: Path,
+    *,
+    resume: bool = False,
+    fingerprint: Fingerprint | None = None,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> TrainResult:
+    """Train `model` in place; the last stage's task is evaluated on its split "dev", if that is not empty.
+
+    Args:
+        run_folder: gets `metrics.jsonl` and `checkpoints/`.
+        resume: go on from the newest checkpoint of `run_folder`; from the start if it has none.
+        fingerprint: what else has to be equal on resume, such as the hash of the data.
+        console: where progress is shown; None is standard error.
+        clock: seconds that only grow; for time budgets and throughput.
+
+    Raises:
+        TrainingError: the gradient is not finite; or the checkpoint was made with other settings.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
+        SettingsError: `run_folder` holds a run and `resume` is false; stages that do not rise to 1.
+    """
+    run = _Run(model, stages, settings, run_folder, fingerprint or {}, clock)
+    run.restore(resume)
+    reporting = Reporter(run_folder, keep_bytes=run.metrics_bytes, console=console, clock=clock)
+    with StopRequest() as stop, reporting as reporter:
+        reporter.write("run", run.state.step, run.description())
+        while run.state.stage < len(stages) and not run.state.is_stopped_early:
+            _train_stage(run, reporter, stop)
+            run.next_stage()
+        if run.state.step > run.state.evaluated_step:
+            run.evaluate(reporter)
+        checkpoint = run.save(reporter, keep=1)
+        metrics = run.load_best() if settings.keep_best else run.state.metrics
+        state = run.state
+        result = TrainResult(
+            step=state.step,
+            tokens=state.tokens,
+            epochs=state.epochs,
+            seconds=run.elapsed(),
+            metrics=metrics,
+            best_step=state.best_step,
+            stopped_early=state.is_stopped_early,
+            checkpoint=checkpoint,
+        )
+        reporter.write("end", state.step, {**asdict(result), "checkpoint": checkpoint.name})
+    return result
+
+
+def _train_stage(run: "_Run", reporter: Reporter, stop: StopRequest) -> None:
+    """Steps, until the stage's share of the budget is used up, no evaluation improves, or the user stops."""
+    stage = run.stages[run.state.stage]
+    with closing(run.steps(stage)) as steps:
+        while True:
+            if stop.requested:
+                path = run.save(reporter)
+                raise Interrupted(
+                    f"Stopped after step {run.state.step:,}; the run is saved in {path}. "
+                    "Run the same command with --resume to go on."
+                )
+            if run.state.is_evaluation_due:
+                run.evaluate(reporter)
+                continue
+            progress = run.progress()
+            if progress >= stage.progress_end or run.state.is_stopped_early:
+                run.log(reporter)
+                return
+            asked = run.clock()
+            run.take_step(stage.task, next(steps), progress, asked)
+            run.after_step(reporter)
+
+
+class _Run:
+    """The parts of a run, and the verbs that `train` puts in order."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stages: Sequence[Stage],
+        settings: TrainSettings,
+        run_folder: Path,
+        fingerprint: Fingerprint,
+        clock: Callable[[], float],
+    ) -> None:
+        check_stages(stages)
+        self.device = resolve_device(settings.device)
+        self.precision = resolve_precision(settings.precision, self.device)
+        self.model = model.to(self.device)
+        self.optimizer = build_optimizer(model, settings.optimizer)
+        self.stages = stages
+        self.settings = settings
+        self.clock = clock
+        self.checkpoints = run_folder / "checkpoints"
+        self.budget = Budget.parse(settings.budget)
+        self.evaluations = Interval(Budget.parse(settings.evaluate_every or "10%"))
+        self.saves = Interval(Budget.parse(settings.save_every))
+        self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
+        self.has_dev = stages[-1].task.examples("dev").num_examples(0) > 0
+        self.state = _State()
+        self.began = clock()
+        self.seconds_before = 0.0
+        self.logged = self.began
+        self.totals = Totals()
+        self.learning_rate = 0.0
+        self.step_seconds = self.last_evaluation_seconds = self.last_save_seconds = 0.0
+        self.resumed_from: Path | None = None
+        self.metrics_bytes = 0
+
+    def restore(self, resume: bool) -> None:
+        """Load the newest checkpoint, or make sure that there is none."""
+        path = newest_checkpoint(self.checkpoints)
+        if path is None:
+            remove_checkpoints(self.checkpoints, kind="best", after_step=-1)
+            return
+        if not resume:
+            raise SettingsError(f"{path.parent.parent} already holds a run. Add --resume, or choose another folder.")
+        saved = read_state(path)
+        for name in sorted(saved["fingerprint"].keys() | self.fingerprint.keys()):
+            before, now = saved["fingerprint"].get(name), self.fingerprint.get(name)
+            if before != now:
+                raise TrainingError(
+                    f"cannot resume {path}: {name} was {before} and is now {now}. "
+                    "Use the old value, or start a new run in another folder."
+                )
+        load_checkpoint(path, self.model, self.optimizer)
+        self.state = _State(**saved["state"])
+        self.seconds_before = self.state.seconds
+        self.last_evaluation_seconds = saved["last_evaluation_seconds"]
+        self.metrics_bytes = saved["metrics_bytes"]
+        self.resumed_from = path
+        for interval in (self.evaluations, self.saves):
+            interval.is_due(self._spent(), self.progress())
+        remove_checkpoints(self.checkpoints, kind="best", after_step=self.state.step)
+
+    def description(self) -> dict[str, Any]:
+        """What the first line of metrics.jsonl says about the run."""
+        return {
+            **self.fingerprint,
+            "device": str(self.device),
+            "num_threads": torch.get_num_threads(),
+            "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "resumed_from": self.resumed_from.name if self.resumed_from else None,
+        }
+
+    def steps(self, stage: Stage) -> Generator[Step, None, None]:
+        """The endless steps of a stage, from where the run is."""
+        loader = Loader(
+            stage.task.examples("train"),
+            stage.task.collate,
+            batch_size=stage.batch_size or self.settings.batch_size,
+            micro_batch_size=stage.micro_batch_size or self.settings.micro_batch_size,
+            seed=self.settings.seed,
+            stream=self.state.stage,
+            num_workers=self.settings.num_workers,
+        )
+        return loader.steps(self.state.epoch, self.state.position)
+
+    def elapsed(self) -> float:
+        """Seconds since the run began, over all its parts."""
+        return self.seconds_before + self.clock() - self.began
+
+    def progress(self) -> float:
+        """The share of the budget that is used up, with time set aside for what follows the last step."""
+        reserve = self.step_seconds + self.last_evaluation_seconds + self.last_save_seconds
+        return self.budget.progress(self._spent(), reserve)
+
+    def next_stage(self) -> None:
+        """Go to the start of the next stage's data, unless the run was stopped early."""
+        if not self.state.is_stopped_early:
+            self.state.stage += 1
+            self.state.epoch = self.state.position = 0
+            self.state.epochs_before_stage = self.state.epochs
+
+    def take_step(self, task: Task, step: Step, progress: float, asked: float) -> None:
+        """One update, and where the run is afterwards. `asked` is when its data was asked for."""
+        began = self.clock()
+        state, optimizer = self.state, self.settings.optimizer
+        self.learning_rate = rate(progress, state.step, optimizer)
+        result = take_step(
+            self.model,
+            task,
+            step,
+            self.optimizer,
+            learning_rate=self.learning_rate,
+            max_grad_norm=optimizer.max_grad_norm,
+            seed=self.settings.seed,
+            number=state.step,
+            device=self.device,
+            precision=self.precision,
+        )
+        if not result.is_finite:
+            raise TrainingError(self._divergence(step, result))
+        state.step += 1
+        state.tokens += step.num_tokens
+        state.epoch, state.position = step.epoch, step.position
+        state.epochs = state.epochs_before_stage + step.epochs
+        self.step_seconds = self.clock() - asked
+        self.totals.add(result, step.num_tokens, self.step_seconds, began - asked)
+
+    def after_step(self, reporter: Reporter) -> None:
+        """A line of metrics and a checkpoint if they are due; an evaluation is only noted as due."""
+        log_every = self.settings.log_every
+        is_time_to_log = log_every is None and self.clock() - self.logged >= _LOG_SECONDS
+        if is_time_to_log or self.totals.steps >= (log_every or _LOG_STEPS):
+            self.log(reporter)
+        spent, progress = self._spent(), self.progress()
+        if self.evaluations.is_due(spent, progress):
+            self.state.is_evaluation_due = self.has_dev and not self._is_evaluation_too_slow()
+        if self.saves.is_due(spent, progress):
+            self.save(reporter)
+
+    def log(self, reporter: Reporter) -> None:
+        """Write what the steps since the last line came to, if there were any."""
+        totals, state = self.totals, self.state
+        self.totals, self.logged = Totals(), self.clock()
+        if totals.steps:
+            values = {
+                "stage": state.stage,
+                "epochs": state.epochs,
+                "tokens": state.tokens,
+                "seconds": self.elapsed(),
+                "learning_rate": self.learning_rate,
+                **totals.figures(self.stages[state.stage].task.loss_weights),
+            }
+            reporter.train(state.step, self.progress(), values)
+
+    def evaluate(self, reporter: Reporter) -> None:
+        """Score the held-out split; note, and if asked save, the best; decide about stopping early."""
+        state = self.state
+        state.is_evaluation_due = False
+        if not self.has_dev:
+            return
+        began = self.clock()
+        task = self.stages[-1].task
+        evaluation = evaluate_task(self.model, task, "dev", device=self.device, precision=self.precision)
+        state.metrics, state.evaluated_step = evaluation.metrics, state.step
+        objective, best = evaluation.objective, state.best_objective
+        sign = 1 if task.greater_is_better else -1
+        is_best = (
+            objective is not None and math.isfinite(objective) and (best is None or sign * objective > sign * best)
+        )
+        if is_best:
+            state.best_objective, state.best_step, state.evaluations_without_gain = objective, state.step, 0
+            if self.settings.keep_best:
+                saved = {"metrics": evaluation.metrics}
+                save_checkpoint(self.checkpoints, state.step, self.model, None, saved, kind="best", keep=1)
+        else:
+            state.evaluations_without_gain += 1
+            patience = self.settings.early_stopping
+            state.is_stopped_early = patience is not None and state.evaluations_without_gain >= patience
+        self.last_evaluation_seconds = self.clock() - began
+        state.evaluation_seconds += self.last_evaluation_seconds
+        self.evaluations.is_due(self._spent(), self.progress())
+        reporter.evaluation(state.step, evaluation.metrics, self.last_evaluation_seconds, is_best)
+
+    def save(self, reporter: Reporter, keep: int = 2) -> Path:
+        """Write a checkpoint of this moment; metrics.jsonl is complete up to it."""
+        self.log(reporter)
+        began = self.clock()
+        self.state.seconds = self.elapsed()
+        saved = {
+            "state": asdict(self.state),
+            "fingerprint": self.fingerprint,
+            "last_evaluation_seconds": self.last_evaluation_seconds,
+            "metrics_bytes": reporter.position,
+        }
+        path = save_checkpoint(self.checkpoints, self.state.step, self.model, self.optimizer, saved, keep=keep)
+        self.last_save_seconds = self.clock() - began
+        return path
+
+    def load_best(self) -> dict[str, float]:
+        """Put the best weights into the model and return their metrics; the last ones if none are saved."""
+        path = newest_checkpoint(self.checkpoints, kind="best")
+        if path is None:
+            return self.state.metrics
+        metrics: dict[str, float] = load_checkpoint(path, self.model, None)["metrics"]
+        return metrics
+
+    def _spent(self) -> Spent:
+        return Spent(self.state.step, self.state.tokens, self.elapsed(), self.state.epochs)
+
+    def _is_evaluation_too_slow(self) -> bool:
+        """Whether an evaluation that nobody asked for would take too much of a time budget."""
+        if self.settings.evaluate_every is not None or self.budget.unit != "seconds":
+            return False
+        expected = self.state.evaluation_seconds + self.last_evaluation_seconds
+        return self.last_evaluation_seconds > 0 and expected > _EVALUATION_SHARE * self.budget.amount
+
+    def _divergence(self, step: Step, result: StepResult) -> str:
+        losses = ", ".join(f"{name} {float(total) / result.counts[name]:g}" for name, total in result.loss_sums.items())
+        last = newest_checkpoint(self.checkpoints)
+        return (
+            f"step {self.state.step + 1}: the gradient is not finite (norm {result.grad_norm}; losses: {losses}; "
+            f"learning rate {self.learning_rate:g}; epoch {step.epoch}, examples {_some(step.sample_ids)}). "
+            f"The last checkpoint is {last or 'not yet written'}. A lower learning rate or a longer warm-up may help; "
+            "if the loss itself is not finite, look at these examples."
+        )
+
+
+def _some(sample_ids: Sequence[int]) -> str:
+    return ", ".join(map(str, sample_ids[:16])) + (f" and {len(sample_ids) - 16} more" if len(sample_ids) > 16 else "")

@@ -1,0 +1,108 @@
+"""What to train, for how long, and how: the settings of a run, its stages, and its result."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bertsmith.errors import SettingsError
+from bertsmith.training.device import Precision, ResolvedPrecision
+from bertsmith.training.optim import Budget, OptimizerSettings
+from bertsmith.training.task import Task
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train, whatever is trained."""
+
+    budget: str = "3 epochs"
+    """How long: a time (90s, 10m, 3h), or a number of tokens, steps or epochs (50M tokens, 2 epochs)."""
+    batch_size: int = 32
+    """Examples a step."""
+    micro_batch_size: int | None = None
+    """Examples that go through the model at once, to fit its memory; without dropout the update is the same."""
+    seed: int = 42
+    """Decides the order of examples and every dropout mask."""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    evaluate_every: str | None = None
+    """An interval such as "500 steps", "1 epoch", "10m" or "5%" of the run; without one it is 10%, and
+    evaluation takes at most about a tenth of a time budget. The end is always evaluated."""
+    early_stopping: int | None = None
+    """Stop after this many evaluations in a row that are not better than the best."""
+    keep_best: bool = False
+    """End with the weights of the best evaluation, not with the last."""
+    save_every: str = "10m"
+    """An interval, as evaluate_every. Ctrl-C and the end always save."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl; without it a line every 1.5 seconds or 50 steps."""
+    num_workers: int = 1
+    """Threads that make batches ahead; changes nothing but speed."""
+    precision: Precision = "auto"
+    """bf16 computes matrix products in bfloat16; auto does so where the hardware has it."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto takes CUDA if it is there."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "early_stopping", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value}; it must be at least 1.")
+        if self.num_workers < 0:
+            raise SettingsError(f"num_workers is {self.num_workers}; it must be at least 0.")
+        if Budget.parse(self.budget).unit == "share":
+            raise SettingsError(f'the budget "{self.budget}" is a share of itself; give a time or a number.')
+        for every in (self.evaluate_every, self.save_every):
+            if every is not None:
+                Budget.parse(every)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that has its own task, such as pre-training at length 128 and then at 512."""
+
+    task: Task
+    batch_size: int | None = None
+    """None is the run's, here and for micro_batch_size."""
+    micro_batch_size: int | None = None
+    progress_end: float = 1.0
+    """The share of the whole run's budget at which the stage ends."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to. `metrics` are of the weights that are left in the model."""
+
+    step: int
+    tokens: int
+    epochs: float
+    seconds: float
+    metrics: dict[str, float]
+    best_step: int | None
+    stopped_early: bool
+    checkpoint: Path
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Raise SettingsError unless the stages share out the whole run."""
+    ends = [stage.progress_end for stage in stages]
+    if not ends or ends[0] <= 0 or ends[-1] != 1.0 or ends != sorted(set(ends)):
+        raise SettingsError(f"the stages end at {ends} of the run; these shares must rise, and the last be 1.")
+
+
+def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: ResolvedPrecision) -> dict[str, Any]:
+    """What must not change between the parts of a run that is resumed, by the names that users know.
+
+    Not in it: what cannot change a weight (workers, logging, saving), when to evaluate and to stop,
+    and the device, so that a run may move to another machine.
+    """
+    values: dict[str, Any] = {"budget": settings.budget, "seed": settings.seed, "precision": precision}
+    values |= {f"optimizer.{name}": value for name, value in asdict(settings.optimizer).items()}
+    for index, stage in enumerate(stages):
+        values |= {
+            f"stages.{index}.task": stage.task.name,
+            f"stages.{index}.batch_size": stage.batch_size or settings.batch_size,
+            f"stages.{index}.micro_batch_size": stage.micro_batch_size or settings.micro_batch_size,
+            f"stages.{index}.progress_end": stage.progress_end,
+            f"stages.{index}.num_examples": stage.task.examples("train").num_examples(0),
+        }
+    return values

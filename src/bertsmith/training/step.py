@@ -1,0 +1,110 @@
+"""One optimizer update: accumulate over the micro-batches, check, clip, step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bertsmith import randomness
+from bertsmith.training.device import ResolvedPrecision, autocast
+from bertsmith.training.loader import Step
+from bertsmith.training.task import Task
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step cost. A loss that counted nothing is in neither mapping."""
+
+    loss_sums: dict[str, Tensor]  # float32 scalars, still on the device: reading one waits for it
+    counts: dict[str, float]
+    grad_norm: float  # before clipping
+    is_finite: bool  # if not, weights and moments are as they were before
+
+
+def take_step(
+    model: nn.Module,
+    task: Task,
+    step: Step,
+    optimizer: Optimizer,
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    seed: int,
+    number: int,
+    device: torch.device,
+    precision: ResolvedPrecision,
+) -> StepResult:
+    """Update the weights once.
+
+    Each loss is its sum over all micro-batches divided by its count over all of them, so the update
+    does not depend on how the step is cut. (The mean of the means of micro-batches, which most
+    training code takes, gives a masked token of a short micro-batch more weight.)
+
+    Args:
+        number: steps finished so far; with `seed` and the number of the micro-batch it decides every
+            dropout mask, through torch's global generator.
+    """
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    counts = {name: count for name, count in step.counts.items() if count > 0}
+    loss_sums: dict[str, Tensor] = {}
+    for index, batch in enumerate(step.micro_batches):
+        torch.manual_seed(randomness.integer(seed, "dropout", number, index))
+        with autocast(device, precision):
+            sums = task.loss(model, batch.to(device))
+        # A sum over nothing is skipped, not multiplied by zero: it may be NaN.
+        counted = {name: total.float() for name, total in sums.items() if batch.counts[name] > 0}
+        if not counted:
+            continue
+        parts = [total * (task.loss_weights[name] / counts[name]) for name, total in counted.items()]
+        torch.autograd.backward(torch.stack(parts).sum())
+        for name, total in counted.items():
+            loss_sums[name] = loss_sums[name] + total.detach() if name in loss_sums else total.detach()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # Reading the norm is the step's only wait for the device. An update with a NaN could not be undone.
+    grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf))
+    is_finite = math.isfinite(grad_norm)
+    if is_finite:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+    return StepResult(loss_sums, counts, grad_norm, is_finite)
+
+
+@dataclass
+class Totals:
+    """Sums over several steps. Losses stay on the device until they are asked for."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0  # of `seconds`, for data
+    grad_norm: float = 0.0
+    loss_sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, result: StepResult, num_tokens: int, seconds: float, wait_seconds: float) -> None:
+        """Count one step in."""
+        self.steps += 1
+        self.tokens += num_tokens
+        self.seconds += seconds
+        self.wait_seconds += wait_seconds
+        self.grad_norm += result.grad_norm
+        for name, loss_sum in result.loss_sums.items():
+            self.loss_sums[name] = self.loss_sums[name] + loss_sum if name in self.loss_sums else loss_sum
+            self.counts[name] = self.counts.get(name, 0.0) + result.counts[name]
+
+    def figures(self, loss_weights: Mapping[str, float]) -> dict[str, Any]:
+        """What metrics.jsonl says of these steps. Losses are per counted item. Waits for the device."""
+        losses = {name: float(loss_sum) / self.counts[name] for name, loss_sum in self.loss_sums.items()}
+        return {
+            "loss": sum(loss_weights[name] * value for name, value in losses.items()),
+            "losses": losses,
+            "grad_norm": self.grad_norm / max(self.steps, 1),
+            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+            "data_wait_seconds": self.wait_seconds,
+        }

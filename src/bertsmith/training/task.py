@@ -1,0 +1,78 @@
+"""What the training loop asks of anything that can be learnt. Read this before any task.
+
+A task turns rows into examples, examples into a batch, and a model's output back into answers. An
+example may hold several sequences (the windows of a long text), but never leaves its batch, so one
+`decode` serves evaluation, prediction and the server.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bertsmith.model.batch import PackedBatch
+from bertsmith.model.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs, labels, and what is needed to turn outputs into answers.
+
+    `counts` says over how many items each named loss of the task will be a sum. It is known before
+    the forward pass, so that a step made of several micro-batches (and ranks) can be normalised by
+    the count of the whole step without waiting for the device.
+    """
+
+    inputs: PackedBatch
+    labels: Mapping[str, Tensor]
+    counts: Mapping[str, float]
+    examples: Sequence[Any]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on another device."""
+        labels = {name: tensor.to(device, non_blocking=True) for name, tensor in self.labels.items()}
+        return Batch(self.inputs.to(device), labels, self.counts, self.examples)
+
+
+class Examples(Protocol):
+    """A sized collection in which item (index, epoch) is a pure function of its arguments."""
+
+    def num_examples(self, epoch: int) -> int:
+        """How many examples epoch `epoch` has."""
+
+    def example(self, index: int, epoch: int) -> Any:
+        """Example `index` of epoch `epoch`; safe to call from several threads."""
+
+    def num_tokens(self, index: int) -> int:
+        """About how long an example is; evaluation puts examples of similar length together."""
+
+
+class Task(Protocol):
+    """Rows in, answers out. `score`'s first metric is the objective that picks the best checkpoint."""
+
+    name: str
+    loss_weights: Mapping[str, float]
+    greater_is_better: bool
+
+    def examples(self, split: str) -> Examples:
+        """The collection of one split: "train", "dev" or "test"."""
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """Lay examples flat, with this task's labels; labels may be missing when predicting."""
+
+    def build(self, encoder: Encoder) -> nn.Module:
+        """The encoder with this task's head: the module to train, whose state dict is saved."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Named sums (not means); the loop divides each by the step's count of the same name."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """What `decode` needs, computed without gradients."""
+
+    def decode(self, output: Any, batch: Batch) -> list[Any]:
+        """One answer an example, in terms of the user's own text."""
+
+    def score(self, answers: Sequence[Any], examples: Sequence[Any]) -> dict[str, float]:
+        """Metrics over a whole split; the first is the objective."""

@@ -1,0 +1,211 @@
+"""Prediction: the same answers as transformers, in the order of the rows, for every kind of folder."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+)
+
+from bertsmith.deploy.predict import PretrainedPredictor, TaskPredictor, load
+from bertsmith.errors import InputError, ModelError, SettingsError
+
+pytestmark = pytest.mark.conformance
+
+TEXTS = [
+    "the cat sat by the river .",
+    "red",
+    "she writes at night and he reads by day , not for the king but for the queen of the old city !",
+    "",
+    "two fish",
+]
+
+
+def folder(tiny_tokenizer: Path, where: Path, kind: type[PreTrainedModel], **config: object) -> Path:
+    """A random model as transformers saves it, with its tokenizer: no file of ours in it."""
+    torch.manual_seed(3)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    sizes = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.5,  # so that answers differ clearly
+        **config,  # type: ignore[arg-type]
+    )
+    kind(sizes).eval().save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    labels = {0: "low", 1: "middle", 2: "high"}
+    where = tmp_path_factory.mktemp("classifier")
+    return folder(
+        tiny_tokenizer,
+        where,
+        BertForSequenceClassification,
+        id2label=labels,
+        label2id={label: index for index, label in labels.items()},
+    )
+
+
+def test_classification_is_that_of_transformers(classifier: Path) -> None:
+    theirs = BertForSequenceClassification.from_pretrained(classifier).eval()
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    answers = list(load(classifier, device="cpu").predict(TEXTS))
+    for text, answer in zip(TEXTS, answers, strict=True):
+        with torch.inference_mode():
+            expected = theirs(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
+        assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+        assert answer["label"] == theirs.config.id2label[int(expected.argmax())]
+        assert answer["score"] == max(answer["scores"].values())
+        json.dumps(answer)
+
+
+def test_pairs_in_a_folder_of_others(classifier: Path) -> None:
+    theirs = BertForSequenceClassification.from_pretrained(classifier).eval()
+    inputs = AutoTokenizer.from_pretrained(classifier)("the cat", "a dog runs", return_tensors="pt")
+    (answer,) = load(classifier, device="cpu").predict([{"text": "the cat", "pair": "a dog runs"}])
+    with torch.inference_mode():
+        expected = theirs(**inputs).logits.softmax(-1)[0]
+    assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_default_labels_of_transformers(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    predictor = load(folder(tiny_tokenizer, tmp_path, BertForSequenceClassification), device="cpu")
+    (answer,) = predictor.predict(["red"])
+    assert set(answer["scores"]) == {"LABEL_0", "LABEL_1"}
+
+
+def test_a_regression_answers_with_its_number(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    where = folder(tiny_tokenizer, tmp_path, BertForSequenceClassification, num_labels=1)
+    theirs = BertForSequenceClassification.from_pretrained(where).eval()
+    with torch.inference_mode():
+        expected = theirs(**AutoTokenizer.from_pretrained(where)("red", return_tensors="pt")).logits.item()
+    assert list(load(where, device="cpu").predict(["red"])) == [{"value": pytest.approx(expected, abs=1e-5)}]
+
+
+@pytest.mark.parametrize("read_ahead", [1, 2, 100])
+def test_order_does_not_depend_on_how_rows_are_batched(classifier: Path, read_ahead: int) -> None:
+    predictor = load(classifier, device="cpu")
+    together = list(predictor.predict(TEXTS, read_ahead=read_ahead))
+    for text, answer in zip(TEXTS, together, strict=True):
+        (alone,) = predictor.predict([text])
+        assert answer["scores"] == pytest.approx(alone["scores"], abs=1e-6)
+
+
+def test_rows_stream(classifier: Path) -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "the cat"
+
+    answers = load(classifier, device="cpu").predict(endless(), read_ahead=4)
+    for number in range(9):
+        next(answers)
+        assert taken == (number // 4 + 1) * 4
+    assert list(load(classifier, device="cpu").predict([])) == []
+
+
+def test_bad_rows_name_their_number(classifier: Path) -> None:
+    predictor = load(classifier, device="cpu")
+    answers = predictor.predict(["a", {"text": "b"}, {"txt": "c"}], read_ahead=1)
+    next(answers), next(answers)
+    with pytest.raises(InputError, match=r'^row 3: there is no column "text".*Did you mean'):
+        next(answers)
+    with pytest.raises(SettingsError, match="at least 1 row"):
+        next(predictor.predict(["a"], read_ahead=0))
+
+
+def test_tags_stand_at_their_characters(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    labels = {0: "O", 1: "B-X", 2: "I-X"}
+    where = folder(
+        tiny_tokenizer,
+        tmp_path,
+        BertForTokenClassification,
+        id2label=labels,
+        label2id={label: index for index, label in labels.items()},
+    )
+    predictor = load(where, device="cpu")
+    assert isinstance(predictor, TaskPredictor) and predictor.name == "tagging"
+    for text, answer in zip(TEXTS, predictor.predict(TEXTS), strict=True):
+        assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in answer["entities"])
+        json.dumps(answer)
+
+
+def test_answers_stand_at_their_characters(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    predictor = load(folder(tiny_tokenizer, tmp_path, BertForQuestionAnswering), device="cpu")
+    context = "the old king sat by the river , the queen came from the city"
+    (answer,) = predictor.predict([{"question": "who sat ?", "context": context}])
+    assert answer["answer"] and context[answer["start"] : answer["end"]] == answer["answer"]
+    assert 0 < answer["score"] <= 1
+
+
+@pytest.mark.parametrize("kind", [BertForPreTraining, BertForMaskedLM])
+def test_masks_are_filled_as_by_transformers(tiny_tokenizer: Path, tmp_path: Path, kind: type[PreTrainedModel]) -> None:
+    where = folder(tiny_tokenizer, tmp_path, kind)
+    tokenizer, theirs = AutoTokenizer.from_pretrained(where), kind.from_pretrained(where).eval()
+    texts = ["the [MASK] sat .", "she reads by [MASK] and he writes at night", "[MASK]"]
+    predictor = load(where, device="cpu", top_k=3)
+    for text, answer in zip(texts, predictor.predict(texts), strict=True):
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.inference_mode():
+            output = theirs(**inputs)
+        logits = output.prediction_logits if kind is BertForPreTraining else output.logits
+        best = logits[0, inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)].softmax(-1).topk(3)
+        assert [guess["score"] for guess in answer["guesses"]] == pytest.approx(best.values.tolist(), abs=1e-5)
+        assert [guess["token"] for guess in answer["guesses"]] == tokenizer.convert_ids_to_tokens(best.indices.tolist())
+
+
+def test_pairs_are_judged_as_by_transformers(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    where = folder(tiny_tokenizer, tmp_path, BertForPreTraining)
+    tokenizer, theirs = AutoTokenizer.from_pretrained(where), BertForPreTraining.from_pretrained(where).eval()
+    rows = [{"text": "the king sat .", "pair": "he reads ."}, "the [MASK]", {"text": "a dog", "pair": "two fish"}]
+    predictor = load(where, device="cpu")
+    assert isinstance(predictor, PretrainedPredictor)
+    first, masked, second = predictor.predict(rows)
+    assert len(masked["guesses"]) == 5
+    for row, answer in ((rows[0], first), (rows[2], second)):
+        assert isinstance(row, dict)
+        with torch.inference_mode():
+            logits = theirs(**tokenizer(row["text"], row["pair"], return_tensors="pt")).seq_relationship_logits
+        assert [answer["next"], answer["random"]] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
+    with pytest.raises(InputError, match=r"^row 1: give a text"):
+        list(predictor.predict([{"sentence": "x"}]))
+
+
+def test_what_cannot_answer_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    bare = folder(tiny_tokenizer, tmp_path / "bare", BertModel)
+    with pytest.raises(ModelError, match=r"has no head that answers\. Fine-tune it first"):
+        load(bare)
+    with pytest.raises(ModelError, match="nowhere"):
+        load(tmp_path / "nowhere")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(ModelError, match="has no model yet"):
+        load(run)
+
+
+def test_bf16_only_when_asked(classifier: Path) -> None:
+    exact = [answer["score"] for answer in load(classifier, device="cpu").predict(TEXTS)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert [answer["score"] for answer in load(classifier, device="cpu").predict(TEXTS)] == exact

@@ -1,0 +1,347 @@
+"""Classification: columns, sequences, loss, metrics and what the report shows."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from bertsmith.errors import InputError, SettingsError
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.encoder import Encoder
+from bertsmith.tasks.classify import Classification, ClassificationAnswer, ClassificationExample
+from bertsmith.tasks.classify_data import (
+    ClassificationRow,
+    ClassificationSettings,
+    find_columns,
+    find_labels,
+    read_rows,
+)
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.report import Matrix, Table
+
+MakeFiles = Callable[[dict[str, str | bytes]], Path]
+
+TEXTS = ("the cat sat .", "a dog runs to the house", "red bird", "the king", "queen and king of the city")
+LABELS = ("animal", "animal", "animal", "person", "person")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
+    return load_tokenizer(tiny_tokenizer)
+
+
+def rows(labels: tuple[str | None, ...] = LABELS, pair: str | None = None) -> list[ClassificationRow]:
+    return [
+        ClassificationRow(f"train.csv:{line}", text, pair, label)
+        for line, (text, label) in enumerate(zip(TEXTS, labels, strict=True), 2)
+    ]
+
+
+def encoder(tokenizer: Tokenizer) -> Encoder:
+    torch.manual_seed(1)
+    return Encoder(
+        EncoderConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+    )
+
+
+def make(tokenizer: Tokenizer, data: list[ClassificationRow], **settings: object) -> Classification:
+    chosen = ClassificationSettings(max_length=32, **settings)  # type: ignore[arg-type]
+    return Classification(tokenizer, find_labels(data, chosen), chosen, {"train": data})
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        (["text", "label"], ("text", None, "label")),
+        (["id", "Review", "Sentiment"], ("Review", None, "Sentiment")),
+        (["utterance", "category"], ("utterance", None, "category")),
+        (["idx", "sentence1", "sentence2", "label"], ("sentence1", "sentence2", "label")),
+        (["question", "sentence", "label"], ("question", "sentence", "label")),
+        (["title", "text", "label"], None),
+        (["text", "label", "category"], None),
+        (["utterance", "stars"], None),
+    ],
+)
+def test_columns_are_found_only_without_doubt(columns: list[str], found: tuple[str, str | None, str] | None) -> None:
+    if found is None:
+        with pytest.raises(InputError, match=rf"cannot tell which column.*Columns: {', '.join(columns)}"):
+            find_columns(ClassificationSettings(), columns, "a.csv:2")
+        return
+    settings = find_columns(ClassificationSettings(), columns, "a.csv:2")
+    assert (settings.text_column, settings.pair_column, settings.label_column) == found
+
+
+def test_dev_may_use_another_usual_name() -> None:
+    train = ClassificationSettings(text_column="sentence", label_column="label")
+    dev = find_columns(train, ["category", "content"], "dev.csv:2")
+    assert (dev.text_column, dev.label_column) == ("content", "category")
+    pairs = ClassificationSettings(text_column="question", pair_column="sentence", label_column="label")
+    dev = find_columns(pairs, ["premise", "hypothesis", "label"], "dev.csv:2")
+    assert (dev.text_column, dev.pair_column) == ("premise", "hypothesis")
+    # A name of the user's own, or a file in which it is there, changes nothing.
+    own = ClassificationSettings(text_column="phrase", label_column="label")
+    assert find_columns(own, ["text", "label"], "dev.csv:2") == own
+    assert find_columns(train, ["sentence", "content", "label"], "dev.csv:2") == train
+    assert find_columns(pairs, ["question", "sentence", "premise", "hypothesis", "label"], "dev.csv:2") == pairs
+
+
+def test_given_columns_go_before_known_names(make_files: MakeFiles) -> None:
+    folder = make_files({"a.csv": 'label,text,topic\n1,"one, two",cats\n0,three,dogs\n'})
+    settings, read = read_rows(str(folder / "a.csv"), ClassificationSettings(label_column="topic"))
+    assert (settings.text_column, settings.label_column) == ("text", "topic")
+    assert [(row.text, row.label) for row in read] == [("one, two", "cats"), ("three", "dogs")]
+    assert read[0].where == f"{folder / 'a.csv'}:2"
+
+
+def test_a_file_without_header(make_files: MakeFiles) -> None:
+    folder = make_files({"a.tsv": "gj04\t1\t\tThe sailors rode.\ngj04\t0\t*\tThe rode sailors.\n"})
+    _, read = read_rows(str(folder / "a.tsv"), ClassificationSettings(columns="source, label, star, sentence"))
+    assert [(row.text, row.label) for row in read] == [("The sailors rode.", "1"), ("The rode sailors.", "0")]
+
+
+def test_an_unknown_column_is_named_with_the_nearest(make_files: MakeFiles) -> None:
+    folder = make_files({"a.csv": "sentence,label\nx,1\n"})
+    with pytest.raises(InputError, match=r'a\.csv:2: there is no column "sentense".*Did you mean "sentence"'):
+        read_rows(str(folder / "a.csv"), ClassificationSettings(text_column="sentense"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("text,label\n", "no rows"), ("text,label\nx,1\ny,\n", r"a\.csv:3, label: nothing here")],
+)
+def test_rows_need_labels(make_files: MakeFiles, content: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_rows(str(make_files({"a.csv": content}) / "a.csv"), ClassificationSettings())
+
+
+def test_labels_that_cannot_be_learnt() -> None:
+    with pytest.raises(InputError, match='every row has the label "animal"'):
+        find_labels(rows(labels=("animal",) * 5), ClassificationSettings())
+    numbers = [ClassificationRow("a:1", "x", None, f"{number / 7:.3f}") for number in range(30)]
+    with pytest.raises(InputError, match="look like numbers"):
+        find_labels(numbers, ClassificationSettings(label_column="score"))
+
+
+def test_an_unknown_label_in_dev_names_its_line(tokenizer: Tokenizer) -> None:
+    dev = [ClassificationRow("dev.csv:9", "x", None, "animel")]
+    with pytest.raises(InputError, match=r'^dev\.csv:9: the label "animel".*Did you mean "animal"'):
+        Classification(tokenizer, ("animal", "person"), ClassificationSettings(), {"train": rows(), "dev": dev})
+
+
+def test_settings_that_do_not_go_together() -> None:
+    with pytest.raises(SettingsError, match='"mcc" does not go with a regression'):
+        ClassificationSettings(regression=True, metric="mcc")
+    with pytest.raises(SettingsError, match="are for labels"):
+        ClassificationSettings(regression=True, label_smoothing=0.1)
+    with pytest.raises(SettingsError, match=r"label_smoothing must be in \[0, 1\)"):
+        ClassificationSettings(label_smoothing=1.0)
+
+
+# Sequences
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("pair", [None, "a fish, not a bird!"])
+def test_sequences_are_those_of_transformers(tokenizer: Tokenizer, tiny_tokenizer: Path, pair: str | None) -> None:
+    theirs = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    for item in make(tokenizer, rows(pair=pair)).examples("train").items:
+        expected = theirs(item.row.text, pair)
+        assert item.token_ids.tolist() == expected["input_ids"]
+        assert item.segment_ids.tolist() == expected["token_type_ids"]
+        assert item.cut_tokens == 0
+
+
+def test_long_pairs_lose_the_end_of_the_longer_text(tokenizer: Tokenizer) -> None:
+    task = Classification(tokenizer, ("a", "b"), ClassificationSettings(max_length=10), {})
+    row = ClassificationRow("x:1", "cat dog bird fish tree river king", "red blue", None)
+    (item,) = task.encode([row])
+    assert tokenizer.tokens(item.token_ids) == "[CLS] cat dog bird fish tree [SEP] red blue [SEP]".split()
+    assert item.segment_ids.tolist() == [0] * 7 + [1] * 3
+    assert item.cut_tokens == 2
+
+
+def test_notes_count_what_is_cut(tokenizer: Tokenizer) -> None:
+    data = rows()
+    task = Classification(tokenizer, ("animal", "person"), ClassificationSettings(max_length=6), {"train": data})
+    assert task.notes() == ["2 of 5 train texts (40.0%) are longer than max_length 6 and lose 4 tokens at their end."]
+    assert make(tokenizer, data).notes() == []
+
+
+def test_max_length_must_fit_the_position_table(tokenizer: Tokenizer) -> None:
+    task = Classification(tokenizer, ("a", "b"), ClassificationSettings(max_length=65), {})
+    with pytest.raises(SettingsError, match="max_length is 65; this model takes 4 to 64 tokens"):
+        task.build(encoder(tokenizer))
+
+
+# Loss and answers
+
+
+@pytest.mark.parametrize("weights", ["none", "auto", "person=3"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.15])
+def test_loss_is_pytorchs_weighted_smoothed_mean(tokenizer: Tokenizer, weights: str, smoothing: float) -> None:
+    task = make(tokenizer, rows(), class_weights=weights, label_smoothing=smoothing)
+    model = task.build(encoder(tokenizer)).eval()
+    items = task.examples("train").items
+    batch = task.collate(items)
+    hidden = model.encoder(batch.inputs)
+    expected_weights = {"none": [1.0, 1.0], "auto": [5 / (2 * 3), 5 / (2 * 2)], "person=3": [1.0, 3.0]}[weights]
+    expected = torch.nn.functional.cross_entropy(
+        model.pooled(hidden[batch.inputs.first_tokens]),
+        torch.tensor([0, 0, 0, 1, 1]),
+        weight=torch.tensor(expected_weights),
+        label_smoothing=smoothing,
+    )
+    # In one piece, and in micro-batches whose sums and counts are added up as the loop does.
+    for size in (5, 2):
+        parts = [task.collate(items[start : start + size]) for start in range(0, 5, size)]
+        total = sum(task.loss(model, part)["classification"] for part in parts)
+        count = sum(part.counts["classification"] for part in parts)
+        torch.testing.assert_close(total / count, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_regression_loss_is_the_mean_squared_error(tokenizer: Tokenizer) -> None:
+    task = make(tokenizer, rows(labels=("1.5", "0", "-2", "4e-1", "3")), regression=True)
+    model = task.build(encoder(tokenizer)).eval()
+    batch = task.collate(task.examples("train").items)
+    values = [answer.score for answer in task.decode(task.predict(model, batch).detach(), batch)]
+    expected = np.mean((np.array(values) - [1.5, 0, -2, 0.4, 3]) ** 2)
+    loss = task.loss(model, batch)["classification"].item() / batch.counts["classification"]
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_regression_wants_numbers(tokenizer: Tokenizer) -> None:
+    for label in ("much", "nan", "inf"):
+        with pytest.raises(InputError, match=rf'^train\.csv:2: "{label}" is not a number'):
+            make(tokenizer, rows(labels=(label, "0", "0", "0", "0")), regression=True)
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(tokenizer: Tokenizer) -> None:
+    task = make(tokenizer, rows())
+    model = task.build(encoder(tokenizer)).eval()
+    items = task.examples("train").items
+    with torch.inference_mode():
+        together = task.predict(model, task.collate(items))
+        alone = torch.cat([task.predict(model, task.collate([item])) for item in items])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    torch.testing.assert_close(together.sum(-1), torch.ones(5))
+
+
+def test_rows_to_predict(tokenizer: Tokenizer) -> None:
+    single = Classification(tokenizer, ("a", "b"), ClassificationSettings(text_column="review"), {})
+    assert single.row("some text", "row 1").text == "some text"
+    assert single.row({"review": "x", "text": "y"}, "row 1").text == "x"
+    assert single.row({"text": "y"}, "row 1").text == "y"
+    with pytest.raises(InputError, match=r'^row 3: there is no column "review"'):
+        single.row({"revue": "y"}, "row 3")
+    pairs = Classification(tokenizer, ("a", "b"), ClassificationSettings(text_column="q", pair_column="s"), {})
+    assert pairs.row({"q": "x", "s": "y"}, "row 1").pair == "y"
+    assert pairs.row({"text": "x", "pair": "y"}, "row 1").pair == "y"
+    with pytest.raises(InputError, match="this model reads pairs"):
+        pairs.row("x", "row 1")
+    unknown = Classification(tokenizer, ("a", "b"), ClassificationSettings(), {})
+    assert unknown.row({"text": "x", "pair": "y"}, "row 1").pair == "y"
+    batch = unknown.collate(unknown.encode([unknown.row("x", "row 1")]))
+    assert not batch.labels and batch.counts == {"classification": 0.0}
+
+
+# Metrics and report
+
+
+def answered(predicted: str, gold: str, score: float = 0.9) -> tuple[ClassificationAnswer, ClassificationExample]:
+    ids = {"a": 0, "b": 1, "c": 2}
+    scores = np.full(3, (1 - score) / 2, dtype=np.float32)
+    scores[ids[predicted]] = score
+    row = ClassificationRow(f"{gold}:1", f"text of {gold}", None, gold)
+    example = ClassificationExample(row, np.zeros(2), np.zeros(2), ids[gold], 0)
+    return ClassificationAnswer(predicted, scores), example
+
+
+def split(*pairs: tuple[str, str, float]) -> tuple[list[ClassificationAnswer], list[ClassificationExample]]:
+    both = [answered(*pair) for pair in pairs]
+    return [answer for answer, _ in both], [example for _, example in both]
+
+
+def test_metrics_by_hand(tokenizer: Tokenizer) -> None:
+    task = Classification(tokenizer, ("a", "b", "c"), ClassificationSettings(metric="macro_f1"), {})
+    scores = task.score(*split(("a", "a", 0.9), ("a", "b", 0.9), ("b", "b", 0.9), ("b", "b", 0.9), ("a", "c", 0.9)))
+    # a: 1 of 3 predictions right, found 1 of 1: F1 1/2. b: 2 of 2, 2 of 3: F1 4/5. c: never found: 0.
+    # MCC (Gorodkin 2004): c = 3 right, s = 5, t = (1, 3, 1), p = (3, 2, 0).
+    mcc = (3 * 5 - (1 * 3 + 3 * 2)) / math.sqrt((25 - (9 + 4)) * (25 - (1 + 9 + 1)))
+    assert list(scores) == ["macro_f1", "accuracy", "micro_f1", "mcc"]
+    assert scores == pytest.approx({"accuracy": 0.6, "micro_f1": 0.6, "macro_f1": (0.5 + 0.8) / 3, "mcc": mcc})
+
+
+def test_regression_metrics_by_hand(tokenizer: Tokenizer) -> None:
+    task = Classification(tokenizer, (), ClassificationSettings(regression=True), {})
+    values, gold = np.array([1.0, 2.0, 3.0, 10.0]), np.array([2.0, 1.0, 3.0, 4.0])
+    answers = [ClassificationAnswer(None, np.array([value], dtype=np.float32)) for value in values]
+    row = ClassificationRow("x:1", "x", None, "0")
+    examples = [ClassificationExample(row, np.zeros(2), np.zeros(2), float(target), 0) for target in gold]
+    scores = task.score(answers, examples)
+    ranks = (np.argsort(np.argsort(values)), np.argsort(np.argsort(gold)))
+    assert next(iter(scores)) == "spearman"
+    assert scores["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert scores["pearson"] == pytest.approx(np.corrcoef(values, gold)[0, 1])
+    assert scores["mse"] == pytest.approx(np.mean((values - gold) ** 2))
+    assert task.score(answers[:1] * 4, examples)["pearson"] == 0.0
+    assert task.to_json(answers[3]) == {"value": 10.0}
+    (table,) = task.sections(answers, examples)
+    assert isinstance(table, Table) and table.rows[0][:2] == (4.0, 10.0)
+
+
+def test_smaller_is_better_for_squared_errors(tokenizer: Tokenizer) -> None:
+    assert not Classification(
+        tokenizer, (), ClassificationSettings(regression=True, metric="mse"), {}
+    ).greater_is_better
+    assert Classification(tokenizer, (), ClassificationSettings(regression=True), {}).greater_is_better
+
+
+def test_sections_show_where_it_goes_wrong(tokenizer: Tokenizer) -> None:
+    task = Classification(tokenizer, ("a", "b", "c"), ClassificationSettings(), {})
+    matrix, labels, mistakes = task.sections(
+        *split(("a", "a", 0.9), ("a", "b", 0.5), ("b", "b", 0.9), ("b", "c", 0.7), ("b", "c", 0.6))
+    )
+    assert isinstance(matrix, Matrix) and matrix.counts == [[1, 0, 0], [1, 1, 0], [0, 2, 0]]
+    assert isinstance(labels, Table) and labels.rows[1] == ("b", pytest.approx(1 / 3), 0.5, pytest.approx(0.4), 2)
+    assert isinstance(mistakes, Table)
+    assert [(row[0], row[1], round(float(str(row[2])), 3)) for row in mistakes.rows] == [
+        ("c", "b", 0.7),
+        ("c", "b", 0.6),
+        ("b", "a", 0.5),
+    ]
+    assert mistakes.note.startswith("3 of 5 rows are wrong")
+
+
+def test_many_labels_show_their_confusions_instead_of_a_matrix(tokenizer: Tokenizer) -> None:
+    labels = tuple(f"label {number:02}" for number in range(60))
+    task = Classification(tokenizer, labels, ClassificationSettings(), {})
+    answers, examples = [], []
+    for number in (1, 1, 2, 3):
+        scores = np.zeros(60, dtype=np.float32)
+        scores[7] = 1.0
+        answers.append(ClassificationAnswer(labels[7], scores))
+        row = ClassificationRow("x:1", "x", None, labels[number])
+        examples.append(ClassificationExample(row, np.zeros(2), np.zeros(2), number, 0))
+    confusions = task.sections(answers, examples)[1]
+    assert isinstance(confusions, Table)
+    assert confusions.rows == [("label 01", "label 07", 2), ("label 02", "label 07", 1), ("label 03", "label 07", 1)]
+
+
+def test_answers_as_json(tokenizer: Tokenizer) -> None:
+    task = Classification(tokenizer, ("a", "b", "c"), ClassificationSettings(), {})
+    answer, _ = answered("b", "b", 0.5)
+    assert task.to_json(answer) == {"label": "b", "score": 0.5, "scores": {"a": 0.25, "b": 0.5, "c": 0.25}}

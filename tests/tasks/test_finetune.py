@@ -1,0 +1,320 @@
+"""The verbs `finetune` and `evaluate`, end to end on toy data; what they write, and what they refuse."""
+
+import io
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError
+from bertsmith.files import sha256
+from bertsmith.settings import from_mapping, read_config
+from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.finetune import FinetuneResult, FinetuneSettings, evaluate, finetune
+from bertsmith.tasks.saved import load_task, model_folder
+from bertsmith.tasks.tag_data import TaggingSettings
+from bertsmith.training.task import Batch
+
+MakeFiles = Callable[[dict[str, str | bytes]], Path]
+QUIET = Console(quiet=True)
+
+ANIMALS, PLACES = ("cat", "dog", "bird", "fish"), ("river", "house", "city", "tree")
+FRAMES = ("the {} is old .", "she saw a {} at night", "it was not the {} , he said", "two {} and one {}", "a small {}")
+
+
+def animals_or_places() -> str:
+    """120 different texts: which kind of word is in it?"""
+    lines = ["text,label"]
+    for number in range(120):
+        words, label = (ANIMALS, "animal") if number % 2 else (PLACES, "place")
+        frame = FRAMES[number // 2 % len(FRAMES)]
+        lines.append(f'"{frame.format(words[number // 10 % 4], words[number // 40 % 4])} {number}",{label}')
+    return "\n".join(lines) + "\n"
+
+
+def settings(folder: Path, tokenizer: Path, **changes: object) -> FinetuneSettings:
+    base = FinetuneSettings(
+        model="size:tiny",
+        tokenizer=str(tokenizer),
+        train=str(folder / "train.csv"),
+        out=folder / "run",
+        dev_share=0.2,
+        epochs=4,
+        batch_size=16,
+        learning_rate=1e-3,
+        dropout=0.0,
+        precision="fp32",
+        device="cpu",
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+OPTIONS = ClassificationSettings(max_length=24)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "train.csv").write_text(animals_or_places())
+    (folder / "test.csv").write_text("text,label\nthe dog sleeps,animal\nthe house is red,place\nthe tree,place\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tiny_tokenizer: Path) -> FinetuneResult:
+    test = str(data / "test.csv")
+    return finetune("classification", settings(data, tiny_tokenizer, test=test), OPTIONS, console=QUIET)
+
+
+def test_it_learns_what_the_words_mean(run: FinetuneResult) -> None:
+    assert run.metrics["dev"]["accuracy"] >= 0.95
+    assert run.metrics["test"]["accuracy"] == 1.0
+    assert list(run.metrics) == ["dev", "test"]
+
+
+def test_a_run_leaves_its_configuration_metrics_report_and_model(run: FinetuneResult, data: Path) -> None:
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "report.html", "checkpoints", "model"}
+    report = (run.folder / "report.html").read_text(encoding="utf-8")
+    for expected in ("Confusion matrix", "Mistakes", "accuracy on dev", sha256(data / "train.csv"), "Learning rate"):
+        assert expected in report
+    card = (run.model / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["pipeline_tag"] == "text-classification" and header["library_name"] == "transformers"
+    assert f"| accuracy | {run.metrics['dev']['accuracy']:.4f} | 1.0000 |" in card
+    assert str(data) not in card  # a card is made to be shared
+    saved = json.loads((run.model / "bertsmith.json").read_text())
+    assert saved["labels"] == ["animal", "place"] and saved["data"]["train.csv"] == sha256(data / "train.csv")
+
+
+def test_the_saved_configuration_gives_the_settings_back(run: FinetuneResult, data: Path, tiny_tokenizer: Path) -> None:
+    values = read_config(run.folder / "config.yaml")
+    own = {name: values.pop(name) for name in ClassificationSettings.__dataclass_fields__}
+    assert from_mapping(ClassificationSettings, own) == OPTIONS
+    assert from_mapping(FinetuneSettings, values) == settings(data, tiny_tokenizer, test=str(data / "test.csv"))
+
+
+@pytest.mark.conformance
+def test_transformers_gives_equal_logits(run: FinetuneResult) -> None:
+    texts = ["the dog saw a fish", "a city at the river , she said", "two"]
+    theirs = AutoModelForSequenceClassification.from_pretrained(run.model).eval()
+    inputs = AutoTokenizer.from_pretrained(run.model)(texts, padding=True, return_tensors="pt")
+    task, model = load_task(run.folder)
+    batch = task.collate(task.encode([task.row(text, "row") for text in texts]))
+    with torch.inference_mode():
+        expected = theirs(**inputs).logits
+        ours = model.pooled(model.encoder(batch.inputs)[batch.inputs.first_tokens])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    assert theirs.config.id2label == {0: "animal", 1: "place"}
+    assert theirs.config.problem_type == "single_label_classification"
+
+
+def test_evaluate_gives_the_metrics_of_the_run(run: FinetuneResult, data: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    metrics = evaluate(run.folder, str(data / "test.csv"), predictions=answers, precision="fp32", device="cpu")
+    assert metrics == pytest.approx(run.metrics["test"])
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [line["label"] for line in lines] == ["animal", "place", "place"]
+    assert lines[0]["row"] == f"{data / 'test.csv'}:2"
+
+
+def test_evaluate_reads_other_columns_when_told(run: FinetuneResult, make_files: MakeFiles) -> None:
+    other = make_files({"other.csv": "id,kind,phrase\n1,animal,the dog\n"}) / "other.csv"
+    with pytest.raises(InputError, match='there is no column "text"'):
+        evaluate(run.model, str(other), device="cpu")
+    overrides = {"text_column": "phrase", "label_column": "kind"}
+    assert evaluate(run.model, str(other), overrides=overrides, device="cpu")["accuracy"] == 1.0
+    with pytest.raises(SettingsError, match=r'unknown key "text_colum".*Did you mean "text_column"'):
+        evaluate(run.model, str(other), overrides={"text_colum": "phrase"})
+
+
+def test_an_unknown_label_stops_an_evaluation(run: FinetuneResult, make_files: MakeFiles) -> None:
+    other = make_files({"other.csv": "text,label\nthe dog,animal\nthe cat,animals\n"}) / "other.csv"
+    with pytest.raises(InputError, match=r'other\.csv:3: the label "animals".*Did you mean "animal"'):
+        evaluate(run.model, str(other), device="cpu")
+
+
+def test_continuing_from_a_fine_tuned_model_keeps_what_fits(run: FinetuneResult, data: Path, tmp_path: Path) -> None:
+    changed = settings(data, tmp_path, model=str(run.folder), tokenizer=None, out=tmp_path / "again", learning_rate=0.0)
+    again = finetune("classification", replace(changed, epochs=1), OPTIONS, console=QUIET)
+    assert again.metrics["dev"] == pytest.approx(run.metrics["dev"])
+    text = (data / "train.csv").read_text().replace("house", "fish").replace("place\n", "thing\n")
+    more = text.replace('1",animal', '1",beast')
+    (tmp_path / "three.csv").write_text(more)
+    three = replace(changed, train=str(tmp_path / "three.csv"), out=tmp_path / "three", epochs=1)
+    finetune("classification", three, OPTIONS, console=QUIET)
+    saved = json.loads((tmp_path / "three" / "model" / "bertsmith.json").read_text())
+    assert saved["labels"] == ["animal", "beast", "thing"]
+    assert len(saved["new_tensors"]) == 2  # the classifier's weight and bias; the pooler is kept
+    assert json.loads((again.model / "bertsmith.json").read_text())["new_tensors"] == []
+
+
+def test_equal_seeds_give_equal_weights(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    results = []
+    for number, seed in enumerate((5, 5, 6)):
+        changed = settings(data, tiny_tokenizer, out=tmp_path / str(number), seed=seed, epochs=0.5, dev_share=0.0)
+        result = finetune("classification", changed, OPTIONS, console=QUIET)
+        assert result.metrics == {}
+        results.append(sha256(result.model / "model.safetensors"))
+    assert results[0] == results[1] != results[2]
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    data: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = settings(data, tiny_tokenizer, out=tmp_path / "whole", epochs=2, dropout=0.1)
+    finetune("classification", whole, OPTIONS, console=QUIET)
+
+    steps = 0
+    loss = Classification.loss
+
+    def interrupting(self: Classification, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            signal.raise_signal(signal.SIGINT)
+        return loss(self, model, batch)
+
+    parts = replace(whole, out=tmp_path / "parts")
+    monkeypatch.setattr(Classification, "loss", interrupting)
+    with pytest.raises(Interrupted, match="--resume"):
+        finetune("classification", parts, OPTIONS, console=QUIET)
+    assert not (parts.out / "model").exists()
+    with pytest.raises(ModelError, match="has no model yet"):
+        model_folder(parts.out)
+    finetune("classification", replace(parts, resume=True), OPTIONS, console=QUIET)
+    assert sha256(parts.out / "model" / "model.safetensors") == sha256(whole.out / "model" / "model.safetensors")
+
+
+def test_a_folder_in_use_is_not_touched_unless_told(run: FinetuneResult, data: Path, tiny_tokenizer: Path) -> None:
+    base = settings(data, tiny_tokenizer, epochs=1, test=str(data / "test.csv"))
+    before = sha256(run.model / "model.safetensors")
+    with pytest.raises(SettingsError, match=r"already holds a run\. Go on with --resume, replace it with --overwrite"):
+        finetune("classification", base, OPTIONS, console=QUIET)
+    other = data / "not-a-run"
+    other.mkdir(exist_ok=True)
+    (other / "thesis.txt").write_text("years of work")
+    with pytest.raises(SettingsError, match="holds files that are not of a run"):
+        finetune("classification", replace(base, out=other, overwrite=True), OPTIONS, console=QUIET)
+    with pytest.raises(SettingsError, match="is a file; a run needs a folder"):
+        finetune("classification", replace(base, out=other / "thesis.txt"), OPTIONS, console=QUIET)
+    with pytest.raises(InputError):
+        finetune("classification", replace(base, train="missing.csv", overwrite=True), OPTIONS, console=QUIET)
+    assert sha256(run.model / "model.safetensors") == before
+    assert (other / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwrite_replaces_a_run(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    first = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=1)
+    finetune("classification", first, OPTIONS, console=QUIET)
+    finetune("classification", replace(first, epochs=2, overwrite=True), OPTIONS, console=QUIET)
+    assert read_config(tmp_path / "run" / "config.yaml")["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"train": "nowhere.csv"}, InputError, "nowhere.csv"),
+        ({"model": "size:minni"}, ModelError, 'Did you mean "mini"'),
+        ({"tokenizer": None}, SettingsError, "no tokenizer of its own"),
+        ({"model": "nowhere"}, ModelError, "nowhere"),
+        ({"dev": "train.csv"}, InputError, "train.csv"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(
+    data: Path,
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    changes: dict[str, object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(error, match=message):
+        finetune("classification", settings(data, tiny_tokenizer, out=out, **changes), OPTIONS, console=QUIET)
+    assert not out.exists()
+
+
+def test_tasks_and_options_by_name(data: Path, tiny_tokenizer: Path) -> None:
+    base = settings(data, tiny_tokenizer, out=data / "unused")
+    with pytest.raises(SettingsError, match=r'no task "classfication".*Did you mean "classification"'):
+        finetune("classfication", base)
+    with pytest.raises(SettingsError, match="tagging takes TaggingSettings, not ClassificationSettings"):
+        finetune("tagging", base, OPTIONS)
+    with pytest.raises(SettingsError, match="choose one"):
+        settings(data, tiny_tokenizer, resume=True, overwrite=True)
+    with pytest.raises(SettingsError, match="dev_share must be in"):
+        settings(data, tiny_tokenizer, dev_share=1.0)
+    with pytest.raises(SettingsError, match="dropout must be in"):
+        settings(data, tiny_tokenizer, dropout=-0.1)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(run: FinetuneResult, data: Path, tmp_path: Path) -> None:
+    words = (run.model / "vocab.txt").read_text() + "one-more\n"
+    (tmp_path / "vocab.txt").write_text(words)
+    changed = settings(data, tmp_path, model=str(run.model), tokenizer=str(tmp_path / "vocab.txt"), out=tmp_path / "r")
+    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, the model only \d+"):
+        finetune("classification", changed, OPTIONS, console=QUIET)
+
+
+def test_people_are_told_what_was_found(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    changed = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=0.2, test=str(data / "test.csv"))
+    finetune("classification", changed, ClassificationSettings(max_length=6), console=Console(file=screen))
+    said = screen.getvalue()
+    assert "3 test examples, 2 labels." in said
+    assert "longer than max_length 6" in said
+
+
+def test_a_regression_learns_to_count(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{{'text': '{'cat ' * (n % 5)}{'dog ' * (n % 3)}{n}', 'score': {n % 5}}}".replace("'", '"') for n in range(90)
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    changed = settings(data, tiny_tokenizer, train=str(tmp_path / "train.jsonl"), out=tmp_path / "run", epochs=6)
+    options = ClassificationSettings(regression=True, max_length=24)
+    result = finetune("classification", changed, options, console=QUIET)
+    assert next(iter(result.metrics["dev"])) == "spearman"
+    assert result.metrics["dev"]["spearman"] > 0.8
+    theirs = AutoModelForSequenceClassification.from_pretrained(result.model).config
+    assert theirs.num_labels == 1 and theirs.problem_type == "regression"
+    task, _ = load_task(result.model)
+    assert task.labels == () and task.settings.regression
+
+
+def test_tagging_and_answering_go_the_same_way(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    sentences = [
+        "".join(f"{word}\t{'B-LIVING' if word in ANIMALS else 'O'}\n" for word in ["the", noun, "saw", f"{number}"])
+        for number, noun in enumerate((*ANIMALS, *PLACES) * 8)
+    ]
+    (tmp_path / "train.conll").write_text("\n".join(sentences))
+    changed = settings(data, tiny_tokenizer, train=str(tmp_path / "train.conll"), out=tmp_path / "tags", epochs=6)
+    tagging = finetune("tagging", changed, TaggingSettings(max_length=24, doc_stride=12), console=QUIET)
+    assert tagging.metrics["dev"]["f1"] > 0.9
+    assert evaluate(tagging.folder, str(tmp_path / "train.conll"), device="cpu")["f1"] > 0.9
+    questions = [
+        {
+            "question": f"who sat {number}",
+            "context": f"the {noun} sat by the river",
+            "answers": [{"text": noun, "answer_start": 4}],
+        }
+        for number, noun in enumerate(ANIMALS * 10)
+    ]
+    # Contexts stay on one side of the split, so dev has an animal of its own.
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in questions))
+    changed = settings(data, tiny_tokenizer, train=str(tmp_path / "train.jsonl"), out=tmp_path / "answers", epochs=8)
+    options = AnsweringSettings(max_length=40, max_query_length=12, doc_stride=8)
+    answering = finetune("answering", changed, options, console=QUIET)
+    assert evaluate(answering.folder, str(tmp_path / "train.jsonl"), device="cpu")["exact_match"] > 0.7
+    assert np.isfinite(answering.metrics["dev"]["f1"])

@@ -1,0 +1,194 @@
+"""Pairs: every rule of the two data modes, on a store of known sentences."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from bertsmith.tasks.pairs import IS_NEXT, IS_RANDOM, NO_PAIR, CleanPairs, Cut, NextSentence, OriginalPairs
+
+MAX_LENGTH = 64
+ROOM = MAX_LENGTH - 3
+
+
+@dataclass
+class Store:
+    """The part of a corpus that pairs look at."""
+
+    sentence_offsets: np.ndarray
+    document_offsets: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.sentence_offsets[-1])
+
+    def document_of(self, token: int) -> int:
+        sentence = np.searchsorted(self.sentence_offsets, token, side="right") - 1
+        return int(np.searchsorted(self.document_offsets, sentence, side="right") - 1)
+
+
+def make_store(sentences_per_document: list[int], seed: int = 0) -> Store:
+    draws = np.random.default_rng(seed)
+    lengths = draws.integers(1, 40, size=sum(sentences_per_document))
+    return Store(
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.concatenate([[0], np.cumsum(sentences_per_document)]).astype(np.int64),
+    )
+
+
+@pytest.fixture(scope="module")
+def store() -> Store:
+    return make_store([1, 2, 3, 50, 1, 17, 40, 8, 5, 120] * 8)
+
+
+def cuts_of(pairs: CleanPairs | OriginalPairs, epoch: int) -> list[Cut]:
+    return [pairs.cut(index, epoch) for index in range(pairs.num_samples(epoch))]
+
+
+@pytest.mark.parametrize("kind", [CleanPairs, OriginalPairs])
+def test_samples_fit_and_are_a_pure_function(store: Store, kind: type[CleanPairs] | type[OriginalPairs]) -> None:
+    pairs, again = kind(store, MAX_LENGTH, 0.1, 5), kind(store, MAX_LENGTH, 0.1, 5)
+    cuts = cuts_of(pairs, 1)
+    for cut in cuts:
+        assert 0 < (cut.first_end - cut.first_start)
+        assert (cut.first_end - cut.first_start) + (cut.second_end - cut.second_start) <= ROOM + 1
+        assert store.document_of(cut.first_start) == store.document_of(cut.first_end - 1)
+    # Asked for backwards and by another instance, the samples are the same.
+    assert [again.cut(index, 1) for index in reversed(range(len(cuts)))] == cuts[::-1]
+    assert cuts_of(pairs, 2)[: len(cuts)] != cuts
+    assert cuts_of(kind(store, MAX_LENGTH, 0.1, 6), 1)[: len(cuts)] != cuts
+
+
+def test_clean_random_never_comes_from_the_same_document_and_is_one_half(store: Store) -> None:
+    pairs = CleanPairs(store, MAX_LENGTH, 0.1, 0)
+    cuts = [cut for epoch in range(6) for cut in cuts_of(pairs, epoch)]
+    paired = [cut for cut in cuts if cut.label != NO_PAIR]
+    for cut in paired:
+        same_document = store.document_of(cut.first_start) == store.document_of(cut.second_start)
+        assert same_document == (cut.label == IS_NEXT)
+        if cut.label == IS_NEXT:
+            assert cut.second_start == cut.first_end, "the border between A and B is whole"
+        assert cut.first_end in store.sentence_offsets and cut.second_start in store.sentence_offsets
+        assert cut.second_end > cut.second_start
+    num_random = sum(cut.label == IS_RANDOM for cut in paired)
+    assert stats.binomtest(num_random, len(paired), 0.5).pvalue > 1e-4
+    for cut in cuts:
+        document = store.document_of(cut.first_start)
+        one_sentence = store.document_offsets[document + 1] - store.document_offsets[document] == 1
+        assert (cut.label == NO_PAIR) == one_sentence
+
+
+def test_clean_shows_every_document_in_proportion(store: Store) -> None:
+    pairs = CleanPairs(store, MAX_LENGTH, 0.0, 3)
+    seen = np.zeros(store.num_tokens)
+    for epoch in range(40):
+        for cut in cuts_of(pairs, epoch):
+            seen[cut.first_start : cut.first_end] += 1
+            seen[cut.second_start : cut.second_end] += 1
+    assert (seen > 0).mean() > 0.999
+    assert 0.8 < seen.mean() / 40 < 1.35, "about once an epoch"
+
+
+def test_clean_short_share(store: Store) -> None:
+    long_documents = make_store([400] * 6)
+    plain = [c.first_end - c.first_start + c.second_end - c.second_start for c in cuts_of(CleanPairs(long_documents, MAX_LENGTH, 0.0, 0), 0)]
+    mixed = [c.first_end - c.first_start + c.second_end - c.second_start for c in cuts_of(CleanPairs(long_documents, MAX_LENGTH, 1.0, 0), 0)]
+    assert np.mean(np.array(plain) == ROOM) > 0.9
+    assert abs(np.mean(mixed) - (2 + ROOM) / 2) < 6
+
+
+def google_instances(store: Store, short: float, draws: random.Random) -> list[tuple[int, int, bool]]:
+    """A straight reading of create_instances_from_document; (tokens of A, tokens of B, random)."""
+    documents = []
+    for first, last in zip(store.document_offsets[:-1], store.document_offsets[1:], strict=True):
+        offsets = store.sentence_offsets[first : last + 1]
+        documents.append([["x"] * int(b - a) for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+    instances = []
+    for number, document in enumerate(documents):
+        target = ROOM
+        if draws.random() < short:
+            target = draws.randint(2, ROOM)
+        chunk: list[list[str]] = []
+        i = 0
+        while i < len(document):
+            chunk.append(document[i])
+            if i == len(document) - 1 or sum(map(len, chunk)) >= target:
+                a_end = draws.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
+                a = [t for s in chunk[:a_end] for t in s]
+                b: list[str] = []
+                is_random = len(chunk) == 1 or draws.random() < 0.5
+                if is_random:
+                    for _ in range(10):
+                        other = draws.randint(0, len(documents) - 1)
+                        if other != number:
+                            break
+                    start = draws.randint(0, len(documents[other]) - 1)
+                    for j in range(start, len(documents[other])):
+                        b.extend(documents[other][j])
+                        if len(b) >= target - len(a):
+                            break
+                    i -= len(chunk) - a_end
+                else:
+                    b = [t for s in chunk[a_end:] for t in s]
+                while len(a) + len(b) > ROOM:
+                    longer = a if len(a) > len(b) else b
+                    del longer[0 if draws.random() < 0.5 else -1]
+                instances.append((len(a), len(b), is_random))
+                chunk = []
+            i += 1
+    return instances
+
+
+def test_original_agrees_with_a_straight_reading_of_the_rules(store: Store) -> None:
+    pairs = OriginalPairs(store, MAX_LENGTH, 0.1, 0)
+    ours = [cut for epoch in range(8) for cut in cuts_of(pairs, epoch)]
+    draws = random.Random(12345)
+    theirs = [one for _ in range(8) for one in google_instances(store, 0.1, draws)]
+    assert len(ours) == pytest.approx(len(theirs), rel=0.03)
+    first = [c.first_end - c.first_start for c in ours], [one[0] for one in theirs]
+    second = [c.second_end - c.second_start for c in ours], [one[1] for one in theirs]
+    assert stats.ks_2samp(*first).pvalue > 1e-3
+    assert stats.ks_2samp(*second).pvalue > 1e-3
+    table = [[sum(c.label == IS_RANDOM for c in ours), sum(c.label == IS_NEXT for c in ours)]]
+    table.append([sum(one[2] for one in theirs), sum(not one[2] for one in theirs)])
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+    assert table[0][0] / len(ours) > 0.5, "one-sentence chunks force a random B"
+
+
+def test_original_gives_back_unused_sentences_and_forces_random_b(store: Store) -> None:
+    cuts = cuts_of(OriginalPairs(make_store([30]), 512, 0.0, 0), 0)
+    # One document only: B is drawn from it and still called random.
+    assert any(cut.label == IS_RANDOM for cut in cuts)
+    covered = np.zeros(int(make_store([30]).num_tokens), dtype=bool)
+    for cut in cuts:
+        covered[cut.first_start : cut.first_end] = True
+        if cut.label == IS_NEXT:
+            covered[cut.second_start : cut.second_end] = True
+    assert covered.all(), "what a random B left unused is used by the next sample"
+    single = cuts_of(OriginalPairs(make_store([1] * 10), 64, 0.0, 0), 0)
+    assert all(cut.label == IS_RANDOM for cut in single)
+
+
+def test_original_draws_the_short_target_once_a_document(store: Store) -> None:
+    long_documents = make_store([300] * 60)
+    pairs = OriginalPairs(long_documents, MAX_LENGTH, 0.5, 1)
+    by_document: dict[int, list[int]] = {}
+    for cut in cuts_of(pairs, 0):
+        length = cut.first_end - cut.first_start + cut.second_end - cut.second_start
+        by_document.setdefault(long_documents.document_of(cut.first_start), []).append(length)
+    # Without a short target nearly every sample of a long document is full; with one, few are.
+    full_share = [np.mean(np.array(lengths) == ROOM) for lengths in by_document.values()]
+    assert sum(share > 0.8 for share in full_share) == pytest.approx(30, abs=3 * math.sqrt(15))
+
+
+def test_next_sentence_loss_is_the_sum_over_labelled_pairs() -> None:
+    objective = NextSentence()
+    labels, count = objective.labels([IS_NEXT, NO_PAIR, IS_RANDOM])
+    logits = torch.tensor([[2.0, -1.0], [0.3, 0.1], [0.5, 0.25]])
+    expected = -(torch.log_softmax(logits[0], 0)[0] + torch.log_softmax(logits[2], 0)[1])
+    assert count == 2
+    torch.testing.assert_close(objective.loss(logits, labels), expected)

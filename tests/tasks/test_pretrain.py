@@ -1,0 +1,198 @@
+"""Pre-training end to end on a tiny store: what is saved, what is measured, what is refused."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+
+from bertsmith.deploy.predict import load
+from bertsmith.errors import CorpusError, InputError, ModelError, SettingsError
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import load_weights, read_config
+from bertsmith.tasks.mlm import fill_mask
+from bertsmith.tasks.pairs import NO_PAIR, next_sentence
+from bertsmith.tasks.pretrain import PretrainSettings, pretrain
+from bertsmith.tasks.pretrain_task import PretrainExamples, PretrainingModel, unigram_baseline
+from bertsmith.tasks.mlm import Masking
+from bertsmith.text.corpus import open_corpus
+from bertsmith.text.corpus_building import build_corpus
+from bertsmith.text.tokenizer import load_tokenizer
+
+
+def as_jsonl(documents: Path, path: Path, first: int, last: int) -> Path:
+    texts = documents.read_text(encoding="utf-8").split("\n\n")[first:last]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tiny_documents: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    source = as_jsonl(tiny_documents, folder / "documents.jsonl", 0, 40)
+    build_corpus([str(source)], tiny_tokenizer, folder / "store", heldout_share=0.2, num_workers=1)
+    return folder / "store"
+
+
+def settings_for(store: Path, out: Path, **changes: object) -> PretrainSettings:
+    base = PretrainSettings(
+        corpus=store, out=out, size="tiny", budget="12 steps", max_length=32, batch_size=8, precision="fp32",
+        evaluation_samples=20, evaluate_every="6 steps",
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    result = pretrain(settings_for(store, out, budget="60 steps", learning_rate=3e-3))
+    assert result.training.step == 60
+    assert result.metrics["mlm_loss"] < math.log(130), "better than nothing at all"
+    return out
+
+
+def test_a_runs_folder_is_complete(run: Path) -> None:
+    assert {"config.yaml", "metrics.jsonl", "report.html", "checkpoints", "model"} <= {p.name for p in run.iterdir()}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    assert len(evaluations) == 10
+    for name in ("mlm_loss", "mlm_bits", "mlm_perplexity", "mlm_accuracy", "nsp_accuracy"):
+        assert name in evaluations[-1] and f"{name}_baseline" in evaluations[-1]
+    assert evaluations[-1]["mlm_bits"] == pytest.approx(evaluations[-1]["mlm_loss"] / math.log(2))
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in report and "NSP" in report
+
+
+def test_transformers_loads_the_model_with_equal_logits(run: Path) -> None:
+    theirs = AutoModelForPreTraining.from_pretrained(run / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    config, _ = read_config(run / "model")
+    ours = PretrainingModel(Encoder(config), next_sentence=True)
+    assert load_weights(run / "model", ours, strict=True) == []
+    ours.eval()
+    mine = load_tokenizer(run / "model")
+    first, second = "The old king sat by the river.", "A small cat saw the blue bird."
+    inputs = tokenizer(first, second, return_tensors="pt")
+    with torch.inference_mode():
+        expected = theirs(**inputs)
+    probabilities = expected.seq_relationship_logits.softmax(-1)[0]
+    found = next_sentence(ours, mine, [(first, second)])[0]
+    assert found["next"] == pytest.approx(float(probabilities[0]), abs=1e-5)
+
+    masked = "the [MASK] sat by the river"
+    with torch.inference_mode():
+        logits = AutoModelForMaskedLM.from_pretrained(run / "model").eval()(**tokenizer(masked, return_tensors="pt")).logits
+    best = logits[0, 2].softmax(-1).topk(3)
+    guesses = fill_mask(ours, mine, [masked], top_k=3)[0]
+    assert [guess["score"] for guess in guesses] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert guesses[0]["text"].startswith("the ") and "[MASK]" not in guesses[0]["text"]
+
+
+def test_the_predictor_fills_masks_and_judges_pairs(run: Path) -> None:
+    predictor = load(run)
+    answers = list(predictor.predict(["the [MASK] sat .", {"text": "the cat sat .", "pair": "the dog runs ."}]))
+    assert len(answers) == 2
+    with pytest.raises(InputError, match="MASK"):
+        list(predictor.predict(["there is nothing to fill"]))
+
+
+def test_stop_and_resume_is_bit_equal(store: Path, tmp_path: Path) -> None:
+    straight = pretrain(settings_for(store, tmp_path / "straight", micro_batch_size=4))
+    stopped = settings_for(store, tmp_path / "stopped", micro_batch_size=4)
+
+    class Stop(Exception):
+        pass
+
+    # Cut the run off in the middle by its own checkpoint: train half, then the rest from there.
+    import bertsmith.training.loop as loop
+
+    original, calls = loop.take_step, 0
+
+    def failing(*arguments: object, **named: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise Stop
+        return original(*arguments, **named)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "take_step", failing)
+        with pytest.raises(Stop):
+            pretrain(replace(stopped, save_every="3 steps"))
+    resumed = pretrain(replace(stopped, save_every="3 steps", resume=True))
+    first, second = (load_file(one.model / "model.safetensors") for one in (straight, resumed))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert straight.metrics == resumed.metrics
+
+
+def test_two_phases_and_continuation(store: Path, run: Path, tmp_path: Path) -> None:
+    result = pretrain(settings_for(store, tmp_path / "a", max_length=16, long_length=32, long_share=0.5))
+    assert result.training.step == 12
+    on = pretrain(settings_for(store, tmp_path / "b", from_model=str(run), budget="1 steps", learning_rate=1e-9))
+    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (run, on.folder))
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
+def test_mlm_alone_saves_a_masked_language_model(store: Path, tmp_path: Path) -> None:
+    result = pretrain(settings_for(store, tmp_path / "mlm", objective="mlm", budget="2 steps"))
+    assert "nsp_accuracy" not in result.metrics
+    AutoModelForMaskedLM.from_pretrained(result.model)
+    with pytest.raises(CorpusError, match="no next-sentence head"):
+        list(load(result.model).predict([{"text": "the cat .", "pair": "the dog ."}]))
+
+
+@pytest.mark.parametrize("mode", ["clean", "original"])
+def test_examples_are_what_the_store_says(store: Path, mode: str) -> None:
+    corpus, tokenizer = open_corpus(store), load_tokenizer(store / "tokenizer")
+    examples = PretrainExamples(
+        corpus, tokenizer, max_length=48, mode=mode, masking=Masking(), short_sequence_probability=0.1, seed=0  # type: ignore[arg-type]
+    )
+    whole = np.concatenate(corpus.shards())
+    for index in range(examples.num_examples(0)):
+        example, cut = examples.example(index, 0), examples.pairs.cut(index, 0)
+        ids = example.masked.token_ids.copy()
+        ids[example.masked.positions] = example.masked.labels
+        assert len(ids) <= 48 and ids[0] == tokenizer.cls_id and ids[-1] == tokenizer.sep_id
+        length = cut.first_end - cut.first_start
+        np.testing.assert_array_equal(ids[1 : 1 + length], whole[cut.first_start : cut.first_end])
+        assert ids[1 + length] == tokenizer.sep_id and example.segment_ids[1 + length] == 0
+        if cut.label != NO_PAIR:
+            np.testing.assert_array_equal(ids[2 + length : -1], whole[cut.second_start : cut.second_end])
+            assert (example.segment_ids[2 + length :] == 1).all()
+
+
+def test_unigram_baseline_is_a_cross_entropy(store: Path) -> None:
+    train, heldout = open_corpus(store, "train"), open_corpus(store, "heldout")
+    counts = np.bincount(np.concatenate(train.shards()), minlength=train.vocab_size) + 1
+    tokens = np.concatenate(heldout.shards())
+    expected = -np.log(counts / counts.sum())[tokens].mean()
+    assert unigram_baseline(train, heldout).nats == pytest.approx(expected)
+
+
+def test_refusals(store: Path, run: Path, tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--resume"):
+        pretrain(settings_for(store, run))
+    with pytest.raises(ModelError, match="max_position_embeddings"):
+        pretrain(settings_for(store, tmp_path / "long", max_length=1000))
+    with pytest.raises(ModelError, match="tiny"):
+        pretrain(settings_for(store, tmp_path / "size", size="tinny"))
+    with pytest.raises(CorpusError, match="no corpus"):
+        pretrain(settings_for(tmp_path / "nowhere", tmp_path / "x"))
+    with pytest.raises(SettingsError, match="long_length"):
+        settings_for(store, tmp_path / "y", max_length=64, long_length=32)
+    assert not (tmp_path / "long").exists(), "nothing half-written"
+
+
+def test_one_document_has_no_next_sentence_prediction(
+    tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    source = as_jsonl(tiny_documents, tmp_path / "one.jsonl", 0, 1)
+    build_corpus([str(source)], tiny_tokenizer, tmp_path / "store", heldout_share=0.0, num_workers=1)
+    with pytest.raises(CorpusError, match="--objective mlm"):
+        pretrain(settings_for(tmp_path / "store", tmp_path / "out"))

@@ -1,0 +1,93 @@
+"""Columns, labels, weights and the split by hash, shared by the fine-tuning tasks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
+
+from bertsmith.errors import InputError, SettingsError
+from bertsmith.tasks.rows import class_weights, detect_column, label_id, sorted_labels, split_rows, value_of
+
+
+@dataclass(frozen=True)
+class TextRow:
+    group: str
+    where: str = "file:1"
+
+
+@given(st.lists(st.integers(0, 40), min_size=60, max_size=200), st.floats(0.05, 0.6), st.randoms())
+def test_split_is_by_text_whatever_the_order(numbers: list[int], share: float, random: object) -> None:
+    rows = [TextRow(f"text {number}") for number in [*numbers, *range(41)]]
+    train, dev = split_rows(rows, share)
+    assert sorted(row.group for row in [*train, *dev]) == sorted(row.group for row in rows)
+    assert not {row.group for row in train} & {row.group for row in dev}
+    random.shuffle(rows)  # type: ignore[attr-defined]
+    assert {row.group for row in split_rows(rows, share)[1]} == {row.group for row in dev}
+
+
+def test_split_holds_about_the_share_that_was_asked_for() -> None:
+    _, dev = split_rows([TextRow(str(number)) for number in range(10_000)], 0.2)
+    assert 1800 < len(dev) < 2200  # five standard deviations of a binomial draw
+
+
+def test_a_small_share_still_holds_one_text_back() -> None:
+    train, dev = split_rows([TextRow("a"), TextRow("b"), TextRow("c")], 1e-9)
+    assert len(train) == 2 and len(dev) == 1
+
+
+def test_rows_of_one_text_cannot_be_split() -> None:
+    with pytest.raises(SettingsError, match=r"3 training rows with 1 different texts"):
+        split_rows([TextRow("a")] * 3, 0.5)
+
+
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=6))
+def test_auto_weights_are_scikit_learns_balanced(counts: list[int]) -> None:
+    targets = np.repeat(np.arange(len(counts)), counts)
+    expected = compute_class_weight("balanced", classes=np.arange(len(counts)), y=targets)
+    np.testing.assert_allclose(class_weights("auto", [str(i) for i in range(len(counts))], counts), expected, rtol=1e-6)
+
+
+def test_given_weights_by_label() -> None:
+    assert class_weights("spam=5, a=b=0.5", ["a=b", "ham", "spam"], [1, 1, 1]).tolist() == [0.5, 1.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("spma=5", 'no label "spma".*Did you mean "spam"'),
+        ("automatic", 'no label "automatic".*Write none, auto'),
+        ("spam=0", "must be a number above 0, not '0'"),
+        ("spam=much", "must be a number above 0, not 'much'"),
+        ("spam=nan", "must be a number above 0, not 'nan'"),
+    ],
+)
+def test_weights_that_cannot_be_read(setting: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        class_weights(setting, ["ham", "spam"], [1, 1])
+
+
+def test_labels_have_the_order_of_their_ids() -> None:
+    assert sorted_labels(["10", "9", "-1", "9"]) == ("-1", "9", "10")
+    assert sorted_labels(["b", "10", "9"]) == ("10", "9", "b")
+
+
+def test_an_unknown_label_names_place_and_nearest() -> None:
+    with pytest.raises(InputError, match=r'^dev\.csv:7: the label "spma" .*Did you mean "spam"'):
+        label_id("spma", {"ham": 0, "spam": 1}, "dev.csv:7")
+
+
+def test_a_missing_column_names_the_nearest() -> None:
+    with pytest.raises(InputError, match=r'^a\.csv:2: there is no column "sentense".*Did you mean "sentence"'):
+        value_of({"sentence": "x", "label": "1"}, "sentense", "a.csv:2")
+    with pytest.raises(InputError, match=r"^a\.csv:2, label: nothing here"):
+        value_of({"label": None}, "label", "a.csv:2")
+
+
+def test_columns_are_detected_only_without_doubt() -> None:
+    known = ("text", "review")
+    assert detect_column(["Review", "stars"], known) == "Review"
+    assert detect_column(["text", "review"], known) is None
+    assert detect_column(["text", "review"], known, taken=("text",)) == "review"

@@ -1,0 +1,380 @@
+"""Tagging: words to pieces and back, windows, loss, scores, spans in the user's own text."""
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from bertsmith.errors import InputError, SettingsError
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.encoder import Encoder
+from bertsmith.tasks.tag import Tagging, TaggingAnswer, TaggingExample
+from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, find_labels, read_rows
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.text.windows import windows
+from bertsmith.training.report import Matrix, Table
+from bertsmith.training.task import Batch
+
+MakeFiles = Callable[[dict[str, str | bytes]], Path]
+
+LABELS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+SMALL = TaggingSettings(max_length=12, doc_stride=4, scheme="iob2")
+WORDS = ("the", "old", "king", "sat", "by", "zzqxy", "river", ".")
+TAGS = ("O", "B-PER", "I-PER", "O", "O", "B-LOC", "I-LOC", "O")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
+    return load_tokenizer(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def minilm_tokenizer(minilm: Path) -> Tokenizer:
+    return load_tokenizer(minilm)
+
+
+def sentence(words: Sequence[str] = WORDS, tags: Sequence[str] | None = TAGS) -> TaggingRow:
+    return TaggingRow("train.conll:1", tuple(words), None, None if tags is None else tuple(tags))
+
+
+def make(
+    tokenizer: Tokenizer, *rows: TaggingRow, chosen: TaggingSettings = SMALL, labels: Sequence[str] = LABELS
+) -> Tagging:
+    return Tagging(tokenizer, labels, chosen, {"dev": rows})
+
+
+def items(task: Tagging) -> list[TaggingExample]:
+    examples = task.examples("dev")
+    return [examples.example(index, 0) for index in range(examples.num_examples(0))]
+
+
+def encoder(tokenizer: Tokenizer) -> Encoder:
+    torch.manual_seed(1)
+    config = EncoderConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    return Encoder(config)
+
+
+def decode(task: Tagging, batch: Batch, labels: Sequence[str]) -> list[TaggingAnswer]:
+    """Answers of a model that is sure of these labels, one a word of the batch."""
+    scores = torch.full((len(labels), len(task.labels)), 0.1 / len(task.labels))
+    for word, label in enumerate(labels):
+        scores[word, task.labels.index(label)] = 0.9
+    return task.decode(scores, batch)
+
+
+# Words, pieces and windows
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.lists(st.text(max_size=9), max_size=14), min_size=1, max_size=3),
+    step=st.integers(1, 12),
+    data=st.data(),
+)
+def test_the_labels_of_words_come_back_whatever_the_words_are(minilm_tokenizer, rows, step, data):
+    chosen = replace(SMALL, doc_stride=step)
+    task = make(minilm_tokenizer, *(sentence(words, None) for words in rows), chosen=chosen)
+    batch = task.collate(items(task))
+    first_pieces = [int(minilm_tokenizer.encode_words([word])[0][0]) for words in rows for word in words]
+    assert batch.inputs.token_ids[batch.labels["word_positions"]].tolist() == first_pieces
+    labels = [data.draw(st.sampled_from(LABELS)) for words in rows for _ in words]
+    answers = decode(task, batch, labels)
+    assert [label for answer in answers for label in answer.labels] == labels
+    assert [list(answer.words) for answer in answers] == rows
+    for words, example, answer in zip(rows, items(task), answers, strict=True):
+        assert [example.text[a:b] for a, b in answer.word_spans.tolist()] == words
+        assert max(map(len, example.token_ids)) <= SMALL.max_length
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60), data=st.data())
+def test_what_is_found_in_raw_text_is_a_slice_of_it(minilm_tokenizer, text, data):
+    task = make(minilm_tokenizer)
+    (example,) = task.encode([task.row(text, "stdin:1")])
+    batch = task.collate([example])
+    number = len(example.word_positions)
+    labels = [data.draw(st.sampled_from(LABELS)) for _ in range(number)]
+    (answer,) = decode(task, batch, labels)
+    spans = answer.word_spans.tolist()
+    assert all(0 <= a < b <= len(text) for a, b in spans)
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+    assert all(word == text[a:b] and word.strip() == word for word, (a, b) in zip(answer.words, spans, strict=True))
+    for entity in answer.entities:
+        assert entity.text == text[entity.start : entity.end]
+        assert (entity.start, entity.end) == (spans[entity.start_word][0], spans[entity.end_word - 1][1])
+
+
+def test_words_of_raw_text_are_those_of_the_tokenizer(minilm_tokenizer):
+    task = make(minilm_tokenizer)
+    text = "Zoë's  café, in Zürich: 東京!"
+    (example,) = task.encode([task.row({"text": text}, "x")])
+    assert [text[a:b] for a, b in example.word_spans.tolist()] == [
+        "Zoë", "'", "s", "café", ",", "in", "Zürich", ":", "東", "京", "!",
+    ]  # fmt: skip
+
+
+def test_a_long_sentence_gives_each_word_to_the_window_that_sees_most_around_it(tokenizer):
+    words = [("cat", "zz", "dog", "bird")[i % 4] for i in range(40)]
+    task = make(tokenizer, sentence(words, None))
+    (example,) = items(task)
+    ids, index = tokenizer.encode_words(words)
+    parts = windows(len(ids), SMALL.max_length - 2, SMALL.doc_stride)
+    assert len(parts) == len(example.token_ids) > 5
+    assert example.num_tokens == sum(len(part) + 2 for part in parts)
+    starts = np.cumsum([0, *(len(part) + 2 for part in parts)])
+    for word, position in enumerate(example.word_positions.tolist()):
+        piece = int(np.flatnonzero(index == word)[0])
+        owner = int(np.searchsorted(starts, position, side="right")) - 1
+        assert piece == position - starts[owner] - 1 + parts[owner].start
+        seen = [min(piece - w.start, w.end - 1 - piece) if w.start <= piece < w.end else -1 for w in parts]
+        assert seen[owner] == max(seen)
+
+
+def test_a_sentence_without_words_is_answered_with_nothing(tokenizer):
+    task = make(tokenizer, sentence((), ()), sentence())
+    batch = task.collate(items(task))
+    model = task.build(encoder(tokenizer)).eval()
+    with torch.inference_mode():
+        empty, other = task.decode(task.predict(model, batch), batch)
+    assert (empty.words, empty.labels, empty.entities) == ((), (), ())
+    assert len(other.labels) == len(WORDS)
+
+
+# Loss
+
+
+def test_loss_is_the_sum_over_first_pieces_only(tokenizer):
+    task = make(tokenizer, sentence(), sentence(("cat", "zzz"), ("O", "B-LOC")), chosen=replace(SMALL, max_length=30))
+    batch = task.collate(items(task))
+    assert batch.counts == {"tagging": 10.0}
+    model = task.build(encoder(tokenizer)).eval()
+    loss = task.loss(model, batch)["tagging"]
+    logits = torch.split(model.tokens(model.encoder(batch.inputs)).detach(), batch.inputs.lengths)
+    expected = 0.0
+    for part, row in zip(logits, (sentence(), sentence(("cat", "zzz"), ("O", "B-LOC"))), strict=True):
+        assert row.words is not None and row.tags is not None
+        _, index = tokenizer.encode_words(row.words)
+        for word, tag in enumerate(row.tags):
+            first = 1 + index.tolist().index(word)
+            expected -= part[first].log_softmax(-1)[LABELS.index(tag)].item()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    smoothed = make(tokenizer, sentence(), chosen=replace(SMALL, label_smoothing=0.2))
+    plain = make(tokenizer, sentence())
+    values = [one.loss(model, one.collate(items(one)))["tagging"].item() for one in (smoothed, plain)]
+    assert values[0] != pytest.approx(values[1])
+
+
+def test_a_model_that_learns_the_rows_tags_them(tokenizer):
+    task = make(tokenizer, sentence(), sentence(("queen", "of", "zzq"), ("B-PER", "O", "B-LOC")))
+    model = task.build(encoder(tokenizer)).eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    batch = task.collate(items(task))
+    for _ in range(60):
+        optimizer.zero_grad()
+        task.loss(model, batch)["tagging"].backward()
+        optimizer.step()
+    with torch.inference_mode():
+        answers = task.decode(task.predict(model, batch), batch)
+    assert [answer.labels for answer in answers] == [TAGS, ("B-PER", "O", "B-LOC")]
+    assert [(e.label, e.text) for e in answers[0].entities] == [("PER", "old king"), ("LOC", "zzqxy river")]
+    assert next(iter(task.score(answers, items(task)).items())) == ("f1", 1.0)
+
+
+# Scores, answers for people, the report
+
+
+def test_scores_of_entities_and_words(tokenizer):
+    task = make(tokenizer, sentence(), sentence(("cat", "dog"), ("O", "O")))
+    batch = task.collate(items(task))
+    predicted = ["O", "B-PER", "I-PER", "O", "O", "B-LOC", "O", "O", "I-LOC", "O"]
+    answers = decode(task, batch, predicted)
+    scores = task.score(answers, items(task))
+    assert list(scores) == ["f1", "precision", "recall", "accuracy", "f1_LOC", "f1_PER"]
+    # Found: PER (right), a LOC that is too short, a LOC made up; wanted: PER and LOC.
+    assert (scores["precision"], scores["recall"], scores["f1"]) == (pytest.approx(1 / 3), 0.5, pytest.approx(0.4))
+    assert (scores["f1_PER"], scores["f1_LOC"], scores["accuracy"]) == (1.0, 0.0, 0.8)
+    by_accuracy = make(tokenizer, chosen=replace(SMALL, metric="accuracy"))
+    assert next(iter(by_accuracy.score(answers, items(task)))) == "accuracy"
+
+
+def test_scores_of_parts_of_speech(tokenizer):
+    labels = ("ADJ", "NOUN", "VERB")
+    row = sentence(("cat", "sat", "red", "dog"), ("NOUN", "VERB", "ADJ", "NOUN"))
+    task = make(tokenizer, row, chosen=replace(SMALL, scheme="none"), labels=labels)
+    batch = task.collate(items(task))
+    predicted = ["NOUN", "NOUN", "ADJ", "NOUN"]
+    answers = decode(task, batch, predicted)
+    scores = task.score(answers, items(task))
+    assert list(scores) == ["accuracy", "macro_f1"]
+    assert scores["accuracy"] == 0.75
+    expected = metrics.f1_score(row.tags, predicted, average="macro", zero_division=0)
+    assert scores["macro_f1"] == pytest.approx(expected)
+    assert "entities" not in task.to_json(answers[0])
+    table, matrix, worst = task.sections(answers, items(task))
+    assert isinstance(table, Table) and isinstance(matrix, Matrix) and isinstance(worst, Table)
+    assert list(table.rows)[2][0] == "VERB"
+    assert matrix.counts == [[1, 0, 0], [0, 2, 0], [0, 1, 0]]
+    assert list(worst.rows) == [(1, "sat (VERB)", "sat (NOUN)", "cat sat red dog", "train.conll:1")]
+
+
+def test_answers_as_json_with_words_and_entities(tokenizer):
+    text = "The old  KING."
+    task = make(tokenizer)
+    examples = task.encode([task.row(text, "x")])
+    (answer,) = decode(task, task.collate(examples), ["O", "B-PER", "I-PER", "O"])
+    value = json.loads(json.dumps(task.to_json(answer)))
+    assert [(word["text"], word["label"]) for word in value["words"]] == [
+        ("The", "O"), ("old", "B-PER"), ("KING", "I-PER"), (".", "O"),
+    ]  # fmt: skip
+    (entity,) = value["entities"]
+    assert entity == {
+        "label": "PER", "start": 4, "end": 13, "text": "old  KING", "start_word": 1, "end_word": 3,
+        "score": pytest.approx(0.9 , abs=1e-6),
+    }  # fmt: skip
+    assert text[entity["start"] : entity["end"]] == entity["text"]
+
+
+def test_sections_show_types_and_the_worst_sentences(tokenizer):
+    task = make(tokenizer, sentence(), sentence(("cat", "dog"), ("O", "O")), sentence(("cat",), ("B-PER",)))
+    batch = task.collate(items(task))
+    answers = decode(task, batch, [*TAGS[:5], "O", "O", "O", "B-LOC", "B-LOC", "B-PER"])
+    entities, worst = task.sections(answers, items(task))
+    assert isinstance(entities, Table) and isinstance(worst, Table)
+    assert [(row[0], row[4], row[5]) for row in entities.rows] == [("LOC", 1, 2), ("PER", 2, 2), ("all", 3, 4)]
+    assert [row[:3] for row in worst.rows] == [(2, "", "cat (LOC), dog (LOC)"), (1, "zzqxy river (LOC)", "")]
+    assert worst.note == "2 of 3 sentences have a mistake."
+    assert "neighbours share 6" in task.notes()[0]
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "expected"),
+    [
+        (("I-PER", "I-PER", "B-PER", "O"), "iob1", ("B-PER", "I-PER", "B-PER", "O")),
+        (("B-PER", "I-PER", "B-PER", "O"), "iob2", ("B-PER", "I-PER", "B-PER", "O")),
+        (("B-PER", "E-PER", "S-PER", "O"), "bioes", ("B-PER", "I-PER", "B-PER", "O")),
+        (("B", "I", "O", "B"), "iob2", ("B", "I", "O", "B")),
+        (("DET", "ADJ", "NOUN", "PUNCT"), "none", ("DET", "ADJ", "NOUN", "PUNCT")),
+    ],
+)
+def test_files_are_read_as_iob2_whatever_their_scheme(make_files, tags, scheme, expected):
+    lines = "".join(f"w{i}\t{tag}\n" for i, tag in enumerate(tags))
+    path = make_files({"train.conll": lines}) / "train.conll"
+    found, (row,) = read_rows(str(path), TaggingSettings())
+    assert found.scheme == scheme
+    assert (row.words, row.tags, row.where) == (("w0", "w1", "w2", "w3"), expected, f"{path}:1")
+    assert read_rows(str(path), TaggingSettings(scheme="none"))[1][0].tags == tags
+
+
+def test_labels_have_both_prefixes_of_every_type():
+    rows = [sentence(("a", "b", "c"), ("B-LOC", "O", "B-creative-work"))]
+    assert find_labels(rows, SMALL) == ("O", "B-LOC", "I-LOC", "B-creative-work", "I-creative-work")
+    assert find_labels([sentence(("a", "b"), ("B", "O"))], SMALL) == ("O", "B", "I")
+    assert find_labels([sentence(("a", "b"), ("X", "NOUN"))], replace(SMALL, scheme="none")) == ("NOUN", "X")
+    with pytest.raises(InputError, match='every word has the tag "O"'):
+        find_labels([sentence(("a", "b"), ("O", "O"))], SMALL)
+
+
+def test_rows_with_lists_of_words_and_tags(make_files):
+    rows = [{"id": 1, "tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}, {"id": 2, "tokens": ["c"], "ner_tags": ["O"]}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    two = json.dumps({"tokens": ["a"], "ner_tags": ["O"], "pos_tags": ["NOUN"]}) + "\n"
+    short = json.dumps({"words": ["a", "b"], "tags": ["O"]}) + "\n"
+    folder = make_files({"train.jsonl": text, "two.jsonl": two, "short.jsonl": short})
+    found, read = read_rows(str(folder / "train.jsonl"), TaggingSettings())
+    assert (found.token_column, found.tag_column, found.scheme) == ("tokens", "ner_tags", "iob2")
+    assert [row.words for row in read] == [("a", "b"), ("c",)]
+    with pytest.raises(InputError, match=r"two.jsonl:1: cannot tell the tag_column.*ner_tags, pos_tags"):
+        read_rows(str(folder / "two.jsonl"), TaggingSettings())
+    assert read_rows(str(folder / "two.jsonl"), TaggingSettings(tag_column="pos_tags"))[1][0].tags == ("NOUN",)
+    with pytest.raises(InputError, match=r"short.jsonl:1: 2 words but 1 tags"):
+        read_rows(str(folder / "short.jsonl"), TaggingSettings())
+    with pytest.raises(InputError, match='Did you mean "words"'):
+        read_rows(str(folder / "short.jsonl"), TaggingSettings(token_column="word"))
+
+
+def test_files_without_sentences_and_tags_of_no_scheme(make_files):
+    folder = make_files({"empty.conll": "\n\n", "odd.conll": "a B-PER\nb PERSON\nc O\n"})
+    with pytest.raises(InputError, match="no sentences"):
+        read_rows(str(folder / "empty.conll"), TaggingSettings())
+    with pytest.raises(InputError, match=r'odd.conll:1: the tag "PERSON" of word 2'):
+        read_rows(str(folder / "odd.conll"), TaggingSettings())
+
+
+def test_a_tag_that_training_did_not_have_is_an_error_with_a_suggestion(tokenizer):
+    with pytest.raises(InputError, match=r'"B-PERS" does not occur.*Did you mean "B-PER"'):
+        make(tokenizer, sentence(("a",), ("B-PERS",)))
+
+
+def test_rows_to_predict(tokenizer):
+    task = make(tokenizer)
+    assert task.row({"words": ["a", "b"]}, "x").words == ("a", "b")
+    assert task.row({"tokens": ["a", "b"], "text": "a b"}, "x").words == ("a", "b")
+    assert task.row({"text": "a b"}, "x") == task.row("a b", "x") == TaggingRow("x", None, "a b", None)
+    named = make(tokenizer, chosen=replace(SMALL, token_column="pieces"))
+    assert named.row({"pieces": ["a"]}, "x").words == ("a",)
+    with pytest.raises(InputError, match="x: give a row with"):
+        task.row({"txt": "a b"}, "x")
+    with pytest.raises(InputError, match="x, words: a list wanted"):
+        task.row({"words": "a b"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_length": 2}, "max_length"),
+        ({"doc_stride": 0}, "doc_stride"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+    ],
+)
+def test_settings_that_cannot_work(values, message):
+    with pytest.raises(SettingsError, match=message):
+        TaggingSettings(**values)
+
+
+def test_metrics_that_do_not_go_with_the_labels(tokenizer):
+    with pytest.raises(SettingsError, match="macro_f1"):
+        make(tokenizer, chosen=replace(SMALL, metric="macro_f1"))
+    with pytest.raises(SettingsError, match='"f1" does not go with'):
+        make(tokenizer, chosen=replace(SMALL, scheme="none", metric="f1"))
+
+
+def test_labels_of_another_toolkit_tell_whether_they_are_entities(tokenizer):
+    auto = replace(SMALL, scheme="auto")
+    assert make(tokenizer, chosen=auto).has_entities
+    assert not make(tokenizer, chosen=auto, labels=("ADJ", "NOUN")).has_entities
+
+
+def test_a_model_with_too_few_positions_is_refused(tokenizer):
+    with pytest.raises(SettingsError, match="at most 64 tokens"):
+        make(tokenizer, chosen=replace(SMALL, max_length=65)).build(encoder(tokenizer))
+
+
+def test_real_sentences_go_through(shared_data, minilm_tokenizer):
+    chosen, rows = read_rows(str(shared_data / "tag" / "wnut17-dev.conll"), TaggingSettings())
+    labels = find_labels(rows, chosen)
+    assert len(labels) == 13
+    task = make(minilm_tokenizer, *rows, chosen=chosen, labels=labels)
+    examples = items(task)
+    gold = [tag for row in rows for tag in row.tags or ()]
+    batch = task.collate(examples)
+    assert batch.counts["tagging"] == len(gold)
+    scores = task.score(decode(task, batch, gold), examples)
+    assert scores["f1"] == scores["accuracy"] == 1.0

@@ -1,0 +1,343 @@
+"""The command line: its surface, its errors and exit codes, settings files, and what predict reads and writes.
+
+`python tests/test_cli.py` writes the snapshot of the surface anew; its difference belongs into the review.
+"""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclopts import App
+
+import bertsmith
+from bertsmith.cli import main, model_verbs
+from bertsmith.cli.app import build_app
+from bertsmith.cli.config import SECTIONS
+from bertsmith.errors import InputError, Interrupted
+from bertsmith.tasks.pretrain import PretrainSettings
+
+SURFACE = Path(__file__).with_name("cli_surface.txt")
+
+Value = str | Mapping[str, Any]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("predict", "model")` gives exit code, standard output and standard error."""
+
+    def run_one(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_one
+
+
+@pytest.fixture
+def pretrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[PretrainSettings]:
+    """The settings that `bertsmith pretrain` was called with; nothing is trained."""
+    calls: list[PretrainSettings] = []
+
+    class Result:
+        metrics: Mapping[str, float] = {}
+
+    def record(settings: PretrainSettings) -> Result:
+        calls.append(settings)
+        return Result()
+
+    monkeypatch.setattr(model_verbs, "pretrain_model", record)
+    return calls
+
+
+def verbs(app: App, name: str = "") -> Iterator[tuple[str, App]]:
+    """Every command of an app that does something, with its full name."""
+    for key in app:
+        if not key.startswith("-"):
+            below = list(verbs(app[key], f"{name}{key} "))
+            yield from below or [(f"{name}{key}", app[key])]
+
+
+def surface() -> str:
+    """Every command with its options and defaults, one a line."""
+    lines = []
+    for name, verb in verbs(build_app()):
+        lines.append(name)
+        for argument in verb.assemble_argument_collection():
+            if argument.children or not argument.names:
+                continue
+            default = argument.field_info.default
+            is_required = argument.required
+            lines.append(f"  {' '.join(argument.names)} {'required' if is_required else repr(default)}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_surface_is_as_reviewed() -> None:
+    assert surface() == SURFACE.read_text(encoding="utf-8"), "run: python tests/test_cli.py, and review the difference"
+
+
+def test_every_option_has_a_line_of_help() -> None:
+    silent = [
+        f"{name} {argument.names[0]}"
+        for name, verb in verbs(build_app())
+        for argument in verb.assemble_argument_collection()
+        if argument.names and not argument.children and not argument.parameter.help
+    ]
+    assert silent == []
+
+
+def test_sections_are_the_first_words_of_the_verbs() -> None:
+    assert set(SECTIONS) == {name.split()[0] for name, _ in verbs(build_app())}
+
+
+def test_help_waits_for_no_library() -> None:
+    program = (
+        "import sys\nfrom bertsmith.cli import main\n"
+        "assert main(['--help']) == 0 and main(['finetune', '--help']) == 0 and main(['--version']) == 0\n"
+        "slow = {'torch', 'numpy', 'tokenizers', 'datasets', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name.split()[0] in done.stdout for name, _ in verbs(build_app()))
+    assert bertsmith.__version__ in done.stdout
+
+
+def test_module_and_command_are_the_same() -> None:
+    done = subprocess.run([sys.executable, "-m", "bertsmith", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, bertsmith.__version__)
+
+
+def test_exported_names_are_there_and_sorted() -> None:
+    assert bertsmith.__all__ == sorted(bertsmith.__all__) == dir(bertsmith)
+    for name in bertsmith.__all__:
+        assert getattr(bertsmith, name).__name__ == name if name != "__version__" else bertsmith.__version__
+    with pytest.raises(AttributeError, match="pretrian"):
+        bertsmith.pretrian  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrian"], 'Did you mean "pretrain"?'),
+        (["corpus", "biuld"], 'Did you mean "build"?'),
+        (["pretrain", "--corpus", "c", "--out", "o", "--learning-rat", "1"], "Did you mean --learning-rate?"),
+        (["pretrain", "--corpus", "c", "--out", "o", "--precision", "bf61"], 'Did you mean "bf16"?'),
+        (["pretrain", "--corpus", "c", "--out", "o", "--seed", "x"], "--seed"),
+        (["pretrain", "--corpus", "c"], "--out"),
+        (["tokenizer", "train", "a.txt", "--out", "t", "--kind", "wordpeice"], 'Did you mean "wordpiece"?'),
+        (["finetune", "tagging", "--model", "m", "--train", "t", "--out", "o", "--tag-colum", "1"], "--tag-column"),
+    ],
+)
+def test_wrong_words_are_answered_with_the_right_ones(run: Run, arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err and out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("no such column.", "a.csv:3"), 2, "error: a.csv:3: no such column."),
+        (Interrupted("Saved. Go on with --resume."), 130, "Saved. Go on with --resume."),
+        (KeyboardInterrupt(), 130, "Stopped."),
+    ],
+)
+def test_exit_codes(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str) -> None:
+    def demo() -> None:
+        raise error
+
+    monkeypatch.setattr(model_verbs, "demo", demo)
+    assert run("demo") == (code, "", message + "\n")
+
+
+def test_faults_of_ours_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def demo() -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(model_verbs, "demo", demo)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        run("demo")
+
+
+def test_long_messages_are_not_wrapped(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / ("long" * 40) / "config.yaml"
+    code, _, err = run("pretrain", "--corpus", "c", "--out", "o", "--config", path)
+    assert code == 2 and str(path) in err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    program = (
+        "import sys, types\n"
+        "verbs = types.ModuleType('bertsmith.cli.model_verbs')\n"
+        "def demo() -> None:\n"
+        "    while True: print('x' * 1000, flush=True)\n"
+        "verbs.demo = demo\n"
+        "sys.modules['bertsmith.cli.model_verbs'] = verbs\n"
+        "from bertsmith.cli import main\n"
+        "sys.exit(main(['demo']))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert (process.wait(), errors) == (141, b"")
+
+
+def test_flags_go_before_the_file(run: Run, pretrained: list[PretrainSettings], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("learning_rate: 1e-4\nseed: 3\nresume: true\nlong_length: null\nfrom: models/a\nbudget: 10m\n")
+    code, _, err = run("pretrain", "--corpus", "c", "--out", "o", "--seed", 7, "--config", config)
+    assert code == 0, err
+    (settings,) = pretrained
+    assert (settings.seed, settings.learning_rate, settings.resume) == (7, 1e-4, True)
+    assert (settings.long_length, settings.from_model, settings.budget) == (None, "models/a", "10m")
+
+
+def test_a_section_a_verb(run: Run, pretrained: list[PretrainSettings], tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("[tokenizer]\nvocab_size = 100\n[pretrain]\nseed = 5\nfrom_model = 'm'\n")
+    code, _, err = run("pretrain", "--corpus", "c", "--out", "o", "--config", config)
+    assert code == 0, err
+    assert (pretrained[0].seed, pretrained[0].from_model) == (5, "m")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sede: 3\n", 'c.yaml: unknown key "sede". Did you mean "seed"?'),
+        ("pretrain:\n  sede: 3\n", 'c.yaml, pretrain: unknown key "sede". Did you mean "seed"?'),
+        ("pretrain:\n  seed: x\n", 'Invalid value "x" for'),
+        ("pretrain:\n  precision: bf61\n", 'Did you mean "bf16"?'),
+        ("pretain:\n  seed: 3\n", 'unknown section "pretain". Did you mean "pretrain"?'),
+        ("pretrain: {}\ntokeniser: {}\n", 'unknown section "tokeniser". Did you mean "tokenizer"?'),
+        ("tokenizer:\n  vocab_size: 3\n", 'there is no section "pretrain". Choices: tokenizer.'),
+        ("pretrain: 3\n", "a section holds keys and values"),
+        ("optimizer:\n  seed: 3\nseed: 4\n", 'unknown key "optimizer.seed"'),
+    ],
+)
+def test_wrong_keys_are_answered_with_the_right_ones(run: Run, tmp_path: Path, content: str, message: str) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(content)
+    code, _, err = run("pretrain", "--corpus", "c", "--out", "o", "--config", config)
+    assert code == 2
+    assert message in err
+
+
+class Echo:
+    """A predictor that answers with what it was asked."""
+
+    def __init__(self) -> None:
+        self.read_ahead = 0
+
+    def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
+        """One answer a row."""
+        self.read_ahead = read_ahead
+        for row in rows:
+            if row == "bad":
+                raise InputError("cannot be read.", "row 2")
+            yield {"asked": row}
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
+    """What `bertsmith predict` loads, whatever the model."""
+    predictor = Echo()
+
+    def load(folder: str, *, device: str, precision: str, top_k: int) -> Echo:
+        return predictor
+
+    monkeypatch.setattr(model_verbs, "load", load)
+    return predictor
+
+
+def asked(output: str) -> list[Value]:
+    """What an echo was asked."""
+    return [json.loads(line)["asked"] for line in output.split("\n") if line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "row"),
+    [
+        (["A text, 中文."], "A text, 中文."),
+        (["A", "--pair", "B"], {"text": "A", "pair": "B"}),
+        (["Text.", "--question", "Q?"], {"question": "Q?", "context": "Text."}),
+        (['{"a": 1}'], '{"a": 1}'),
+    ],
+)
+def test_predict_a_line(
+    run: Run, echo: Echo, capfdbinary: pytest.CaptureFixture[bytes], arguments: list[str], row: Value
+) -> None:
+    assert main(["predict", "model", *arguments]) == 0
+    assert asked(capfdbinary.readouterr().out.decode()) == [row]
+
+
+def test_predict_standard_input(
+    echo: Echo, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO('one\n{"text": "two"}\n{not json}\n[3]\n\nlast'))
+    assert main(["predict", "model"]) == 0
+    assert asked(capfdbinary.readouterr().out.decode()) == ["one", {"text": "two"}, "{not json}", "[3]", "", "last"]
+    assert echo.read_ahead > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.txt", "one\r\ntwo\u2028still two\n", ["one", "two\u2028still two"]),
+        ("a.csv", 'text,label\n"a, b",1\n', [{"text": "a, b", "label": "1"}]),
+        ("a.jsonl", '{"words": ["a", "b"]}\n', [{"words": ["a", "b"]}]),
+    ],
+)
+def test_predict_a_file_to_a_file(run: Run, echo: Echo, tmp_path: Path, name: str, content: str, rows: Any) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    code, out, err = run("predict", "model", "--file", tmp_path / name, "--out", tmp_path / "out" / "answers.jsonl")
+    assert (code, out) == (0, ""), err
+    assert asked((tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8")) == rows
+
+
+def test_predict_leaves_no_half_file(run: Run, echo: Echo, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good\nbad\n")
+    code, _, err = run("predict", "model", "--file", tmp_path / "a.txt", "--out", tmp_path / "answers.jsonl")
+    assert code == 2 and "row 2: cannot be read." in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pair", "B"], "go with a TEXT"),
+        (["A", "--file", "a.txt"], "not both"),
+        (["--file", "missing.txt"], "missing.txt"),
+    ],
+)
+def test_predict_says_what_does_not_go_together(run: Run, echo: Echo, arguments: list[str], message: str) -> None:
+    code, _, err = run("predict", "model", *arguments)
+    assert code == 2 and message in err
+
+
+def test_evaluate_prints_json_and_passes_settings(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def evaluate(model: str, data: str, **options: Any) -> dict[str, float]:
+        calls.append({"model": model, "data": data, **options})
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(model_verbs, "evaluate_model", evaluate)
+    code, out, err = run("evaluate", "m", "d.csv", "--set", "text-column=review", "--set", "max_length=64")
+    assert code == 0, err
+    assert json.loads(out) == {"accuracy": 0.5}
+    assert calls[0]["overrides"] == {"text_column": "review", "max_length": 64}
+    code, _, err = run("evaluate", "m", "d.csv", "--set", "max_length")
+    assert code == 2 and "write KEY=VALUE" in err
+
+
+if __name__ == "__main__":
+    SURFACE.write_text(surface(), encoding="utf-8")

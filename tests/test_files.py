@@ -1,0 +1,199 @@
+"""Files are whole or not there, whatever goes wrong on the way."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertsmith import files
+from bertsmith.errors import InputError, StorageError
+
+
+class Refusal:
+    """Stands for os.fsync on a disk that refuses with one error number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, descriptor: int) -> None:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def names(folder: Path) -> set[str]:
+    """Everything in a folder, hidden names too."""
+    return {path.name for path in folder.iterdir()}
+
+
+def test_atomic_write_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.txt"
+    files.atomic_write(path, "naïve 词")
+    assert path.read_bytes() == "naïve 词".encode()
+    files.atomic_write(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert names(path.parent) == {"file.txt"}
+
+
+def test_new_files_have_the_modes_that_open_would_give(tmp_path: Path) -> None:
+    files.atomic_write(tmp_path / "file", "x")
+    with files.atomic_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+    (tmp_path / "plain").write_text("x")
+    (tmp_path / "plain-folder").mkdir()
+    mode = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names(tmp_path)}
+    assert mode["file"] == mode["plain"]
+    assert mode["folder"] == mode["plain-folder"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_refused_write_leaves_the_old_file_and_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", Refusal(number))
+    with pytest.raises(StorageError, match=r"2\.0 KiB needed, .* free"):
+        files.atomic_write(path, b"x" * 2048)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == {"file"}
+
+
+def test_a_file_written_in_pieces_appears_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with files.atomic_file(path) as file:
+        file.write(b"1\n")
+        file.write(b"2\n")
+        assert not path.exists()
+    assert path.read_bytes() == b"1\n2\n"
+    with pytest.raises(ValueError), files.atomic_file(path) as file:
+        file.write(b"3\n")
+        raise ValueError
+    assert path.read_bytes() == b"1\n2\n" and names(tmp_path) == {"answers.jsonl"}
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot write"):
+        files.atomic_write(tmp_path / "file" / "below", "y")
+
+
+def test_other_errors_of_the_system_pass_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", Refusal(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        files.atomic_write(tmp_path / "file", "x")
+    assert not isinstance(caught.value, StorageError)
+    assert names(tmp_path) == set()
+
+
+def test_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "store"
+    with files.atomic_folder(target) as folder:
+        assert folder.parent == target.parent and folder.name.startswith(".store.tmp-")
+        (folder / "train").mkdir()
+        (folder / "train" / "a.npy").write_bytes(b"1")
+        assert not target.exists()
+    assert (target / "train" / "a.npy").read_bytes() == b"1"
+    assert names(target.parent) == {"store"}
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+def test_folder_vanishes_when_the_block_raises(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").write_text("kept")
+    with pytest.raises(type(error)), files.atomic_folder(target, replace=True) as folder:
+        (folder / "new").write_text("lost")
+        raise error
+    assert names(tmp_path) == {"store"} and names(target) == {"old"}
+
+
+def test_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").write_text("x")
+    with pytest.raises(StorageError, match="already exists"), files.atomic_folder(target):
+        pytest.fail("the block must not run")
+    with files.atomic_folder(target, replace=True) as folder:
+        (folder / "new").write_text("y")
+    assert names(target) == {"new"} and names(tmp_path) == {"store"}
+
+
+def test_the_old_folder_comes_back_when_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").write_text("x")
+    rename = os.rename
+
+    def refuse_the_new_one(source: Path, destination: Path) -> None:
+        if Path(source).name.startswith(".store.tmp-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", refuse_the_new_one)
+    with pytest.raises(StorageError, match="no space left"), files.atomic_folder(target, replace=True) as folder:
+        (folder / "new").write_text("y")
+    assert names(target) == {"old"} and names(tmp_path) == {"store"}
+
+
+def test_no_space_inside_the_block_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no space left"), files.atomic_folder(tmp_path / "store"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == set()
+
+
+def test_an_unreadable_input_is_not_blamed_on_the_output(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(PermissionError), files.atomic_folder(tmp_path / "out" / "store"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/input.txt")
+
+
+@given(st.binary(max_size=300))
+def test_sha256_is_that_of_hashlib(data: bytes) -> None:
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"bertsmith-sha256-{os.getpid()}"
+    path.write_bytes(data)
+    try:
+        assert files.sha256(path) == hashlib.sha256(data).hexdigest()
+    finally:
+        path.unlink()
+
+
+def test_free_space_is_asked_of_the_nearest_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def usage(path: Path) -> shutil._ntuple_diskusage:
+        asked.append(Path(path))
+        return shutil._ntuple_diskusage(10 * 2**30, 9 * 2**30, 2**30)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert files.free_bytes(tmp_path / "not" / "yet" / "there") == 2**30
+    assert asked == [tmp_path]
+    files.ensure_free(tmp_path / "x", 2**30)
+    with pytest.raises(StorageError, match=r"3\.0 GiB needed, 1\.0 GiB free"):
+        files.ensure_free(tmp_path / "x", 3 * 2**30)
+
+
+def test_json_round_trip_keeps_order_and_characters(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None, True], "a": {"词": "naïve"}}
+    files.write_json(tmp_path / "v.json", value)
+    text = (tmp_path / "v.json").read_text(encoding="utf-8")
+    assert files.read_json(tmp_path / "v.json") == value
+    assert text.index('"b"') < text.index('"a"') and "词" in text and text.endswith("}\n")
+    assert json.loads(text) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b'{"a": 1,\n "b" 2}', r"v\.json:2: not JSON"), (b'{"a": "\xff"}', "not UTF-8.*byte 7"), (None, "no such file")],
+)
+def test_unreadable_json_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "v.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        files.read_json(path)

@@ -1,0 +1,167 @@
+"""Files: compressed or not, found by name, folder or pattern, and what is said when they cannot be read."""
+
+import gzip
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bertsmith.errors import InputError
+from bertsmith.text.reading import open_text
+from bertsmith.text.sources import expand_sources, iter_documents
+
+MakeFiles = Callable[[dict[str, str | bytes]], Path]
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pyarrow.compress(content, codec="zstd", asbytes=True),
+}
+ODD = "first\u2028still first\x85 \u0151\x0c\x1c 你好 \U0001f600"
+
+
+def texts(*names: str | Path, **options: Any) -> list[str]:
+    return [document.text for document in iter_documents([str(name) for name in names], **options)]
+
+
+# Reading files
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_lines_end_at_line_feeds_only(make_files: MakeFiles, compression: str) -> None:
+    content = f"\ufeff{ODD}\nb\r\n\r\nc\rd"
+    path = make_files({f"a.txt{compression}": PACK[compression](content.encode())}) / f"a.txt{compression}"
+    with open_text(path) as file:
+        assert list(file) == [f"{ODD}\n", "b\n", "\n", "c\rd"]
+        assert file.line_number == 4
+    with open_text(path) as file:
+        assert next(file) == f"{ODD}\n"
+        assert file.read() == "b\n\nc\rd"
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"))))
+def test_any_text_comes_back(tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+    with open_text(path) as file:
+        assert list(file) == [f"{line}\n" for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "offset", "encoding"),
+    [
+        (b"good\n\xef\xbb\xbfalso good\ncaf\xe9\n", 3, 21, "ISO-8859-1"),
+        ("好\n".encode() + "不好".encode("gb18030"), 2, 4, "GB18030"),
+        ("text".encode("utf-16"), 1, 0, "UTF-16"),
+        (b"\xef\xbb\xbfab\xff", 1, 5, "ISO-8859-1"),
+        (b"cut short \xe4\xbd", 1, 10, ""),
+    ],
+)
+def test_wrong_encoding(make_files: MakeFiles, content: bytes, line: int, offset: int, encoding: str) -> None:
+    path = make_files({"a.txt": content}) / "a.txt"
+    with pytest.raises(InputError) as caught:
+        texts(path)
+    assert caught.value.where == f"{path}:{line}"
+    assert f"byte 0x{content[offset]:02x} at offset {offset} is not UTF-8" in str(caught.value)
+    assert f"iconv -f {encoding}" in str(caught.value)
+
+
+def test_wrong_encoding_counts_unpacked_bytes(make_files: MakeFiles) -> None:
+    folder = make_files({"a.txt.gz": gzip.compress(b"x" * 5000 + b"\n\xff")})
+    with pytest.raises(InputError, match=r"offset 5001 \(unpacked\)"):
+        texts(folder)
+
+
+@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", [".txt", ".parquet"])
+def test_damaged_compression(make_files: MakeFiles, compression: str, suffix: str) -> None:
+    whole = PACK[compression](os.urandom(50_000).hex().encode())
+    folder = make_files({f"cut{suffix}{compression}": whole[:-1000], f"not{suffix}{compression}": b"no such format"})
+    for path in sorted(folder.iterdir()):
+        with pytest.raises(InputError, match="damaged or cut short") as caught:
+            texts(path)
+        assert caught.value.where == str(path)
+
+
+def test_unreadable_file(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_files({"a.txt": "text"}) / "a.txt"
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"a\.txt: cannot be read: Permission denied\.$"):
+        open_text(path)
+
+
+# Finding files
+
+
+def test_folders_and_patterns_are_sorted(make_files: MakeFiles) -> None:
+    names = [
+        "b.txt",
+        "a/z.md",
+        "a/b/c.TXT",
+        "a.txt.gz",
+        "B.txt",
+        ".hidden.txt",
+        ".git/x.txt",
+        "a/image.png",
+        "a/x.json",
+    ]
+    folder = make_files({name: gzip.compress(b"a") if name.endswith("gz") else "a" for name in names})
+    found = ["B.txt", "a/b/c.TXT", "a/z.md", "a.txt.gz", "b.txt"]
+    everything = sorted(str(folder / name) for name in found)
+    assert sorted(expand_sources([str(folder)])) == everything
+    assert expand_sources([str(folder)]) == [str(path) for path in sorted(folder / name for name in found)]
+    assert sorted(expand_sources([str(folder / "**")])) == everything
+    assert expand_sources([str(folder / "*.txt")]) == [str(folder / "B.txt"), str(folder / "b.txt")]
+    assert expand_sources([str(folder / "b.txt"), "python-docs", str(folder / "B.txt")]) == [
+        str(folder / "b.txt"),
+        "python-docs",
+        str(folder / "B.txt"),
+    ]
+    assert expand_sources(str(folder / "b.txt")) == [str(folder / "b.txt")]
+
+
+def test_an_existing_name_is_no_pattern(make_files: MakeFiles) -> None:
+    folder = make_files({"a[1].txt": "brackets", "a1.txt": "none"})
+    assert texts(folder / "a[1].txt") == ["brackets"]
+
+
+def test_home_folder(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(make_files({"a.txt": "at home"})))
+    assert texts("~/a.txt") == ["at home"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("books/novle.txt", 'books/novle.txt: no such file or folder. Did you mean "novel.txt"?'),
+        ("boks/novel.txt", 'boks: no such file or folder. Did you mean "books"?'),
+        ("empty/a.txt", "empty/a.txt: no such file or folder. The folder it should be in is empty."),
+        ("books/*.csv", "books/*.csv: no file matches this pattern."),
+        ("books/*.png", "books/*.png: no file here has a suffix of .txt, .md"),
+        ("empty", "Found: no file at all."),
+        ("books/a.png", 'books/a.png: cannot tell the format from ".png". Choices: .csv,'),
+        ("books/a.json", "then name it .jsonl"),
+        ("books/README", 'cannot tell the format from "README"'),
+        ("x" * 300, "xxx: cannot be read: File name too long"),
+    ],
+)
+def test_nothing_to_read(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
+    folder = make_files({"books/novel.txt": "a", "books/a.png": "", "books/a.json": "{}", "books/README": "a"})
+    (folder / "empty").mkdir()
+    monkeypatch.chdir(folder)
+    for read in (expand_sources, lambda names: list(iter_documents(names))):
+        with pytest.raises(InputError) as caught:
+            read([source])
+        assert message in str(caught.value)

@@ -1,0 +1,256 @@
+"""Stopped at any step and resumed, a run ends with the same bits as if it had never stopped."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from bertsmith.errors import Interrupted, TrainingError
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.encoder import Encoder, PooledHead
+from bertsmith.training.checkpoint import newest_checkpoint, read_state
+from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
+from bertsmith.training.optim import OptimizerSettings
+from bertsmith.training.progress import read_metrics
+from bertsmith.training.task import Batch
+
+
+class SmallBert(nn.Module):
+    """The real encoder, with dropout in every place, under the heads of the toy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = EncoderConfig(
+            vocab_size=12,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            hidden_dropout_prob=0.2,
+            attention_probs_dropout_prob=0.2,
+        )
+        self.encoder = Encoder(config)
+        self.pooled = PooledHead(config, 3)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        outputs = self.pooled(self.encoder(batch.inputs)[batch.inputs.first_tokens])
+        return outputs[:, 0], outputs[:, 1:]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "steps": {"budget": "17 steps"},
+    "epochs, cut into micro-batches": {"budget": "3 epochs", "micro_batch_size": 3},
+    "tokens, two threads": {"budget": "600 tokens", "num_workers": 2},
+    "warm-up in steps": {"budget": "2.5 epochs", "warmup_steps": 5},
+    "the real encoder": {"budget": "12 steps", "build": SmallBert, "precision": "auto", "micro_batch_size": 4},
+    "best kept": {"budget": "17 steps", "keep_best": True, "evaluate_every": "3 steps"},
+}
+
+
+class Power(Exception):
+    """The power goes out: nothing is saved on the way down."""
+
+
+class Run:
+    """A run in a folder, which may be stopped and gone on with, and everything that can be compared of it."""
+
+    def __init__(
+        self,
+        toy: SimpleNamespace,
+        folder: Path,
+        two_stages: bool = False,
+        build: Callable[[], nn.Module] | None = None,
+        **changes: Any,
+    ) -> None:
+        self.toy, self.folder, self.two_stages = toy, folder, two_stages
+        self.build = build or (lambda: toy.Model(dropout=0.3))
+        warmup_steps = changes.pop("warmup_steps", None)
+        self.settings = TrainSettings(
+            optimizer=OptimizerSettings(learning_rate=0.05, warmup_steps=warmup_steps),
+            **{"batch_size": 8, "device": "cpu", "log_every": 1, "num_workers": 0, **changes},
+        )
+
+    def go(self, *, until: int | None = None, fail_in: int | None = None, **options: Any) -> TrainResult | None:
+        """Train, resuming what is there; a signal comes in step `until`, or the power fails in step `fail_in`."""
+        # Weights in memory when a run is resumed have nothing to do with those when it stopped.
+        torch.manual_seed(99 if any(self.folder.glob("checkpoints/*")) else 0)
+        tasks = [self.toy.Task(size=50), self.toy.Task(size=30, seed=9)]
+        pressed: list[int] = []
+
+        def before_loss(batch: Any) -> None:
+            number = 1 + max([0, *(line["step"] for line in self.lines("train"))])
+            if number == until and not pressed:
+                pressed.append(number)
+                os.kill(os.getpid(), signal.SIGINT)
+            if number == fail_in:
+                raise Power
+
+        for task in tasks:
+            task.before_loss = before_loss
+        stages = (
+            [Stage(tasks[0], progress_end=0.5), Stage(tasks[1], batch_size=4)] if self.two_stages else [Stage(tasks[0])]
+        )
+        self.model = self.build()
+        try:
+            return train(
+                self.model, stages, self.settings, self.folder, resume=True, console=Console(quiet=True), **options
+            )
+        except Interrupted:
+            return None
+
+    def lines(self, *kinds: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl of these kinds."""
+        return [line for line in read_metrics(self.folder / "metrics.jsonl") if line["kind"] in kinds]
+
+    def everything(self) -> dict[str, Any]:
+        """Weights, moments, losses, rates, evaluations: all that must be equal, to the bit."""
+        path = newest_checkpoint(self.folder / "checkpoints")
+        assert path is not None
+        state = read_state(path)["state"]
+        timed = ("seconds", "evaluation_seconds", "tokens_per_second", "data_wait_seconds")
+        metrics = [
+            {name: value for name, value in line.items() if name not in timed} for line in self.lines("train", "eval")
+        ]
+        return {
+            "model": {name: tensor.tolist() for name, tensor in self.model.state_dict().items()},
+            "files": {name: (path / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")},
+            "state": {name: value for name, value in state.items() if name not in timed},
+            "metrics": metrics,
+        }
+
+
+def assert_same(stopped: Run, straight: Run) -> None:
+    left, right = stopped.everything(), straight.everything()
+    assert left["metrics"] == right["metrics"]
+    assert left["state"] == right["state"]
+    assert left["model"] == right["model"]
+    assert left["files"] == right["files"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stopped_twice_and_resumed_is_as_never_stopped(toy: SimpleNamespace, tmp_path: Path, name: str) -> None:
+    straight, stopped = Run(toy, tmp_path / "a", **CASES[name]), Run(toy, tmp_path / "b", **CASES[name])
+    assert straight.go() is not None
+    assert stopped.go(until=3) is None
+    assert stopped.go(until=10) is None
+    result = stopped.go()
+    assert result is not None
+    assert_same(stopped, straight)
+
+
+@pytest.mark.parametrize("stop", [1, 6, 7, 8, 9, 15])
+def test_stops_around_the_border_of_two_stages(toy: SimpleNamespace, tmp_path: Path, stop: int) -> None:
+    options: dict[str, Any] = {"two_stages": True, "budget": "16 steps", "evaluate_every": "4 steps"}
+    straight, stopped = Run(toy, tmp_path / "a", **options), Run(toy, tmp_path / "b", **options)
+    straight.go()
+    assert stopped.go(until=stop) is None
+    stopped.go()
+    assert_same(stopped, straight)
+
+
+@pytest.mark.parametrize("fail_in", [1, 5, 8, 9])
+def test_a_run_that_dies_goes_on_from_its_last_checkpoint(toy: SimpleNamespace, tmp_path: Path, fail_in: int) -> None:
+    options: dict[str, Any] = {"budget": "14 steps", "save_every": "4 steps", "evaluate_every": "3 steps"}
+    options |= {"keep_best": True}
+    straight, died = Run(toy, tmp_path / "a", **options), Run(toy, tmp_path / "b", **options)
+    straight.go()
+    with pytest.raises(Power):
+        died.go(fail_in=fail_in)
+    died.go()
+    assert_same(died, straight)
+
+
+def test_an_evaluation_that_was_due_is_made_after_resuming(toy: SimpleNamespace, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"budget": "8 steps", "evaluate_every": "2 steps"}
+    straight, stopped = Run(toy, tmp_path / "a", **options), Run(toy, tmp_path / "b", **options)
+    straight.go()
+    assert stopped.go(until=4) is None
+    assert [line["step"] for line in stopped.lines("eval")] == [2]
+    stopped.go()
+    assert_same(stopped, straight)
+
+
+def test_resuming_a_finished_run_does_nothing_more(toy: SimpleNamespace, tmp_path: Path) -> None:
+    run = Run(toy, tmp_path, budget="5 steps", keep_best=True)
+    first = run.go()
+    before = run.everything()
+    again = run.go()
+    assert first is not None
+    assert again is not None
+    assert (again.step, again.metrics, again.best_step) == (first.step, first.metrics, first.best_step)
+    assert run.everything() == before
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(toy: SimpleNamespace, tmp_path: Path) -> None:
+    options = {"budget": "12 steps", "save_every": "4 steps"}
+    straight, damaged = Run(toy, tmp_path / "a", **options), Run(toy, tmp_path / "b", **options)
+    straight.go()
+    with pytest.raises(Power):
+        damaged.go(fail_in=10)
+    newest = tmp_path / "b" / "checkpoints" / "step-00000008"
+    os.truncate(newest / "optimizer.safetensors", 100)
+    with pytest.warns(RuntimeWarning, match=r"step-00000008 is damaged"):
+        damaged.go()
+    assert_same(damaged, straight)
+
+
+def test_time_spent_before_counts_after_resuming(toy: SimpleNamespace, tmp_path: Path) -> None:
+    now = [50.0]
+
+    def clock() -> float:
+        now[0] += 0.01
+        return now[0]
+
+    run = Run(toy, tmp_path, budget="8s", log_every=1)
+    assert run.go(until=20, clock=clock) is None
+    spent = now[0] - 50.0
+    now[0] = 9_000.0
+    result = run.go(clock=clock)
+    assert result is not None
+    assert 0 < spent < 8
+    assert result.seconds == pytest.approx(8, rel=0.03)
+    assert now[0] - 9_000.0 == pytest.approx(8 - spent, abs=0.5)
+    seconds = [line["seconds"] for line in run.lines("train")]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 4}, r"stages\.0\.batch_size was 8 and is now 4"),
+        ({"micro_batch_size": 2}, r"stages\.0\.micro_batch_size was None and is now 2"),
+        ({"seed": 7}, "seed was 42 and is now 7"),
+        ({"budget": "9 steps"}, "budget was 8 steps and is now 9 steps"),
+        ({"warmup_steps": 2}, r"optimizer\.warmup_steps was None and is now 2"),
+        ({"two_stages": True}, r"stages\.0\.progress_end was 1\.0 and is now 0\.5"),
+    ],
+)
+def test_a_setting_that_changed_is_named(
+    toy: SimpleNamespace, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    Run(toy, tmp_path, budget="8 steps").go(until=3)
+    with pytest.raises(TrainingError, match=message):
+        Run(toy, tmp_path, **{"budget": "8 steps", **changes}).go()
+
+
+def test_data_that_changed_is_named(toy: SimpleNamespace, tmp_path: Path) -> None:
+    run = Run(toy, tmp_path, budget="8 steps")
+    run.go(until=3, fingerprint={"corpus": "aaaa"})
+    with pytest.raises(TrainingError, match="corpus was aaaa and is now bbbb"):
+        run.go(fingerprint={"corpus": "bbbb"})
+
+
+def test_what_changes_no_weight_may_change(toy: SimpleNamespace, tmp_path: Path) -> None:
+    straight = Run(toy, tmp_path / "a", budget="8 steps")
+    straight.go()
+    Run(toy, tmp_path / "b", budget="8 steps").go(until=3)
+    changed = Run(toy, tmp_path / "b", budget="8 steps", num_workers=3, save_every="1 step", log_every=1)
+    changed.go()
+    assert_same(changed, straight)
