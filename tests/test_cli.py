@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclopts import App
+from cyclopts import App, Argument
 
 import bertsmith
 from bertsmith.cli import main, model_verbs
@@ -55,6 +55,13 @@ def pretrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Pretrain
     return calls
 
 
+def options(verb: App) -> list[Argument]:
+    """The options of a command as its users see them."""
+    inherited = build_app().default_parameter
+    found = verb.assemble_argument_collection(default_parameter=inherited, parse_docstring=True)
+    return [argument for argument in found if argument.names and not argument.children]
+
+
 def verbs(app: App, name: str = "") -> Iterator[tuple[str, App]]:
     """Every command of an app that does something, with its full name."""
     for key in app:
@@ -68,12 +75,9 @@ def surface() -> str:
     lines = []
     for name, verb in verbs(build_app()):
         lines.append(name)
-        for argument in verb.assemble_argument_collection():
-            if argument.children or not argument.names:
-                continue
-            default = argument.field_info.default
-            is_required = argument.required
-            lines.append(f"  {' '.join(argument.names)} {'required' if is_required else repr(default)}")
+        for argument in options(verb):
+            default = "required" if argument.required else repr(argument.field_info.default)
+            lines.append(f"  {' '.join(argument.names)} {default}")
     return "\n".join(lines) + "\n"
 
 
@@ -85,8 +89,8 @@ def test_every_option_has_a_line_of_help() -> None:
     silent = [
         f"{name} {argument.names[0]}"
         for name, verb in verbs(build_app())
-        for argument in verb.assemble_argument_collection()
-        if argument.names and not argument.children and not argument.parameter.help
+        for argument in options(verb)
+        if not argument.parameter.help
     ]
     assert silent == []
 
@@ -214,7 +218,7 @@ def test_a_section_a_verb(run: Run, pretrained: list[PretrainSettings], tmp_path
     [
         ("sede: 3\n", 'c.yaml: unknown key "sede". Did you mean "seed"?'),
         ("pretrain:\n  sede: 3\n", 'c.yaml, pretrain: unknown key "sede". Did you mean "seed"?'),
-        ("pretrain:\n  seed: x\n", 'Invalid value "x" for'),
+        ("pretrain:\n  seed: x\n", "Invalid value for [seed] from "),
         ("pretrain:\n  precision: bf61\n", 'Did you mean "bf16"?'),
         ("pretain:\n  seed: 3\n", 'unknown section "pretain". Did you mean "pretrain"?'),
         ("pretrain: {}\ntokeniser: {}\n", 'unknown section "tokeniser". Did you mean "tokenizer"?'),
@@ -273,7 +277,7 @@ def asked(output: str) -> list[Value]:
     ],
 )
 def test_predict_a_line(
-    run: Run, echo: Echo, capfdbinary: pytest.CaptureFixture[bytes], arguments: list[str], row: Value
+    echo: Echo, capfdbinary: pytest.CaptureFixture[bytes], arguments: list[str], row: Value
 ) -> None:
     assert main(["predict", "model", *arguments]) == 0
     assert asked(capfdbinary.readouterr().out.decode()) == [row]

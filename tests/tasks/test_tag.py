@@ -80,7 +80,7 @@ def decode(task: Tagging, batch: Batch, labels: Sequence[str]) -> list[TaggingAn
 # Words, pieces and windows
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.lists(st.text(max_size=9), max_size=14), min_size=1, max_size=3),
     step=st.integers(1, 12),
@@ -101,7 +101,7 @@ def test_the_labels_of_words_come_back_whatever_the_words_are(minilm_tokenizer, 
         assert max(map(len, example.token_ids)) <= SMALL.max_length
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60), data=st.data())
 def test_what_is_found_in_raw_text_is_a_slice_of_it(minilm_tokenizer, text, data):
     task = make(minilm_tokenizer)
@@ -177,6 +177,23 @@ def test_loss_is_the_sum_over_first_pieces_only(tokenizer):
     plain = make(tokenizer, sentence())
     values = [one.loss(model, one.collate(items(one)))["tagging"].item() for one in (smoothed, plain)]
     assert values[0] != pytest.approx(values[1])
+
+
+def test_class_weights_weigh_each_word_by_its_label(tokenizer):
+    rows = [sentence(), sentence(("cat",), ("B-LOC",))]
+    weighted = Tagging(tokenizer, LABELS, replace(SMALL, class_weights="B-PER=3,O=0.25"), {"train": rows})
+    plain = Tagging(tokenizer, LABELS, SMALL, {"train": rows})
+    batches = [task.collate(task.examples("train").items) for task in (weighted, plain)]
+    # Four O, one B-PER, and four words that weigh 1.
+    assert [batch.counts["tagging"] for batch in batches] == [4 * 0.25 + 3 + 4, 9.0]
+    model = plain.build(encoder(tokenizer)).eval()
+    alone = [task.loss(model, task.collate(task.examples("train").items[1:]))["tagging"] for task in (weighted, plain)]
+    assert alone[0].item() == pytest.approx(alone[1].item())
+    assert weighted.loss(model, batches[0])["tagging"].item() != pytest.approx(
+        plain.loss(model, batches[1])["tagging"].item()
+    )
+    with pytest.raises(SettingsError, match='Did you mean "B-PER"'):
+        Tagging(tokenizer, LABELS, replace(SMALL, class_weights="B-PERS=3"), {"train": rows})
 
 
 def test_a_model_that_learns_the_rows_tags_them(tokenizer):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
+from rich.console import Console
+from rich.text import Text
 
 from bertsmith.cli.config import ConfigFile, as_verb
 from bertsmith.demo.run import run_demo
@@ -22,13 +24,48 @@ from bertsmith.tasks.finetune import FinetuneResult, FinetuneSettings, finetune
 from bertsmith.tasks.finetune import evaluate as evaluate_model
 from bertsmith.tasks.pretrain import PretrainSettings
 from bertsmith.tasks.pretrain import pretrain as pretrain_model
+from bertsmith.tasks.pretrain_task import DataMode
+from bertsmith.tasks.samples import describe_samples
 from bertsmith.tasks.tag_data import TaggingSettings
+from bertsmith.text.corpus import open_corpus
+from bertsmith.text.doctor import check_corpus, render
 from bertsmith.text.reading import open_text, suffix_of
 from bertsmith.text.sources import iter_rows
+from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import Precision
 
 _FLAT = Parameter(name="*")
 _ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+def corpus_check(
+    store: Path,
+    *,
+    samples: int = 3,
+    max_length: int = 128,
+    data_mode: DataMode = "clean",
+    seed: int = 0,
+    verify: bool = False,
+    config: ConfigFile = None,
+) -> None:
+    """Say what anyone should know about a store before training on it, and show samples as training sees them.
+
+    Args:
+        store: The folder that `corpus build` made.
+        samples: How many samples to show.
+        max_length: Tokens in a sample.
+        data_mode: How samples are cut, as for pretrain.
+        seed: Other seeds show other samples.
+        verify: Also compare every file with its SHA-256.
+    """
+    screen = Console(highlight=False)
+    screen.print(render(check_corpus(store, verify=verify)))
+    corpus = open_corpus(store, "train")
+    if corpus.num_documents < 2 or samples < 1:
+        return
+    tokenizer = load_tokenizer(corpus.tokenizer_path)
+    for text in describe_samples(corpus, tokenizer, number=samples, max_length=max_length, mode=data_mode, seed=seed):
+        screen.print(Text(f"\n{text}"))
 
 
 def pretrain(*, settings: Annotated[PretrainSettings, _FLAT], config: ConfigFile = None) -> None:
@@ -128,6 +165,13 @@ def predict(
     with nullcontext(sys.stdout.buffer) if out is None else atomic_file(out) as stream:
         for answer in predictor.predict(rows, read_ahead=read_ahead):
             _write_line(stream, answer, is_flushed=out is None)
+
+
+def _show_nothing(result: DemoResult) -> None:
+    """The demo has told everything itself."""
+
+
+demo = as_verb(run_demo, _show_nothing, fixed={"settings": None, "docs": None, "console": None})
 
 
 def _rows(text: str | None, pair: str | None, question: str | None, file: str | None) -> tuple[Iterable[Value], int]:

@@ -11,19 +11,17 @@ Shape letters: T tokens, S sequences, N heads, H head size, L length of a group,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from bertsmith.model.dropout import keep_mask
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # PyTorch before 2.10
-    varlen_attn = None
 
 _CHUNK_SCORES = 1 << 22
 """Attention scores of one group at most (where a group has more than one sequence), so that the softmax
@@ -76,11 +74,34 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a batch is computed; made once a batch by `lay_out` and used by every layer."""
+    """How a batch of S sequences, of any lengths in any order, is computed.
 
-    lengths: tuple[int, ...]
-    groups: tuple[Group, ...]
-    offsets: Tensor  # [S + 1] int32
+    Made once a batch and used by every layer; each device works out only what its kernel asks for.
+    """
+
+    lengths: tuple[int, ...]  # each at least 1
+    num_heads: int
+    device: torch.device
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """[S + 1] int32, as the variable-length kernel takes them."""
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32).to(self.device, non_blocking=True)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Every sequence in one group, those of similar length together."""
+        length_S = np.array(self.lengths, dtype=np.int64)
+        starts_S = np.cumsum(length_S) - length_S
+        by_length = np.argsort(-length_S, kind="stable")
+        cuts = _cut_into_groups(length_S[by_length].tolist(), self.num_heads)
+        groups = []
+        for start, end in zip(cuts, [*cuts[1:], len(by_length)], strict=True):
+            chunk = max(1, _CHUNK_SCORES // (self.num_heads * int(length_S[by_length[start]]) ** 2))
+            for first in range(start, end, chunk):
+                members = np.sort(by_length[first : min(first + chunk, end)])
+                groups.append(_group(length_S[members], starts_S[members], self.device))
+        return tuple(groups)
 
 
 def _cut_into_groups(lengths: Sequence[int], num_heads: int) -> list[int]:
@@ -89,66 +110,47 @@ def _cut_into_groups(lengths: Sequence[int], num_heads: int) -> list[int]:
     The cheapest cuts by dynamic programming, where a group costs its scores (padding included) and
     _GROUP_COST_SCORES. Cuts fall only between different lengths rounded up to _LENGTH_STEP.
     """
-    rounded = [-(-length // _LENGTH_STEP) for length in lengths]
+    rounded = [_round_up(length) for length in lengths]
     starts = [0] + [i for i in range(1, len(lengths)) if rounded[i] != rounded[i - 1]]
     ends = [*starts[1:], len(lengths)]
     best_cost, best_start = [0], [0]
-    for end_class, end in enumerate(ends):
-        candidates = [
-            (
-                best_cost[first] + _GROUP_COST_SCORES + (end - starts[first]) * num_heads * lengths[starts[first]] ** 2,
-                first,
-            )
-            for first in range(end_class + 1)
-        ]
-        cost, first = min(candidates)
-        best_cost.append(cost)
-        best_start.append(first)
+    row_scores = [num_heads * lengths[start] ** 2 for start in starts]
+    for last, end in enumerate(ends):
+        costs = [best_cost[first] + (end - starts[first]) * row_scores[first] for first in range(last + 1)]
+        cheapest = min(costs)
+        best_cost.append(cheapest + _GROUP_COST_SCORES)
+        best_start.append(costs.index(cheapest))
     cuts: list[int] = []
-    end_class = len(ends)
-    while end_class > 0:
-        end_class = best_start[end_class]
-        cuts.append(starts[end_class])
+    place = len(ends)
+    while place > 0:
+        place = best_start[place]
+        cuts.append(starts[place])
     return cuts[::-1]
 
 
-def _group(members: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, device: torch.device) -> Group:
-    """The group of the given sequences (rising indices)."""
-    member_lengths, member_starts = lengths[members], offsets[:-1][members]
-    count, longest = len(members), int(member_lengths.max())
-    is_equal = bool((member_lengths == longest).all())
-    if is_equal and members[-1] - members[0] == count - 1:
-        return Group(count, longest, int(member_starts[0]), None, None, None, None)
-    length = longest if is_equal else -(-longest // _LENGTH_STEP) * _LENGTH_STEP
+def _group(lengths: np.ndarray, starts: np.ndarray, device: torch.device) -> Group:
+    """The group of some sequences, given how long they are and where they start (rising)."""
+    count, longest = len(lengths), int(lengths.max())
+    is_equal = bool((lengths == longest).all())
+    if is_equal and starts[-1] - starts[0] == (count - 1) * longest:
+        return Group(count, longest, int(starts[0]), None, None, None, None)
+    length = longest if is_equal else _round_up(longest)
     places = np.arange(length)
-    is_token = places < member_lengths[:, None]
+    is_token = places < lengths[:, None]
     # Padding is filled from the sequence itself, so that not even a NaN can pass from one sequence to another.
-    source = (member_starts[:, None] + np.where(is_token, places, 0)).ravel()
-
-    def on_device(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(device, non_blocking=True)
-
+    source = (starts[:, None] + np.where(is_token, places, 0)).ravel()
+    source_index = torch.from_numpy(source).to(device, non_blocking=True)
     if is_equal:
-        index = on_device(source)
-        return Group(count, length, 0, index, None, index, None)
+        return Group(count, length, 0, source_index, None, source_index, None)
     slots = np.flatnonzero(is_token)
-    return Group(count, length, 0, on_device(source[slots]), on_device(slots), on_device(source), on_device(~is_token))
+    tokens, slot_index, is_padding = (
+        torch.from_numpy(values).to(device, non_blocking=True) for values in (source[slots], slots, ~is_token)
+    )
+    return Group(count, length, 0, tokens, slot_index, source_index, is_padding)
 
 
-def lay_out(lengths: tuple[int, ...], num_heads: int, device: torch.device) -> Layout:
-    """Plan the attention of a batch of S sequences in any order of lengths (each at least 1)."""
-    length_S = np.array(lengths, dtype=np.int64)
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(length_S)])
-    by_length = np.argsort(-length_S, kind="stable")
-    cuts = _cut_into_groups(length_S[by_length].tolist(), num_heads) if lengths else []
-    groups = []
-    for start, end in zip(cuts, [*cuts[1:], len(lengths)], strict=True):
-        scores = num_heads * int(length_S[by_length[start]]) ** 2
-        chunk = max(1, _CHUNK_SCORES // scores)
-        for first in range(start, end, chunk):
-            members = np.sort(by_length[first : min(first + chunk, end)])
-            groups.append(_group(members, length_S, offsets, device))
-    return Layout(lengths, tuple(groups), torch.from_numpy(offsets.astype(np.int32)).to(device, non_blocking=True))
+def _round_up(length: int) -> int:
+    return -(-length // _LENGTH_STEP) * _LENGTH_STEP
 
 
 def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
@@ -165,10 +167,11 @@ def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
         # The inputs fix the dtype: under autocast the softmax would come back in another.
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled() and qkv_T3NH.requires_grad:
-                return _with_gradient(qkv_T3NH, layout, dropout)
+                output_TNH: Tensor = _GroupedProducts.apply(qkv_T3NH, layout, dropout)  # type: ignore[no-untyped-call]
+                return output_TNH
             return _grouped_products(qkv_T3NH, layout, dropout, None)
     is_half = qkv_T3NH.dtype in (torch.bfloat16, torch.float16)
-    if varlen_attn is not None and qkv_T3NH.is_cuda and is_half and dropout == 0 and qkv_T3NH.shape[-1] % 8 == 0:
+    if qkv_T3NH.is_cuda and is_half and dropout == 0 and qkv_T3NH.shape[-1] % 8 == 0:
         query_TNH, key_TNH, value_TNH = qkv_T3NH.unbind(1)
         longest = max(layout.lengths)
         output = varlen_attn(query_TNH, key_TNH, value_TNH, layout.offsets, layout.offsets, longest, longest)
@@ -191,7 +194,7 @@ def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
     """`attention` by PyTorch's own kernels on every group, for devices we have no better way for."""
     outputs, indices = [], []
     for group in layout.groups:
-        qkv_GL3NH = group.take(qkv_T3NH).unflatten(0, (group.count, group.length))
+        qkv_GL3NH = group.take(qkv_T3NH).view(group.count, group.length, *qkv_T3NH.shape[1:])
         query_GNLH, key_GNLH, value_GNLH = qkv_GL3NH.permute(2, 0, 3, 1, 4)
         visible = None if group.is_padding is None else ~group.is_padding[:, None, None, :]
         output_GNLH = F.scaled_dot_product_attention(query_GNLH, key_GNLH, value_GNLH, visible, dropout)
@@ -217,7 +220,7 @@ def _grouped_products(qkv_T3NH: Tensor, layout: Layout, dropout: float, saved: l
     output_TNH = torch.empty_like(qkv_T3NH[:, 0])
     for group in layout.groups:
         shape = (group.count, group.length)
-        qkv_3GNLH = group.take(qkv_T3NH).unflatten(0, shape).permute(2, 0, 3, 1, 4)
+        qkv_3GNLH = group.take(qkv_T3NH).view(*shape, 3, num_heads, head_size).permute(2, 0, 3, 1, 4)
         qkv_3BLH = qkv_3GNLH.contiguous().flatten(1, 2)
         query_BLH, key_BLH, value_BLH = qkv_3BLH
         bias = query_BLH.new_zeros(1)
@@ -234,7 +237,7 @@ def _grouped_products(qkv_T3NH: Tensor, layout: Layout, dropout: float, saved: l
         weights_BLL = torch.softmax(scores_BLL, dim=-1)
         keep_BLL = keep_mask(tuple(weights_BLL.shape), dropout, weights_BLL.dtype) if dropout > 0 else None
         dropped_BLL = weights_BLL if keep_BLL is None else weights_BLL * keep_BLL
-        output_GNLH = torch.bmm(dropped_BLL, value_BLH).unflatten(0, (group.count, num_heads))
+        output_GNLH = torch.bmm(dropped_BLL, value_BLH).view(group.count, num_heads, group.length, head_size)
         group.put(output_TNH, output_GNLH.transpose(1, 2).flatten(0, 1))
         if saved is not None:
             saved.append(_Saved(qkv_3BLH, weights_BLL, keep_BLL))
@@ -255,13 +258,12 @@ class _GroupedProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient_TNH,) = gradients
-        num_heads, head_size = gradient_TNH.shape[1:]
-        scale = head_size**-0.5
+        tail = num_heads, head_size = gradient_TNH.shape[1:]
         result_T3NH = gradient_TNH.new_empty(len(gradient_TNH), 3, num_heads, head_size)
         for i, group in enumerate(ctx.layout.groups):
             qkv_3BLH, weights_BLL, keep_BLL = ctx.saved_tensors[3 * i : 3 * i + 3]
             query_BLH, key_BLH, value_BLH = qkv_3BLH
-            gradient_GLNH = group.take_with_zeros(gradient_TNH).unflatten(0, (group.count, group.length))
+            gradient_GLNH = group.take_with_zeros(gradient_TNH).reshape(group.count, group.length, *tail)
             gradient_BLH = gradient_GLNH.transpose(1, 2).flatten(0, 1)
             dropped_BLL = weights_BLL if keep_BLL is None else weights_BLL * keep_BLL
             result_3BLH = torch.empty_like(qkv_3BLH)
@@ -272,13 +274,7 @@ class _GroupedProducts(torch.autograd.Function):
             through_scores_BLL = torch._softmax_backward_data(through_weights_BLL, weights_BLL, -1, weights_BLL.dtype)
             torch.bmm(through_scores_BLL, key_BLH, out=result_3BLH[0])
             torch.bmm(through_scores_BLL.transpose(1, 2), query_BLH, out=result_3BLH[1])
-            result_3BLH[:2] *= scale
-            result_3GNLH = result_3BLH.unflatten(1, (group.count, num_heads))
+            result_3BLH[:2] *= head_size**-0.5
+            result_3GNLH = result_3BLH.view(3, group.count, num_heads, group.length, head_size)
             group.put(result_T3NH, result_3GNLH.permute(1, 3, 0, 2, 4).flatten(0, 1))
         return result_T3NH, None, None
-
-
-def _with_gradient(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
-    output = _GroupedProducts.apply(qkv_T3NH, layout, dropout)
-    assert isinstance(output, Tensor)
-    return output

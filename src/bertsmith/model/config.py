@@ -7,7 +7,7 @@ from types import MappingProxyType
 from bertsmith.errors import ModelError, did_you_mean
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
-"""Values of `hidden_act`. "gelu" is the erf form; "gelu_new" and "gelu_pytorch_tanh" are the same tanh approximation."""
+"""Values of `hidden_act`. "gelu" is the erf form; "gelu_new" and "gelu_pytorch_tanh" are one tanh approximation."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class EncoderConfig:
                 raise ModelError(f"{field} must be positive, not {getattr(self, field)}")
         if self.hidden_size % self.num_attention_heads:
             raise ModelError(
-                f"hidden_size {self.hidden_size} cannot be shared out among {self.num_attention_heads} attention heads: "
-                f"num_attention_heads must divide it"
+                f"hidden_size {self.hidden_size} cannot be shared out among {self.num_attention_heads} heads: "
+                "num_attention_heads must divide it"
             )
         if self.hidden_act not in ACTIVATIONS:
             raise ModelError(f'hidden_act "{self.hidden_act}" is unknown. {did_you_mean(self.hidden_act, ACTIVATIONS)}')

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bertsmith.errors import ModelError
-from bertsmith.model.attention import Layout, attention, lay_out
+from bertsmith.model.attention import Layout, attention
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.dropout import dropout
@@ -89,17 +89,19 @@ class Encoder(nn.Module):
         """The last layer's hidden states, [T, D].
 
         Raises:
-            ModelError: a sequence is longer than the position table, or (on the CPU, where it costs
-                nothing) an id is outside its table.
+            ModelError: a sequence is empty or longer than the position table, or (on the CPU, where the
+                look-up notices it) an id is outside its table.
         """
-        longest = max(batch.lengths, default=0)
+        if min(batch.lengths, default=0) < 1:
+            raise ModelError("a batch needs at least one sequence, and every sequence at least one token")
+        longest = max(batch.lengths)
         if longest > self.config.max_position_embeddings:
             raise ModelError(
                 f"a sequence of {longest} tokens is longer than the model's {self.config.max_position_embeddings} "
                 f"positions: cut the text into windows of at most {self.config.max_position_embeddings} tokens"
             )
         hidden_TD = dropout(self._embed(batch), self.config.hidden_dropout_prob, self.training)
-        layout = lay_out(batch.lengths, self.config.num_attention_heads, hidden_TD.device)
+        layout = Layout(batch.lengths, self.config.num_attention_heads, hidden_TD.device)
         for layer in self.layers:
             hidden_TD = layer(hidden_TD, layout)
         return hidden_TD

@@ -218,7 +218,7 @@ class Answering:
         for index, example in enumerate(examples):
             groups.setdefault(self._length_group(example), []).append(index)
         rows = [
-            (name, len(groups[name]), exact[groups[name]].mean(), overlap[groups[name]].mean())
+            (name, len(groups[name]), float(exact[groups[name]].mean()), float(overlap[groups[name]].mean()))
             for name in order
             if name in groups
         ]

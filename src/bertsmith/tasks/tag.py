@@ -19,7 +19,7 @@ from bertsmith.errors import SettingsError
 from bertsmith.model.batch import pack
 from bertsmith.model.encoder import Encoder, TokenHead
 from bertsmith.tasks.entities import Scores, Span, detect_scheme, read_spans, score_entities
-from bertsmith.tasks.rows import ListExamples, label_id
+from bertsmith.tasks.rows import ListExamples, class_weights, label_id
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, row_of
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import max_context, overlap, windows
@@ -119,6 +119,11 @@ class Tagging:
         self.loss_weights: Mapping[str, float] = {self.name: 1.0}
         self._label_ids = {label: index for index, label in enumerate(self.labels)}
         self._splits = {name: ListExamples(self.encode(rows)) for name, rows in splits.items()}
+        targets = [item.targets for item in self._splits["train"].items] if "train" in splits else []
+        known = np.concatenate([one for one in targets if one is not None] or [np.zeros(0, dtype=np.int64)])
+        counts = np.bincount(known, minlength=len(self.labels)).tolist()
+        weights = class_weights(settings.class_weights if len(known) else "none", self.labels, counts)
+        self._class_weights_C = torch.from_numpy(weights)
 
     def row(self, value: str | Mapping[str, Any], where: str) -> TaggingRow:
         """A sentence to tag: raw text, or a mapping with `text` or a list of `words`.
@@ -133,29 +138,32 @@ class Tagging:
         return [self._encode(row) for row in rows]
 
     def _encode(self, row: TaggingRow) -> TaggingExample:
-        if row.words is None:
-            text = row.text or ""
-            encoding = self.tokenizer.encode(text)
-            ids, firsts = encoding.ids, np.flatnonzero(encoding.word_starts)
-            ends = encoding.offsets[np.append(firsts[1:], len(ids)) - 1, 1] if len(ids) else firsts
-            spans = np.stack([encoding.offsets[firsts, 0], ends], axis=1).astype(np.int64)
-        else:
-            text = " ".join(row.words)
-            ids, index = self.tokenizer.encode_words(row.words)
-            firsts = np.searchsorted(index, np.arange(len(row.words)))
-            lengths = np.array([len(word) for word in row.words], dtype=np.int64)
-            ends = np.cumsum(lengths + 1) - 1
-            spans = np.stack([ends - lengths, ends], axis=1)
-        room = self.settings.max_length - _NUM_SPECIAL_TOKENS
-        parts = windows(len(ids), room, self.settings.doc_stride)
+        text, word_spans, ids, firsts = self._words(row)
+        parts = windows(len(ids), self.settings.max_length - _NUM_SPECIAL_TOKENS, self.settings.doc_stride)
         cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
         token_ids = tuple(np.concatenate([cls, ids[part.start : part.end], sep]).astype(np.int64) for part in parts)
-        owners = max_context(parts, firsts)
-        shifts = np.cumsum([0, *(len(one) for one in token_ids[:-1])]) + 1 - [part.start for part in parts]
+        # From a position in the sentence to the same one in the sequence of a window, behind its [CLS].
+        shifts = np.cumsum([0, *map(len, token_ids[:-1])]) + 1 - [part.start for part in parts]
+        positions = firsts + shifts[max_context(parts, firsts)]
         targets = None
         if row.tags is not None:
             targets = np.array([label_id(tag, self._label_ids, row.where) for tag in row.tags], dtype=np.int64)
-        return TaggingExample(row, text, spans, token_ids, firsts + shifts[owners], targets)
+        return TaggingExample(row, text, word_spans, token_ids, positions, targets)
+
+    def _words(self, row: TaggingRow) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        """The text, its words in code points [words, 2], token ids, and the first token of each word."""
+        if row.words is None:
+            text = row.text or ""
+            encoding = self.tokenizer.encode(text)
+            firsts = np.flatnonzero(encoding.word_starts)
+            lasts = np.append(firsts, len(encoding.ids))[1:] - 1
+            spans = np.stack([encoding.offsets[firsts, 0], encoding.offsets[lasts, 1]], axis=1)
+            return text, spans.astype(np.int64), encoding.ids, firsts
+        ids, index = self.tokenizer.encode_words(row.words)
+        firsts = np.searchsorted(index, np.arange(len(row.words)))
+        lengths = np.array([len(word) for word in row.words], dtype=np.int64)
+        ends = np.cumsum(lengths + 1) - 1
+        return " ".join(row.words), np.stack([ends - lengths, ends], axis=1), ids, firsts
 
     def examples(self, split: str) -> ListExamples[TaggingExample]:
         """The tokenized sentences of one split."""
@@ -174,7 +182,7 @@ class Tagging:
         ]
 
     def collate(self, examples: Sequence[TaggingExample]) -> Batch:
-        """Lay the sequences of all examples flat; W words in all."""
+        """Lay the sequences of all examples flat; W words in all. The count is the sum of their labels' weights."""
         inputs = pack([ids for example in examples for ids in example.token_ids])
         starts = np.cumsum([0, *(example.num_tokens for example in examples[:-1])])
         positions = [example.word_positions + start for example, start in zip(examples, starts, strict=True)]
@@ -183,7 +191,7 @@ class Tagging:
         if len(targets) < len(examples):
             return Batch(inputs, labels, {self.name: 0.0}, examples)
         labels["targets"] = torch.from_numpy(np.concatenate(targets))
-        return Batch(inputs, labels, {self.name: float(len(labels["targets"]))}, examples)
+        return Batch(inputs, labels, {self.name: float(self._class_weights_C[labels["targets"]].sum())}, examples)
 
     def build(self, encoder: Encoder) -> TokenClassificationModel:
         """The encoder with a fresh head.
@@ -207,10 +215,11 @@ class Tagging:
         return logits_WC.float()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the smoothed cross-entropy over the words, in nats."""
+        """Sum of the weighted, smoothed cross-entropy over the words, in nats."""
         loss = nn.functional.cross_entropy(
             self._logits(model, batch),
             batch.labels["targets"],
+            weight=self._class_weights_C.to(batch.labels["targets"].device),
             label_smoothing=self.settings.label_smoothing,
             reduction="sum",
         )

@@ -31,6 +31,8 @@ class TaggingSettings:
     """Tokens in a sequence, [CLS] and [SEP] included; longer sentences are read in windows."""
     doc_stride: int = 64
     """Tokens from the start of a window to the start of the next: a step, not an overlap."""
+    class_weights: str = "none"
+    """Weights of the labels in the loss: none, auto (every label counts the same), or "B-PER=5,O=0.5"."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all labels."""
     metric: Literal["f1", "accuracy", "macro_f1"] | None = None

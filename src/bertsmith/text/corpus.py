@@ -137,6 +137,17 @@ class Corpus:
         """The tokens of each shard [T], in order, for passes over the whole split."""
         return tuple(self._tokens)
 
+    def token_counts(self) -> np.ndarray:
+        """int64 [vocab_size], how often each token occurs; reads the whole split."""
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for tokens in self._tokens:
+            counts += np.bincount(tokens, minlength=self.vocab_size)
+        return counts
+
+    def num_words(self) -> int:
+        """How many words there are; reads an eighth of a byte a token."""
+        return sum(int(np.bitwise_count(bits).sum()) for bits in self._word_starts)
+
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise CorpusError unless `tokenizer` gives the ids that this store is made of."""
         if tokenizer.fingerprint != self.tokenizer_fingerprint:

@@ -26,11 +26,13 @@ import numpy as np
 from bertsmith.errors import CorpusError, SettingsError
 from bertsmith.files import atomic_folder, write_json
 from bertsmith.text.corpus import STORE_VERSION, Manifest, ShardRecord, Split, SplitRecord
-from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype, utf8
+from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
 from bertsmith.text.sources import DocumentSeparator, iter_documents
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 
 _FEWEST_TO_HOLD_OUT = 10
+# Two, because the held-out side needs a second document for next sentence prediction too.
+_FEWEST_HELDOUT = 2
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def build_corpus(
         tokenizer: as for `tokenizer.load_tokenizer`; a copy is kept in the store.
         language: for the sentence splitter ("en", "zh", ...).
         heldout_share: share of documents, by hash of the text, kept for evaluation. Of 10 or more
-            different documents at least one is held out; never all of them.
+            different documents at least two are held out; never all of them.
         shard_bytes: UTF-8 bytes of text in a shard; a shard is the unit of parallel work, and about
             the memory that each worker needs ten times over.
         num_workers: processes; all cores when None. They are started (by "spawn", so a script
@@ -103,6 +105,7 @@ def build_corpus(
                 progress(_progress([*records["train"], *records["heldout"]]))
         splits: dict[str, SplitRecord] = {split: _split_record(records[split], counts[split]) for split in records}
         if not splits["train"].num_tokens:
+            shutil.rmtree(scratch)
             raise CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from")
         manifest = Manifest(
             STORE_VERSION,
@@ -124,38 +127,39 @@ def build_corpus(
 def _sides(documents: Iterable[str], heldout_share: float) -> Iterator[tuple[Split, str]]:
     """Say for each document which split it belongs to; equal documents belong to the same.
 
-    Until a document falls on the held-out side, the one that came nearest is kept back, to be held
-    out if the stream ends without any; and held-out documents wait for the first one to train on.
+    Until enough documents have fallen on the held-out side, those that came nearest are kept back,
+    to be held out if the stream ends; and held-out ones wait for the first one to train on.
     """
     limit = int(heldout_share * 2**64)
-    nearest: list[str] = []
-    nearest_rank = 2**64
+    held: set[int] = set()  # hashes that fell on the held-out side, as far as they matter
+    near: dict[int, list[str]] = {}
     waiting: list[str] = []
-    num_documents = num_trained = num_heldout = 0
+    num_documents = num_trained = 0
     for document in documents:
         num_documents += 1
-        rank = int.from_bytes(hashlib.blake2b(utf8(document), digest_size=8).digest())
+        ready: list[str] = []
+        rank = int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest())
         if rank < limit:
-            num_heldout += 1
             waiting.append(document)
-            ready, nearest = nearest, []
-        elif num_heldout or not limit or rank > nearest_rank:
-            ready = [document]
-        elif rank == nearest_rank:
-            ready = []
-            nearest.append(document)
+            if len(held) < _FEWEST_HELDOUT:
+                held.add(rank)
+        elif limit and (len(held) + len(near) < _FEWEST_HELDOUT or rank <= max(near, default=-1)):
+            near.setdefault(rank, []).append(document)
         else:
-            ready, nearest, nearest_rank = nearest, [document], rank
+            ready = [document]
+        while near and len(held) + len(near) > _FEWEST_HELDOUT:
+            ready += near.pop(max(near))
         for one in ready:
             num_trained += 1
             yield "train", one
         while num_trained and waiting:
             yield "heldout", waiting.pop(0)
     last: Split = "heldout" if num_documents >= _FEWEST_TO_HOLD_OUT and num_trained else "train"
-    for document in nearest:
-        yield last, document
+    for rank in sorted(near):
+        for document in near[rank]:
+            yield last, document
     for document in waiting:
-        yield "train", document
+        yield ("heldout" if near else "train"), document
 
 
 def _cut(sided: Iterable[tuple[Split, str]], shard_bytes: int) -> Iterator[ShardText]:
@@ -172,7 +176,7 @@ def _cut(sided: Iterable[tuple[Split, str]], shard_bytes: int) -> Iterator[Shard
 
     for split, document in sided:
         held[split].append(document)
-        sizes[split] += len(utf8(document))
+        sizes[split] += len(document.encode())
         if sizes[split] >= shard_bytes:
             yield take(split)
     for split in held:
@@ -216,8 +220,8 @@ def _first(pending: deque[tuple[Split, ShardRecord | Future[ShardRecord]]]) -> t
         return split, record if isinstance(record, ShardRecord) else record.result()
     except BrokenProcessPool as error:
         raise CorpusError(
-            "a worker process died, most often for want of memory. Run the same command again, with fewer "
-            "--num-workers: finished shards are kept."
+            "a worker process died. Where memory was short, run the same command with fewer --num-workers: finished "
+            'shards are kept. In a script of your own, call build_corpus under `if __name__ == "__main__":`.'
         ) from error
 
 

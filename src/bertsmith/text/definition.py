@@ -200,7 +200,7 @@ def _settings_in(folder: Path) -> dict[str, Any]:
 
 
 def _from_hub(name: str) -> Path:
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ModelError(f"{name}: no such file or folder. Give a tokenizer folder, a vocab.txt or a tokenizer.json.")
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))

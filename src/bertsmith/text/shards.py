@@ -5,8 +5,10 @@ Nothing here reads sources, so a worker starts without their libraries.
 
 import hashlib
 import io
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.errors import InputError
 from bertsmith.files import atomic_folder, read_json, sha256, write_json
 from bertsmith.text.corpus import ARRAYS, STORE_VERSION, ShardRecord, Split
 from bertsmith.text.sentences import split_sentences
@@ -57,7 +60,7 @@ def build_shard(documents: Sequence[str], tokenizer: Tokenizer, language: str) -
     ]
     empty = np.zeros(0, dtype=np.int64)
     lengths = np.concatenate([empty, *(call.lengths for call in calls)])
-    document_of = np.repeat(np.arange(len(documents)), counts)[lengths > 0]
+    document_of = np.repeat(np.arange(len(documents)), np.array(counts, dtype=np.int64))[lengths > 0]
     sizes = np.bincount(document_of, minlength=len(documents))
     return ShardArrays(
         tokens=np.concatenate([empty, *(call.ids for call in calls)]).astype(token_dtype(tokenizer.vocab_size)),
@@ -77,12 +80,14 @@ class Workshop:
 
     @property
     def tokenizer_folder(self) -> Path:
+        """A copy of the tokenizer, for the workers and for the store."""
         return self.folder / "tokenizer"
 
     def input_sha256(self, shard: ShardText) -> str:
+        """SHA-256 of everything that a shard's arrays depend on."""
         digest = hashlib.sha256(f"{STORE_VERSION} {self.tokenizer_fingerprint} {self.language}".encode())
         for document in shard.documents:
-            content = utf8(document)
+            content = document.encode()
             digest.update(f" {len(content)} ".encode())
             digest.update(content)
         return digest.hexdigest()
@@ -90,11 +95,12 @@ class Workshop:
     def finished(self, shard: ShardText) -> ShardRecord | None:
         """The record of a shard that an interrupted build has left, if it is the same and whole."""
         folder = self.folder / shard.split / shard.name
-        if not (folder / "shard.json").is_file():
+        try:
+            record = ShardRecord(**read_json(folder / "shard.json"))
+            sizes = {array: (folder / f"{array}.npy").stat().st_size for array in ARRAYS}
+        except (InputError, TypeError, OSError):
             return None
-        record = ShardRecord(**read_json(folder / "shard.json"))
-        whole = all((folder / f"{array}.npy").stat().st_size == record.sizes[array] for array in ARRAYS)
-        return record if whole and record.input_sha256 == self.input_sha256(shard) else None
+        return record if sizes == record.sizes and record.input_sha256 == self.input_sha256(shard) else None
 
     def make(self, shard: ShardText, tokenizer: Tokenizer) -> ShardRecord:
         """Build a shard and write its folder."""
@@ -121,9 +127,18 @@ class Workshop:
 
 
 def start_worker() -> None:
-    """Ctrl-C is the parent's business; and one thread a process, as there are as many processes as cores."""
+    """Set up a worker process: one thread, deaf to Ctrl-C, and gone when its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """A killed parent cannot tell its workers to stop; they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @lru_cache(maxsize=1)
@@ -132,17 +147,15 @@ def _worker_tokenizer(folder: Path) -> Tokenizer:
 
 
 def make_in_worker(shard: ShardText, workshop: Workshop) -> ShardRecord:
+    """`Workshop.make` with a tokenizer that each worker loads once."""
     return workshop.make(shard, _worker_tokenizer(workshop.tokenizer_folder))
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest of uint16 and uint32 that holds all ids."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
     """int64 [n + 1], from 0 to the sum."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

@@ -22,9 +22,10 @@ from typing import Any, final
 import numpy as np
 import tokenizers
 
-from bertsmith.errors import InputError, ModelError
+from bertsmith.errors import ModelError
 from bertsmith.files import atomic_write, write_json
 from bertsmith.text.definition import SpecialTokens, read_definition
+from bertsmith.text.sentences import replace_surrogates
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ class Tokenizer:
         self._is_bert = pipeline == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
         self._normalizer: dict[str, Any] = parts["normalizer"] or {}
 
-        missing = [name for name in special.names() if self.token_to_id(name) is None]
+        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        missing = [name for name in special.names() if name not in vocabulary]
         if missing:
             raise ModelError(f"the vocabulary has no {', '.join(missing)}; BERT tasks need these special tokens")
-        ids = {name: int(self._backend.token_to_id(name)) for name in special.names()}
-        self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        ids = {name: vocabulary[name] for name in special.names()}
+        self.vocab_size: int = max(vocabulary.values()) + 1
         self.pad_id: int = ids[special.pad]
         self.unk_id: int | None = None if special.unk is None else ids[special.unk]
         self.cls_id: int = ids[special.cls]
@@ -214,10 +216,8 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         try:
             raws: list[Any] = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise InputError(
-                f"a text that is not valid Unicode (a lone surrogate?) cannot be encoded: {error}"
-            ) from None
+        except (TypeError, UnicodeEncodeError):  # a lone surrogate, for which there is no UTF-8
+            raws = self._backend.encode_batch([replace_surrogates(text) for text in texts], add_special_tokens=False)
         return raws
 
     def _encode_around_literals(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

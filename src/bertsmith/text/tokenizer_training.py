@@ -61,7 +61,7 @@ def train_tokenizer(
     text_column: str = "text",
     document_separator: DocumentSeparator = "file",
     min_frequency: int = 2,
-    limit_bytes: int = 256 * 1024**2,
+    limit_bytes: int | None = None,
     overwrite: bool = False,
 ) -> Tokenizer:
     """Train a tokenizer and save it as a folder that transformers loads.
@@ -76,7 +76,8 @@ def train_tokenizer(
         lowercase: lower-case and strip accents, as BERT's uncased models.
         min_frequency: pairs seen less often are not joined.
         limit_bytes: how much text to keep in memory, in UTF-8 bytes; of more, a sample is taken.
-            What was seen and used is written to `training.json` in the folder.
+            None means 256 MiB, and 32 MiB for "unigram", which needs far longer. What was seen and
+            used is written to `training.json` in the folder.
 
     Raises:
         SettingsError: unknown kind, or vocab_size too small for the alphabet.
@@ -94,7 +95,8 @@ def train_tokenizer(
             document.text
             for document in iter_documents(sources, text_column=text_column, document_separator=document_separator)
         )
-        sample = sample_texts(documents, limit_bytes)
+        limit = limit_bytes or (32 if kind == "unigram" else 256) * 1024**2
+        sample = sample_texts(documents, limit)
         if not any(text.strip() for text in sample.texts):
             raise CorpusError(f"no text to train a tokenizer on in {', '.join(sources)}")
         learn: Callable[[Sample, int, bool, int], str] = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}[
@@ -103,7 +105,7 @@ def train_tokenizer(
         tokenizer = Tokenizer(learn(sample, vocab_size, lowercase, min_frequency), _SPECIAL)
         tokenizer.save(folder)
         record = {key: value for key, value in asdict(sample).items() if key != "texts"}
-        options = {"kind": kind, "lowercase": lowercase, "min_frequency": min_frequency, "limit_bytes": limit_bytes}
+        options = {"kind": kind, "lowercase": lowercase, "min_frequency": min_frequency, "limit_bytes": limit}
         write_json(folder / "training.json", {**options, "vocab_size": tokenizer.vocab_size, **record})
     return tokenizer
 
@@ -119,7 +121,7 @@ def sample_texts(documents: Iterable[str], limit_bytes: int) -> Sample:
     for document in documents:
         num_documents += 1
         for block in _blocks(document):
-            content = block.encode("utf-8", "surrogatepass")
+            content = block.encode()
             seen_bytes += len(content)
             used_bytes += len(content)
             rank = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
@@ -240,7 +242,7 @@ def _code_points(sample: Sample) -> dict[str, int]:
     """How often each character occurs."""
     counts = np.zeros(0x110000, dtype=np.int64)
     for text in sample.texts:
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         present = np.bincount(points)
         counts[: len(present)] += present
     return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}

@@ -10,6 +10,7 @@ step.py         accumulate, check, clip, update
 evaluate.py     a task's answers and scores over a whole split
 progress.py     metrics.jsonl and what is seen in the terminal
 report.py       report.html
+environment.py  where a run took place: versions, processor, memory
 interrupt.py    Ctrl-C means: finish the step and save
 loop.py         step, report, evaluate, checkpoint, stop
 """

@@ -81,7 +81,7 @@ class Loader:
         shuffle: bool = True,
         num_workers: int = 1,
     ) -> None:
-        """See the fields of `TrainSettings`.
+        """Nothing is read yet.
 
         Args:
             batch_size: examples a step; the last step of an epoch may have fewer.
