@@ -5,6 +5,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from bertsmith.cli import main, model_verbs
 from bertsmith.cli.app import build_app
 from bertsmith.cli.config import SECTIONS
 from bertsmith.errors import InputError, Interrupted
+from bertsmith.settings import save_yaml
 from bertsmith.tasks.pretrain import PretrainSettings
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
@@ -213,6 +215,16 @@ def test_a_section_a_verb(run: Run, pretrained: list[PretrainSettings], tmp_path
     assert (pretrained[0].seed, pretrained[0].from_model) == (5, "m")
 
 
+def test_the_configuration_of_a_run_can_be_given_back(
+    run: Run, pretrained: list[PretrainSettings], tmp_path: Path
+) -> None:
+    settings = PretrainSettings(Path("store"), Path("out"), from_model="m", long_length=256, learning_rate=1e-5)
+    save_yaml(tmp_path / "config.yaml", settings)
+    code, _, err = run("pretrain", "--config", tmp_path / "config.yaml")
+    assert code == 0, err
+    assert pretrained == [settings]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -223,7 +235,8 @@ def test_a_section_a_verb(run: Run, pretrained: list[PretrainSettings], tmp_path
         ("pretain:\n  seed: 3\n", 'unknown section "pretain". Did you mean "pretrain"?'),
         ("pretrain: {}\ntokeniser: {}\n", 'unknown section "tokeniser". Did you mean "tokenizer"?'),
         ("tokenizer:\n  vocab_size: 3\n", 'there is no section "pretrain". Choices: tokenizer.'),
-        ("pretrain: 3\n", "a section holds keys and values"),
+        ("pretrain: 3\n", 'unknown key "pretrain"'),
+        ("pretrain: {}\ncorpus: 3\n", "a section holds keys and values"),
         ("optimizer:\n  seed: 3\nseed: 4\n", 'unknown key "optimizer.seed"'),
     ],
 )
@@ -341,6 +354,44 @@ def test_evaluate_prints_json_and_passes_settings(run: Run, monkeypatch: pytest.
     assert calls[0]["overrides"] == {"text_column": "review", "max_length": 64}
     code, _, err = run("evaluate", "m", "d.csv", "--set", "max_length")
     assert code == 2 and "write KEY=VALUE" in err
+
+
+@pytest.fixture
+def tiny_store(tiny_tokenizer: Path, tiny_documents: Path, tmp_path: Path, run: Run) -> Path:
+    """A token store of 40 short documents, made by the command."""
+    blank_lines = ("--document-separator", "blank-lines", "--heldout-share", 0.1)
+    code, out, err = run(
+        "corpus", "build", tiny_documents, "--tokenizer", tiny_tokenizer, "--out", tmp_path / "store", *blank_lines
+    )
+    assert code == 0, err
+    assert "train: 3" in out and "heldout: " in out and "40 documents" in err
+    return tmp_path / "store"
+
+
+def test_corpus_check_shows_samples_as_training_sees_them(run: Run, tiny_store: Path) -> None:
+    code, out, err = run("corpus", "check", tiny_store, "--samples", 5, "--max-length", 32, "--verify")
+    assert code == 0, err
+    assert "duplicate sentences" in out and "very few to pre-train on" in out
+    assert out.count("  A  [CLS] ") == 5 == out.count("B follows A") + out.count("B is random")
+    assert " -> [MASK]}" in out
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny_store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bertsmith", "pretrain", "--corpus", tiny_store, "--out", tmp_path / "run"]
+    options = ["--size", "tiny", "--budget", "10m", "--max-length", "32", "--evaluation-samples", "4"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if "loss" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        seen.append(process.stderr.read())
+    assert process.returncode == 130, "".join(seen)
+    assert "--resume" in seen[-1] and "Traceback" not in seen[-1]
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 if __name__ == "__main__":

@@ -90,6 +90,6 @@ def test_a_folder_that_is_not_a_demo_is_left_alone(some_docs: list[PythonDoc], t
 
 
 def test_a_budget_that_cannot_be_read_stops_it_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="budget"):
+    with pytest.raises(SettingsError, match="soon"):
         run_demo(tmp_path / "new", budget="soon", docs=[])
     assert not (tmp_path / "new").exists()

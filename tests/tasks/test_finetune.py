@@ -43,14 +43,14 @@ def animals_or_places() -> str:
     return "\n".join(lines) + "\n"
 
 
-def settings(folder: Path, tokenizer: Path, **changes: object) -> FinetuneSettings:
+def settings(folder: Path, own_tokenizer: Path, **changes: object) -> FinetuneSettings:
     base = FinetuneSettings(
         model="size:tiny",
-        tokenizer=str(tokenizer),
+        tokenizer=str(own_tokenizer),
         train=str(folder / "train.csv"),
         out=folder / "run",
         dev_share=0.2,
-        epochs=4,
+        epochs=8,
         batch_size=16,
         learning_rate=1e-3,
         dropout=0.0,

@@ -36,7 +36,7 @@ def test_exact_count_and_specials(length: int, seed: int, probability: float) ->
     ids = sequence(length, seed)
     masker = Masker(Vocabulary(), Masking(probability=probability, max_predictions=80))
     masked = masker.mask(ids, randomness.generator(seed, "mask", 0, 0))
-    assert len(masked.positions) == min(80, max(1, int(round(length * probability))), length - 3)
+    assert len(masked.positions) == min(80, max(1, round(length * probability)), length - 3)
     assert (np.diff(masked.positions) > 0).all()
     assert not np.isin(ids[masked.positions], [CLS, SEP]).any()
     np.testing.assert_array_equal(masked.labels, ids[masked.positions])
@@ -65,7 +65,9 @@ def test_eighty_ten_ten(random_specials: bool) -> None:
     # A random token is now and then the original, or (when specials are allowed) [MASK] itself.
     size = VOCABULARY if random_specials else VOCABULARY - 5
     stray = 1 / size
-    expected = np.array([0.8 + 0.1 * stray * random_specials, 0.1 + 0.1 * stray, 0.1 * (1 - stray * (1 + random_specials))])
+    expected = np.array(
+        [0.8 + 0.1 * stray * random_specials, 0.1 + 0.1 * stray, 0.1 * (1 - stray * (1 + random_specials))]
+    )
     assert stats.chisquare(observed, expected * sum(observed)).pvalue > 1e-4
     drawn = shown_ids[~is_mask & ~is_same]
     assert (drawn < 5).any() == random_specials
@@ -102,7 +104,9 @@ def test_loss_is_the_sum_of_cross_entropies_and_zero_on_nothing() -> None:
     np.testing.assert_array_equal(originals[labels["masked_positions"]], labels["masked_labels"])
     assert len(flat) == 80
     logits = torch.randn(12, VOCABULARY)
-    expected = sum(-torch.log_softmax(row, 0)[label] for row, label in zip(logits, labels["masked_labels"], strict=True))
+    expected = sum(
+        -torch.log_softmax(row, 0)[label] for row, label in zip(logits, labels["masked_labels"], strict=True)
+    )
     torch.testing.assert_close(objective.loss(logits, labels), expected)
     nothing, none = objective.labels([masker.mask(np.array([CLS, SEP]), randomness.generator(0, "mask"))])
     assert none == 0

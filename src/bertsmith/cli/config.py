@@ -66,10 +66,9 @@ def section(values: Mapping[str, Any], verb: str, where: str) -> tuple[Mapping[s
     Raises:
         SettingsError: a file in sections has one of another name, or none for this verb.
     """
-    is_recipe = any(name in SECTIONS for name in values) or (
-        bool(values) and all(isinstance(value, Mapping) for value in values.values())
-    )
-    if not is_recipe:
+    # A verb has options that are called like a section (`corpus`), but they never hold a mapping.
+    mappings = [name for name, value in values.items() if isinstance(value, Mapping)]
+    if not mappings or (len(mappings) < len(values) and not set(mappings) & set(SECTIONS)):
         return values, where
     for name, value in values.items():
         if name not in SECTIONS:

@@ -65,7 +65,7 @@ def corpus_check(
         return
     tokenizer = load_tokenizer(corpus.tokenizer_path)
     for text in describe_samples(corpus, tokenizer, number=samples, max_length=max_length, mode=data_mode, seed=seed):
-        screen.print(Text(f"\n{text}"))
+        screen.print(Text(f"\n{text}"), soft_wrap=True)
 
 
 def pretrain(*, settings: Annotated[PretrainSettings, _FLAT], config: ConfigFile = None) -> None:

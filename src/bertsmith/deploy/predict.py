@@ -17,7 +17,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.tasks.mlm import fill_mask
 from bertsmith.tasks.pairs import next_sentence
-from bertsmith.tasks.pretrain_task import PretrainingModel
+from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples
 from bertsmith.tasks.saved import TASKS, FinetuneTask, check_vocabulary, load_task, model_folder
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer

@@ -232,7 +232,8 @@ class Classification:
                 "accuracy": float(metrics.accuracy_score(gold, predicted)),
                 "macro_f1": float(metrics.f1_score(gold, predicted, average="macro", zero_division=0.0)),
                 "micro_f1": float(metrics.f1_score(gold, predicted, average="micro", zero_division=0.0)),
-                "mcc": float(metrics.matthews_corrcoef(gold, predicted)),
+                # Of a single label scikit-learn warns, and gives 0 all the same.
+                "mcc": float(metrics.matthews_corrcoef(gold, predicted)) if len({*gold, *predicted}) > 1 else 0.0,
             }
         return {self.metric: results[self.metric], **results}
 

@@ -207,8 +207,8 @@ def evaluate(
     """
     work, module = load_task(model, overrides)
     kind = task_kind(work.name)
-    _, rows = kind.read_rows(data, work.settings)
-    scored = kind.make(work.tokenizer, work.labels, work.settings, {"test": rows})
+    found, rows = kind.read_rows(data, work.settings)
+    scored = kind.make(work.tokenizer, work.labels, found, {"test": rows})
     place = resolve_device(device)
     evaluation = evaluate_task(
         module.to(place), scored, "test", device=place, precision=resolve_precision(precision, place)
@@ -240,9 +240,10 @@ def claim_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _summary(task: FinetuneTask) -> str:
     """What was found in the data, in one line."""
-    sizes = [f"{task.examples(split).num_examples(0):,} {split}" for split in ("train", "dev", "test")]
+    sizes = {split: task.examples(split).num_examples(0) for split in ("train", "dev", "test")}
+    found = ", ".join(f"{size:,} {split}" for split, size in sizes.items() if size)
     labels = f", {len(task.labels)} labels" if task.labels else ""
-    return f"{task.name}: {', '.join(sizes)} examples{labels}."
+    return f"{task.name}: {found} examples{labels}."
 
 
 def _data_files(settings: FinetuneSettings) -> list[Path]:
@@ -339,7 +340,8 @@ def _save(
     """The folder `model/` with its card."""
     names = {Path(source).name: digest for source, digest in data.items()}
     is_random = settings.model.startswith(_SIZE_PREFIX)
-    origin = "random weights" if is_random else f"`{Path(settings.model).name}`"
+    source = Path(settings.model)
+    origin = "random weights" if is_random else f"`{source.parent.name if source.name == 'model' else source.name}`"
     card = model_card(
         f"BERT for {task.name}",
         kind.pipeline_tag,
@@ -352,7 +354,7 @@ def _save(
             "batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
-            **to_mapping(task.settings),
+            **{name: value for name, value in to_mapping(task.settings).items() if value is not None},
         },
     )
     facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.model.batch import pack
+from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.text.tokenizer import Tokenizer
 
 _MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1  # of the chosen positions; the rest stay as they are
@@ -91,7 +92,7 @@ class MaskedLanguageModel:
     """The objective: the hidden tokens, from the encoder's states at the masked positions only."""
 
     weight: float = 1.0
-    name: Literal["mlm"] = "mlm"
+    name: str = "mlm"
 
     def labels(self, masked: Sequence[Masked]) -> tuple[dict[str, Tensor], float]:
         """Positions in the flat batch and the tokens that were there; how many they are."""
@@ -107,12 +108,11 @@ class MaskedLanguageModel:
 
 
 def fill_mask(
-    model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], top_k: int = 5
+    model: PretrainingModel, tokenizer: Tokenizer, texts: Sequence[str], top_k: int = 5
 ) -> list[list[dict[str, str | float | int]]]:
     """The most probable tokens for the first [MASK] of each text.
 
     Args:
-        model: a `PretrainingModel`.
         texts: each with the mask token written as the tokenizer writes it.
 
     Returns:

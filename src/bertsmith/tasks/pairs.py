@@ -15,7 +15,7 @@ Shape letters: S sequences, D hidden width.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bertsmith import randomness
 from bertsmith.model.batch import pack
+from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.text.corpus import Corpus
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import truncate_pair
@@ -208,7 +209,7 @@ class NextSentence:
     """The objective: tell from the pooled first token whether B follows A (Devlin et al. 2018, 3.1)."""
 
     weight: float = 1.0
-    name: Literal["nsp"] = "nsp"
+    name: str = "nsp"
 
     def labels(self, pair_labels: Sequence[int]) -> tuple[dict[str, Tensor], float]:
         """Tensors for `loss` and how many sequences carry a label."""
@@ -222,11 +223,13 @@ class NextSentence:
         )
 
 
-def next_sentence(model: nn.Module, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
+def next_sentence(
+    model: PretrainingModel, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
+) -> list[dict[str, float]]:
     """How probable it is that the second text follows the first, by a pre-trained model.
 
     Args:
-        model: a `PretrainingModel` that was trained with next sentence prediction.
+        model: one that was trained with next sentence prediction.
 
     Returns:
         One `{"next": p, "random": 1 - p}` a pair.

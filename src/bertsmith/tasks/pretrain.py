@@ -1,6 +1,5 @@
 """The verb `pretrain`: from a token store to a BERT, within a budget of time, tokens, steps or epochs."""
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -22,15 +21,10 @@ from bertsmith.tasks.card import model_card
 from bertsmith.tasks.finetune import claim_run_folder
 from bertsmith.tasks.mlm import MaskedLanguageModel, Masking
 from bertsmith.tasks.pairs import NextSentence
-from bertsmith.tasks.pretrain_task import (
-    DataMode,
-    PretrainExamples,
-    PretrainingModel,
-    PretrainTask,
-    unigram_baseline,
-)
+from bertsmith.tasks.pretrain_model import PretrainingModel
+from bertsmith.tasks.pretrain_task import DataMode, PretrainExamples, PretrainTask, unigram_baseline
 from bertsmith.tasks.saved import check_vocabulary, model_folder
-from bertsmith.text.corpus import Corpus, open_corpus
+from bertsmith.text.corpus import Corpus, open_corpus, read_manifest
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
@@ -165,7 +159,9 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
         Interrupted: Ctrl-C; the run can be resumed.
     """
     claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
-    corpora = {"train": open_corpus(settings.corpus, "train"), "dev": open_corpus(settings.corpus, "heldout")}
+    corpora = {"train": open_corpus(settings.corpus, "train")}
+    if read_manifest(settings.corpus).splits["heldout"].num_documents:
+        corpora["dev"] = open_corpus(settings.corpus, "heldout")
     check_pairs_possible(corpora["train"], settings.objective)
     tokenizer = load_tokenizer(settings.corpus / "tokenizer")
     config = _encoder_config(settings, tokenizer)
@@ -264,7 +260,7 @@ def _task(
     }
     return PretrainTask(
         splits,
-        unigram_baseline(corpora["train"], corpora["dev"]),
+        unigram_baseline(corpora["train"], corpora["dev"]) if "dev" in corpora else None,
         masked_language_model=MaskedLanguageModel(settings.mlm_weight),
         next_sentence=NextSentence(settings.nsp_weight) if settings.objective == "mlm+nsp" else None,
     )
@@ -332,7 +328,7 @@ def _save(
         f"BERT ({settings.size})" if settings.from_model is None else "BERT",
         "fill-mask",
         made_from=f"A BERT pre-trained {origin} on {training.tokens:,} tokens.",
-        metrics={"held-out": training.metrics},
+        metrics={"held-out": training.metrics} if training.metrics else {},
         data={"corpus": corpus.fingerprint},
         settings=to_mapping(settings),
     )
@@ -351,7 +347,9 @@ def _write_report(
 ) -> None:
     """`report.html`: closing figures, curves, data."""
     metrics = training.metrics
-    facts = {"held-out MLM loss, nats": f"{metrics['mlm_loss']:.3f} (unigram {metrics['mlm_loss_baseline']:.3f})"}
+    facts = {}
+    if "mlm_loss" in metrics:
+        facts["held-out MLM loss, nats"] = f"{metrics['mlm_loss']:.3f} (unigram {metrics['mlm_loss_baseline']:.3f})"
     if "nsp_accuracy" in metrics:
         facts["held-out NSP accuracy"] = f"{metrics['nsp_accuracy']:.1%}"
     facts |= {
@@ -362,7 +360,7 @@ def _write_report(
     }
     sizes = [
         (name, corpus.num_documents, corpus.num_sentences, corpus.num_tokens, corpus.fingerprint[:16])
-        for name, corpus in (("train", corpora["train"]), ("held out", corpora["dev"]))
+        for name, corpus in corpora.items()
     ]
     sections: list[Section] = [
         *training_sections(settings.out / "metrics.jsonl"),

@@ -17,37 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from bertsmith import randomness
-from bertsmith.errors import CorpusError
-from bertsmith.model.batch import PackedBatch, pack
-from bertsmith.model.encoder import Encoder, PooledHead, VocabularyHead
+from bertsmith.model.batch import pack
+from bertsmith.model.encoder import Encoder
 from bertsmith.tasks.mlm import Masked, MaskedLanguageModel, Masker, Masking
 from bertsmith.tasks.pairs import IS_RANDOM, NO_PAIR, CleanPairs, NextSentence, OriginalPairs, Pairs, assemble
+from bertsmith.tasks.pretrain_model import PretrainingModel
+from bertsmith.tasks.rows import ListExamples
 from bertsmith.text.corpus import Corpus
 from bertsmith.text.tokenizer import Tokenizer
-from bertsmith.training.task import Batch
+from bertsmith.training.task import Batch, Examples
 
 DataMode = Literal["clean", "original"]
-
-
-class PretrainingModel(nn.Module):
-    """The encoder with the vocabulary head, and the pooled head where sentences are paired."""
-
-    def __init__(self, encoder: Encoder, *, next_sentence: bool) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.vocabulary = VocabularyHead(encoder.config, encoder.token_embedding)
-        self.pooled = PooledHead(encoder.config, 2) if next_sentence else None
-
-    def pair_logits(self, hidden_TD: Tensor, inputs: PackedBatch) -> Tensor:
-        """[S, 2] logits of "B is next" and "B is random".
-
-        Raises:
-            CorpusError: this model was trained without next sentence prediction.
-        """
-        if self.pooled is None:
-            raise CorpusError("this model has no next-sentence head; pre-train with --objective mlm+nsp to get one.")
-        logits_S2: Tensor = self.pooled(hidden_TD[inputs.first_tokens])
-        return logits_S2
 
 
 @dataclass(frozen=True)
@@ -57,6 +37,11 @@ class PretrainExample:
     masked: Masked
     segment_ids: np.ndarray
     pair_label: int
+
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return len(self.segment_ids)
 
 
 class PretrainExamples:
@@ -153,7 +138,7 @@ class PretrainTask:
     def __init__(
         self,
         splits: Mapping[str, PretrainExamples],
-        baseline: UnigramBaseline,
+        baseline: UnigramBaseline | None,
         *,
         masked_language_model: MaskedLanguageModel,
         next_sentence: NextSentence | None,
@@ -166,9 +151,9 @@ class PretrainTask:
             objective.name: objective.weight for objective in (self._mlm, self._nsp) if objective is not None
         }
 
-    def examples(self, split: str) -> PretrainExamples:
-        """The samples of "train" or "dev" (the store's held-out documents)."""
-        return self._splits[split]
+    def examples(self, split: str) -> Examples:
+        """The samples of "train" or "dev" (the store's held-out documents, of which there may be none)."""
+        return self._splits.get(split, ListExamples[PretrainExample]([]))
 
     def collate(self, examples: Sequence[PretrainExample]) -> Batch:
         """Lay S samples flat, with the labels of each objective."""
@@ -207,9 +192,7 @@ class PretrainTask:
         if logits_S2 is None:
             return PretrainOutput(nats_M.cpu(), hits_M.cpu(), None, None)
         labels_S = batch.labels["pair_labels"]
-        pair_nats_S = nn.functional.cross_entropy(
-            logits_S2.float(), labels_S, ignore_index=NO_PAIR, reduction="none"
-        )
+        pair_nats_S = nn.functional.cross_entropy(logits_S2.float(), labels_S, ignore_index=NO_PAIR, reduction="none")
         return PretrainOutput(nats_M.cpu(), hits_M.cpu(), pair_nats_S.cpu(), (logits_S2.argmax(-1) == labels_S).cpu())
 
     def decode(self, output: PretrainOutput, batch: Batch) -> list[PretrainAnswer]:
@@ -241,13 +224,17 @@ class PretrainTask:
                 "nsp_accuracy_baseline": max(random_share, 1 - random_share),
                 "nsp_loss": pair_nats,
             }
-        return metrics | {
+        metrics |= {
             "mlm_loss": nats,
-            "mlm_loss_baseline": self.baseline.nats,
             "mlm_bits": nats / math.log(2),
-            "mlm_bits_baseline": self.baseline.nats / math.log(2),
             "mlm_perplexity": math.exp(min(nats, 700.0)),
-            "mlm_perplexity_baseline": math.exp(self.baseline.nats),
             "mlm_accuracy": sum(one.hits for one in answers) / num_masked,
-            "mlm_accuracy_baseline": self.baseline.accuracy,
         }
+        if self.baseline is not None:
+            metrics |= {
+                "mlm_loss_baseline": self.baseline.nats,
+                "mlm_bits_baseline": self.baseline.nats / math.log(2),
+                "mlm_perplexity_baseline": math.exp(self.baseline.nats),
+                "mlm_accuracy_baseline": self.baseline.accuracy,
+            }
+        return metrics

@@ -27,7 +27,8 @@ from bertsmith.training.report import Section
 from bertsmith.training.task import Task
 
 _FORMAT = 1
-_LONGEST = 512  # tokens, for folders that do not say how they were trained
+# Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
+_LONGEST, _LONGEST_WINDOW = 512, 384
 
 
 class FinetuneTask(Task, Protocol):
@@ -219,7 +220,8 @@ def _saved_task(
     id2label = raw_config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = tuple(str(id2label[index]) for index in sorted(id2label, key=int))
     if name == "answering":
-        labels = ()
+        longest = min(_LONGEST_WINDOW, max_position_embeddings)
+        values, labels = {"max_length": longest, "max_query_length": longest // 6}, ()
     if name == "classification" and (raw_config.get("problem_type") == "regression" or len(labels) == 1):
         values["regression"], labels = True, ()
     return name, labels, values

@@ -63,15 +63,19 @@ def build_corpus(
     """Build a token store from text.
 
     Args:
-        sources: as for `sources.iter_documents`.
-        tokenizer: as for `tokenizer.load_tokenizer`; a copy is kept in the store.
+        sources: files, folders, patterns, hub:NAME[/CONFIG][:SPLIT] or python-docs; see `sources`.
+        tokenizer: a tokenizer's folder, vocab.txt, tokenizer.json or Hub name; a copy is kept.
+        out: the folder to write.
         language: for the sentence splitter ("en", "zh", ...).
+        text_column: where rows keep their text.
+        document_separator: whether a text file is a document, or blank lines part its documents.
         heldout_share: share of documents, by hash of the text, kept for evaluation. Of 10 or more
             different documents at least two are held out; never all of them.
         shard_bytes: UTF-8 bytes of text in a shard; a shard is the unit of parallel work, and about
             the memory that each worker needs ten times over.
         num_workers: processes; all cores when None. They are started (by "spawn", so a script
             needs its `if __name__ == "__main__"`) only when there is more than one shard.
+        overwrite: replace the store in `out`.
         progress: called in this process after every shard.
 
     Raises:

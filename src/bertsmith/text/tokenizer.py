@@ -75,8 +75,7 @@ class Tokenizer:
         kinds = _types_in(parts["pre_tokenizer"])
         self._spaces_in_tokens = bool({"Metaspace", "ByteLevel"} & kinds.keys())
         self._space_before_words = kinds.get("ByteLevel", {}).get("add_prefix_space") is False
-        pipeline = [(parts[key] or {}).get("type") for key in ("model", "normalizer", "pre_tokenizer")]
-        self._is_bert = pipeline == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
+        self._is_bert = _is_bert(parts)
         self._normalizer: dict[str, Any] = parts["normalizer"] or {}
 
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
@@ -91,6 +90,7 @@ class Tokenizer:
         self.sep_id: int = ids[special.sep]
         self.mask_id: int = ids[special.mask]
         marked = {token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self._filler_id = self.mask_id if self.unk_id is None else self.unk_id
         self.special_ids: frozenset[int] = frozenset(marked | set(ids.values()))
         self.lowercase: bool = _lowers(parts["normalizer"])
         deciding = {key: parts[key] for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
@@ -124,7 +124,7 @@ class Tokenizer:
         return results
 
     def encode_flat(self, texts: Sequence[str]) -> FlatEncoding:
-        """As `encode_batch` without offsets, laid end to end: twice as fast, for whole corpora."""
+        """As `encode_batch`, laid end to end and without offsets, which cost time: for whole corpora."""
         raws = self._encode(texts)
         lengths = np.fromiter((len(raw) for raw in raws), dtype=np.int64, count=len(raws))
         total = int(lengths.sum())
@@ -151,19 +151,18 @@ class Tokenizer:
         """
         if not words:
             return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32)
-        spaced = [f" {word}" for word in words] if self._space_before_words else list(words)
+        space = " " if self._space_before_words else ""
+        spaced = [space + replace_surrogates(word) for word in words]
         raw = self._backend.encode(spaced, is_pretokenized=True, add_special_tokens=False)
         ids = np.array(raw.ids, dtype=np.int32)
         index = np.array(raw.word_ids, dtype=np.int32)
         if self._is_barred[ids].any():
             parts = [self._encode_around_literals(word)[0] for word in spaced]
             ids = np.concatenate(parts)
-            index = np.repeat(np.arange(len(words)), [len(part) for part in parts])
-        index = index.astype(np.int32)
+            index = np.repeat(np.arange(len(words), dtype=np.int32), [len(part) for part in parts])
         silent = np.setdiff1d(np.arange(len(words), dtype=np.int32), index)
         places = np.searchsorted(index, silent)
-        filler = self.mask_id if self.unk_id is None else self.unk_id
-        return np.insert(ids, places, filler).astype(np.int32), np.insert(index, places, silent).astype(np.int32)
+        return np.insert(ids, places, self._filler_id), np.insert(index, places, silent)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """About the text that gives these ids; lower-cased and re-spaced as the tokenizer works."""
@@ -211,25 +210,28 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", config)
         write_json(folder / "special_tokens_map.json", named)
         if self._is_bert:
-            atomic_write(folder / "vocab.txt", "".join(f"{token}\n" for token in self.tokens(range(self.vocab_size))))
+            pieces = (self._backend.id_to_token(i) or "" for i in range(self.vocab_size))
+            atomic_write(folder / "vocab.txt", "".join(f"{piece}\n" for piece in pieces))
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
-        try:
-            raws: list[Any] = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):  # a lone surrogate, for which there is no UTF-8
-            raws = self._backend.encode_batch([replace_surrogates(text) for text in texts], add_special_tokens=False)
+        clean = [replace_surrogates(text) for text in texts]
+        raws: list[Any] = self._backend.encode_batch(clean, add_special_tokens=False)
         return raws
 
     def _encode_around_literals(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Encode a text whose literal special tokens the model would recognise (Unigram does).
 
-        The text is cut after the first character of each such literal, so that no part has one.
+        The text is cut after the first character of each such literal, so that no part has one. What
+        only becomes one by normalization (in full-width letters) is unknown.
         """
+        text = replace_surrogates(text)
         cuts = [0, *(match.start() + 1 for match in self._literal.finditer(text)), len(text)]
         ids, offsets, starts = [], [], []
         for begin, end in itertools.pairwise(cuts):
             raw = self._backend.encode(text[begin:end], add_special_tokens=False)
-            ids.append(np.array(raw.ids, dtype=np.int32))
+            part = np.array(raw.ids, dtype=np.int32)
+            part[self._is_barred[part]] = self._filler_id
+            ids.append(part)
             offsets.append(np.array(raw.offsets, dtype=np.int32).reshape(-1, 2) + np.int32(begin))
             starts.append(_changes(np.array(raw.word_ids, dtype=np.int32)))
         return np.concatenate(ids), np.concatenate(offsets), np.concatenate(starts)
@@ -256,6 +258,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer(definition, special)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def _is_bert(parts: dict[str, Any]) -> bool:
+    """Whether transformers' BertTokenizer, which rebuilds its pipeline from a few flags, is the same."""
+    kinds = [(parts[key] or {}).get("type") for key in ("model", "normalizer", "pre_tokenizer")]
+    return kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"] and (
+        parts["normalizer"]["clean_text"],
+        parts["model"]["max_input_chars_per_word"],
+        parts["model"]["continuing_subword_prefix"],
+    ) == (True, 100, "##")
 
 
 def _types_in(part: Any) -> dict[str, dict[str, Any]]:

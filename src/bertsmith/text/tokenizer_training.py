@@ -69,15 +69,19 @@ def train_tokenizer(
     Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK] in all three kinds.
 
     Args:
-        sources: as for `sources.iter_documents`.
+        sources: files, folders, patterns, hub:NAME[/CONFIG][:SPLIT] or python-docs; see `sources`.
+        out: the folder to write.
         kind: "wordpiece" is BERT's, with CJK characters apart; "bpe" works on bytes and never
             needs the unknown token; "unigram" keeps several ways to cut a word (Kudo 2018).
         vocab_size: the size to reach; less when the text has too few pairs.
         lowercase: lower-case and strip accents, as BERT's uncased models.
+        text_column: where rows keep their text.
+        document_separator: whether a text file is a document, or blank lines part its documents.
         min_frequency: pairs seen less often are not joined.
         limit_bytes: how much text to keep in memory, in UTF-8 bytes; of more, a sample is taken.
             None means 256 MiB, and 32 MiB for "unigram", which needs far longer. What was seen and
             used is written to `training.json` in the folder.
+        overwrite: replace what is in `out`.
 
     Raises:
         SettingsError: unknown kind, or vocab_size too small for the alphabet.

@@ -105,7 +105,7 @@ class Reporter:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a crash cut off is left out, and so is a missing file."""
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -1,0 +1,160 @@
+from collections.abc import Callable
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bertsmith.model.attention import Layout, attention, grouped_sdpa, reference_attention
+
+Kernel = Callable[[Tensor, Layout, float], Tensor]
+CPU = torch.device("cpu")
+LENGTHS = st.lists(st.one_of(st.integers(1, 70), st.sampled_from([5, 16, 33])), min_size=1, max_size=24).map(tuple)
+
+
+def random_qkv(lengths: tuple[int, ...], heads: int, size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    torch.manual_seed(sum(lengths))
+    return torch.randn(sum(lengths), 3, heads, size, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize("kernel", [attention, grouped_sdpa])
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, heads=st.sampled_from([1, 3, 12]), size=st.sampled_from([1, 8, 20]))
+def test_any_mix_of_lengths(kernel: Kernel, lengths: tuple[int, ...], heads: int, size: int) -> None:
+    qkv = random_qkv(lengths, heads, size)
+    output = kernel(qkv, Layout(lengths, heads, CPU), 0.0)
+    expected = reference_attention(qkv, lengths)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    toward = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(output, qkv, toward)
+    (expected_gradient,) = torch.autograd.grad(expected, qkv, toward)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-11)
+    with torch.no_grad():
+        assert torch.equal(kernel(qkv, Layout(lengths, heads, CPU), 0.0), output)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60).map(tuple), heads=st.sampled_from([1, 4, 12]))
+def test_every_token_is_in_one_group(lengths: tuple[int, ...], heads: int) -> None:
+    layout = Layout(lengths, heads, CPU)
+    assert layout.offsets.tolist() == [0, *accumulate(lengths)]
+    tokens = torch.arange(sum(lengths))
+    seen = torch.zeros(sum(lengths))
+    of_sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    for group in layout.groups:
+        taken = group.take(tokens)
+        assert taken.shape == (group.count * group.length,)
+        # A row, padding included, holds nothing of any other sequence.
+        assert (of_sequence[taken].view(group.count, group.length).diff() == 0).all()
+        seen.index_add_(0, group.without_padding(taken), torch.ones(len(group.without_padding(taken))))
+        assert group.count == 1 or group.count * heads * group.length**2 < 2**23
+    assert (seen == 1).all()
+
+
+def test_equal_neighbours_are_not_copied() -> None:
+    layout = Layout((128,) * 32, 4, CPU)
+    values = torch.randn(128 * 32, 3)
+    assert all(group.token_index is None and group.is_padding is None for group in layout.groups)
+    assert all(group.take(values).data_ptr() == values[group.start].data_ptr() for group in layout.groups)
+    scattered = Layout((64, 200, 64, 200, 64), 4, CPU).groups
+    assert [(group.count, group.length, group.is_padding) for group in scattered] == [(2, 200, None), (3, 64, None)]
+
+
+def test_padding_is_kept_where_a_group_costs_more() -> None:
+    assert len(Layout((3, 9, 5, 4, 8, 7, 6), 2, CPU).groups) == 1
+    assert len(Layout((12, 500, 11, 480, 13), 12, CPU).groups) >= 2
+
+
+@pytest.mark.parametrize("kernel", [attention, grouped_sdpa])
+def test_sequences_do_not_leak(kernel: Kernel) -> None:
+    lengths = (9, 14, 3, 14, 40)
+    starts = [0, *accumulate(lengths)]
+    layout = Layout(lengths, 2, CPU)
+    qkv = random_qkv(lengths, 2, 8, torch.float32).detach()
+    output = kernel(qkv, layout, 0.0)
+    for changed in range(len(lengths)):
+        here = slice(starts[changed], starts[changed + 1])
+        for poison in (torch.randn(lengths[changed], 3, 2, 8), float("nan"), float("inf")):
+            other = qkv.clone()
+            other[here] = poison
+            other_output = kernel(other, layout, 0.0)
+            others = torch.ones(sum(lengths), dtype=torch.bool)
+            others[here] = False
+            assert torch.equal(other_output[others], output[others])
+            assert not torch.equal(other_output[here], output[here])
+
+
+def test_gradients_do_not_leak() -> None:
+    lengths = (9, 14, 3)
+    qkv = random_qkv(lengths, 2, 8)
+    attention(qkv, Layout(lengths, 2, CPU), 0.3)[9:23].sum().backward()
+    assert qkv.grad is not None
+    assert not qkv.grad[:9].any() and not qkv.grad[23:].any() and qkv.grad[9:23].any()
+
+
+@pytest.mark.parametrize("lengths", [(6, 6, 6), (4, 7, 2, 7)])
+def test_the_gradient_with_dropout(lengths: tuple[int, ...]) -> None:
+    layout = Layout(lengths, 2, CPU)
+
+    def with_fixed_mask(qkv: Tensor) -> Tensor:
+        torch.manual_seed(11)
+        return attention(qkv, layout, 0.4)
+
+    assert torch.autograd.gradcheck(with_fixed_mask, (random_qkv(lengths, 2, 3),))
+
+
+def test_dropout_keeps_the_mean() -> None:
+    lengths = (12, 5, 12)
+    layout = Layout(lengths, 2, CPU)
+    qkv = random_qkv(lengths, 2, 4).detach()
+    draws = torch.stack([attention(qkv, layout, 0.2) for _ in range(4000)])
+    expected = reference_attention(qkv, lengths)
+    error = (draws.mean(dim=0) - expected).abs() / (draws.std(dim=0) / 4000**0.5)
+    assert draws.std(dim=0).min() > 0.01
+    assert error.max() < 5
+
+
+@pytest.mark.parametrize("kernel", [attention, grouped_sdpa])
+def test_without_dropout_nothing_is_drawn(kernel: Kernel) -> None:
+    qkv = random_qkv((5, 9), 2, 4)
+    before = torch.get_rng_state()
+    kernel(qkv, Layout((5, 9), 2, CPU), 0.0).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("lengths", [(33, 33), (30, 9, 17)])
+def test_bf16_stays_bf16_and_near(lengths: tuple[int, ...]) -> None:
+    exact = random_qkv(lengths, 3, 16, torch.float32)
+    rough = exact.detach().bfloat16().requires_grad_()
+    layout = Layout(lengths, 3, CPU)
+    toward = torch.randn(sum(lengths), 3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = attention(rough, layout, 0.0)
+        untouched = attention(exact, layout, 0.0)
+    assert output.dtype == torch.bfloat16 and untouched.dtype == torch.float32
+    expected = reference_attention(exact, lengths)
+    (gradient,) = torch.autograd.grad(output, rough, toward.bfloat16())
+    (expected_gradient,) = torch.autograd.grad(expected, exact, toward)
+    torch.testing.assert_close(untouched, expected, rtol=0, atol=1e-5)
+    assert (output - expected).abs().mean() < 0.01 * expected.abs().mean() + 0.002
+    assert (gradient - expected_gradient).abs().mean() < 0.02 * expected_gradient.abs().mean() + 0.002
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("dtype", "dropout"), [(torch.bfloat16, 0.0), (torch.float32, 0.0)])
+def test_on_cuda(dtype: torch.dtype, dropout: float) -> None:
+    lengths = (33, 7, 128, 33)
+    device = torch.device("cuda")
+    qkv = random_qkv(lengths, 4, 32, torch.float32).detach().to(device, dtype).requires_grad_()
+    output = attention(qkv, Layout(lengths, 4, device), dropout)
+    expected = reference_attention(qkv.float(), lengths)
+    assert output.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=tolerance)
+    toward = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(output, qkv, toward.to(dtype))
+    (expected_gradient,) = torch.autograd.grad(expected, qkv, toward)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=10 * tolerance)

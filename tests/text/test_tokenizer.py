@@ -1,0 +1,354 @@
+"""Loading and using tokenizers, against Google's published cases and against transformers."""
+
+import json
+import pickle
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, RobertaTokenizer
+
+from bertsmith.errors import InputError, ModelError
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.text.tokenizer_training import Kind, train_tokenizer
+
+KINDS: tuple[Kind, ...] = ("wordpiece", "bpe", "unigram")
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+NASTY = (
+    "",
+    " \t\n",
+    "The café, naïvely—don't [stop]; U.S. 3.5% e-mail@x.org",
+    "a\u0301bc İstanbul ẞß ﬁne ① 𝔘𝔫𝔦 \u200b\u200d\ufeff \x00\x05 \ufffd",
+    "博推 zz 他说：“你好”。ひらがな 한국어 ภาษาไทย हिन्दी العربية 👩‍👩‍👧",
+    "x" * 150 + " " + "." * 300,
+    "word\u2028line\u0085sep\u00a0nbsp\r\ntab\tend ",
+    "##ing ▁under Ġspace <s> [unk]",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_documents: Path) -> Callable[[Kind, bool], Path]:
+    """Folders of tokenizers trained on a few hundred words, made once each."""
+    root = tmp_path_factory.mktemp("trained")
+
+    def folder(kind: Kind, lowercase: bool) -> Path:
+        out = root / f"{kind}-{lowercase}"
+        if not out.exists():
+            train_tokenizer([str(tiny_documents)], out, kind=kind, vocab_size=400, lowercase=lowercase)
+        return out
+
+    return folder
+
+
+def write_vocab(path: Path, tokens: list[str]) -> Path:
+    path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8", newline="\n")
+    return path
+
+
+# Google's cases
+
+
+def google_cases(shared_data: Path, kind: str) -> list[dict[str, Any]]:
+    path = shared_data / "tokenization" / "google-bert-cases.json"
+    cases = [case for case in json.loads(path.read_text(encoding="utf-8"))["cases"] if case["kind"] == kind]
+    assert cases
+    return cases
+
+
+def test_google_full_cases(shared_data: Path, tmp_path: Path) -> None:
+    for case in google_cases(shared_data, "full"):
+        if "vocab" in case:
+            tokens = [*case["vocab"], "[PAD]", "[MASK]"]
+            tokenizer = load_tokenizer(write_vocab(tmp_path / "vocab.txt", tokens))
+        else:
+            tokenizer = load_tokenizer(shared_data / "vocab" / case["vocab_file"])
+        ids = tokenizer.encode(case["text"]).ids
+        assert tokenizer.tokens(ids) == case["tokens"]
+        assert ids.tolist() == case.get("ids", ids.tolist())
+        if "words" in case:
+            _, index = tokenizer.encode_words(case["words"])
+            with_cls = [1 + int(np.flatnonzero(index == word)[0]) for word in range(len(case["words"]))]
+            assert with_cls == case["first_token_of_word_with_cls"]
+
+
+@pytest.mark.parametrize("kind", ["basic", "wordpiece"])
+def test_google_parts(shared_data: Path, tmp_path: Path, kind: str) -> None:
+    for case in google_cases(shared_data, kind):
+        tokens = [*SPECIAL, *(token for token in case.get("vocab", case["tokens"]) if token not in SPECIAL)]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": case.get("lower", False)}))
+        tokenizer = load_tokenizer(write_vocab(tmp_path / "vocab.txt", tokens))
+        assert tokenizer.tokens(tokenizer.encode(case["text"]).ids) == case["tokens"], case["text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "lowercase"),
+    [("bert-base-uncased", 30522, True), ("bert-base-cased", 28996, False), ("bert-base-chinese", 21128, True)],
+)
+def test_published_vocabularies(shared_data: Path, name: str, size: int, lowercase: bool) -> None:
+    tokenizer = load_tokenizer(shared_data / "vocab" / f"{name}-vocab.txt")
+    assert (tokenizer.vocab_size, tokenizer.lowercase) == (size, lowercase)
+    assert tokenizer.tokens([tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]) == [
+        "[PAD]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+    ]
+
+
+# Against transformers
+
+
+def assert_same_as_transformers(tokenizer: Tokenizer, folder: Path, texts: tuple[str, ...]) -> None:
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert len(theirs) == tokenizer.vocab_size
+    for text in texts:
+        encoded = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
+        ours = tokenizer.encode(text)
+        assert ours.ids.tolist() == encoded["input_ids"], text
+        for (start, end), (their_start, their_end) in zip(
+            ours.offsets.tolist(), encoded["offset_mapping"], strict=True
+        ):
+            assert end == their_end and start >= their_start
+            assert not text[their_start:start].strip()
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_trained_folder_in_transformers(trained: Callable[[Kind, bool], Path], kind: Kind, lowercase: bool) -> None:
+    folder = trained(kind, lowercase)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.lowercase is lowercase
+    assert tokenizer.tokens(range(5)) == SPECIAL
+    assert_same_as_transformers(tokenizer, folder, NASTY)
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("kind", KINDS)
+def test_pair_in_transformers(trained: Callable[[Kind, bool], Path], kind: Kind) -> None:
+    folder = trained(kind, True)
+    tokenizer = load_tokenizer(folder)
+    pair = AutoTokenizer.from_pretrained(folder)("the old king", "a small cat")
+    first, second = tokenizer.encode("the old king").ids.tolist(), tokenizer.encode("a small cat").ids.tolist()
+    assert pair["input_ids"] == [tokenizer.cls_id, *first, tokenizer.sep_id, *second, tokenizer.sep_id]
+    assert pair["token_type_ids"] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+
+
+@pytest.mark.conformance
+def test_real_folder_and_its_copy_in_transformers(minilm: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(minilm)
+    assert tokenizer.encode("a " * 400).ids.shape == (400,), "truncation and padding of the file are off"
+    assert_same_as_transformers(tokenizer, minilm, NASTY)
+    tokenizer.save(tmp_path, model_max_length=128)
+    assert_same_as_transformers(tokenizer, tmp_path, NASTY)
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == 128
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    assert load_tokenizer(minilm / "vocab.txt").fingerprint == tokenizer.fingerprint
+    assert load_tokenizer(minilm / "tokenizer.json").fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("name", ["bert-base-cased", "bert-base-chinese"])
+def test_vocab_file_saved_for_transformers(shared_data: Path, tmp_path: Path, name: str) -> None:
+    tokenizer = load_tokenizer(shared_data / "vocab" / f"{name}-vocab.txt")
+    tokenizer.save(tmp_path)
+    assert_same_as_transformers(tokenizer, tmp_path, NASTY)
+    assert load_tokenizer(tmp_path / "vocab.txt").fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.conformance
+def test_words_as_roberta_sees_them(shared_data: Path, tmp_path: Path) -> None:
+    vocabulary = json.loads((shared_data / "vocab" / "roberta-base-vocab.json").read_text(encoding="utf-8"))
+    lines = (shared_data / "vocab" / "gpt2-merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path)
+    assert (ours.pad_id, ours.cls_id, ours.sep_id, ours.unk_id) == (1, 0, 2, 3)
+
+    theirs = RobertaTokenizer(vocab=vocabulary, merges=merges, add_prefix_space=True)
+    words = ["Hello", "New York", "isn't", "naïve", "😀", ","]
+    ids, index = ours.encode_words(words)
+    encoded = theirs(words, is_split_into_words=True, add_special_tokens=False)
+    assert ids.tolist() == encoded["input_ids"]
+    assert index.tolist() == encoded.word_ids()
+    text = "Hello  world, <mask> naïve"
+    assert ours.mask_id not in ours.encode(text).ids
+    for (start, end), starts in zip(ours.encode(text).offsets.tolist(), ours.encode(text).word_starts, strict=True):
+        assert not starts or not text[start:end].startswith(" ")
+
+
+# Properties
+
+
+@given(st.lists(st.text(max_size=60), max_size=6))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_text_can_be_encoded(trained: Callable[[Kind, bool], Path], kind: Kind, texts: list[str]) -> None:
+    tokenizer = load_tokenizer(trained(kind, False))
+    encodings = tokenizer.encode_batch(texts)
+    flat = tokenizer.encode_flat(texts)
+    assert flat.lengths.tolist() == [len(encoding.ids) for encoding in encodings]
+    assert flat.ids.tolist() == [i for encoding in encodings for i in encoding.ids.tolist()]
+    assert flat.word_starts.tolist() == [i for encoding in encodings for i in encoding.word_starts.tolist()]
+    for text, encoding in zip(texts, encodings, strict=True):
+        assert not set(encoding.ids.tolist()) & (tokenizer.special_ids - {tokenizer.unk_id})
+        assert encoding.ids.dtype == encoding.offsets.dtype == np.int32
+        starts, ends = encoding.offsets[:, 0], encoding.offsets[:, 1]
+        assert (0 <= starts).all() and (starts <= ends).all() and (ends <= len(text)).all()
+        assert (np.diff(starts) >= 0).all()
+        assert encoding.word_starts[:1].all()
+        if kind == "wordpiece":
+            pieces = tokenizer.tokens(encoding.ids)
+            assert encoding.word_starts.tolist() == [not piece.startswith("##") for piece in pieces]
+    ids, index = tokenizer.encode_words(texts)
+    assert sorted(set(index.tolist())) == list(range(len(texts)))
+    assert (np.diff(index) >= 0).all() and len(ids) == len(index)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=80))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_lose_nothing(trained: Callable[[Kind, bool], Path], text: str) -> None:
+    tokenizer = load_tokenizer(trained("bpe", False))
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text.removeprefix(" ")
+
+
+def test_offsets_point_into_the_text(shared_data: Path) -> None:
+    tokenizer = load_tokenizer(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
+    text = "  Zoë's\u00a0 CAFE\u0301s, 東京\u200b tower!"
+    encoding = tokenizer.encode(text)
+    for piece, (start, end) in zip(tokenizer.tokens(encoding.ids), encoding.offsets.tolist(), strict=True):
+        plain = unicodedata.normalize("NFD", text[start:end].lower())
+        assert piece.removeprefix("##") == "".join(char for char in plain if unicodedata.category(char) != "Mn")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_literal_special_tokens_are_text(trained: Callable[[Kind, bool], Path], kind: Kind) -> None:
+    tokenizer = load_tokenizer(trained(kind, False))
+    text = "the [MASK] cat [SEP][PAD] sat [MASK"
+    encoding = tokenizer.encode(text)
+    assert not set(encoding.ids.tolist()) & (tokenizer.special_ids - {tokenizer.unk_id})
+    assert encoding.offsets[-1, 1] == len(text)
+    assert tokenizer.encode_flat(["a", text, "b"]).lengths.tolist() == [
+        len(tokenizer.encode(part).ids) for part in ("a", text, "b")
+    ]
+    ids, index = tokenizer.encode_words(["[MASK]", "cat"])
+    assert tokenizer.mask_id not in ids and set(index.tolist()) == {0, 1}
+    wide = tokenizer.encode("［MASK］")
+    assert tokenizer.mask_id not in wide.ids
+
+
+def test_words_without_a_piece_are_unknown(shared_data: Path) -> None:
+    tokenizer = load_tokenizer(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
+    ids, index = tokenizer.encode_words(["", "unaffable", "\u200b", "New York", " "])
+    assert tokenizer.tokens(ids) == ["[UNK]", "una", "##ffa", "##ble", "[UNK]", "new", "york", "[UNK]"]
+    assert index.tolist() == [0, 1, 1, 1, 2, 3, 3, 4]
+    nothing, no_index = tokenizer.encode_words([])
+    assert len(nothing) == len(no_index) == 0
+
+
+def test_lone_surrogates_keep_the_offsets(tiny_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    assert tokenizer.encode("the \ud800 cat").offsets.tolist() == [[0, 3], [6, 9]]
+    assert tokenizer.encode_words(["cat", "\udfff"])[1].tolist() == [0, 1]
+
+
+def test_pickle_keeps_everything(tiny_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.fingerprint == tokenizer.fingerprint
+    assert copy.encode("[MASK] cat").ids.tolist() == tokenizer.encode("[MASK] cat").ids.tolist()
+
+
+def test_fingerprint_follows_what_decides_ids(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    vocab = (tiny_tokenizer / "vocab.txt").read_text(encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text(vocab, encoding="utf-8")
+    same = load_tokenizer(tmp_path)
+    assert same.fingerprint == load_tokenizer(tiny_tokenizer).fingerprint
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = load_tokenizer(tmp_path)
+    assert cased.lowercase is False and cased.fingerprint != same.fingerprint
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "tokenize_chinese_chars": false}')
+    assert load_tokenizer(tmp_path).fingerprint not in (same.fingerprint, cased.fingerprint)
+
+
+def test_decode_and_look_up(tiny_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    ids = [tokenizer.cls_id, *tokenizer.encode("The catx").ids, tokenizer.sep_id]
+    assert tokenizer.decode(ids) == "[CLS] the catx [SEP]"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the catx"
+    assert tokenizer.token_to_id("cat") == ids[2]
+    assert tokenizer.token_to_id("no such token") is None
+
+
+# Files
+
+
+def test_vocab_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    tokens = [*SPECIAL, "a", "\u0085", "\u2028", "b"]
+    assert load_tokenizer(write_vocab(tmp_path / "vocab.txt", tokens)).vocab_size == len(tokens)
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIAL, "a", "b"]).encode() + b"\r\n")
+    windows = load_tokenizer(tmp_path)
+    assert windows.tokens(windows.encode("a b").ids) == ["a", "b"]
+
+
+def test_settings_beside_the_file_win(tmp_path: Path, minilm: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((minilm / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "cls_token": {"content": "[unused0]"}}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.lowercase is False
+    assert tokenizer.tokens([tokenizer.cls_id]) == ["[unused0]"]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no tokenizer\.json or vocab\.txt"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="no such file or folder"):
+        load_tokenizer("nowhere")
+    with pytest.raises(ModelError, match=r"no/where.*Hugging Face Hub"):
+        load_tokenizer("no/where")
+
+
+def test_unusable_files_say_why(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.txt"
+    write_vocab(path, ["[PAD]", "[UNK]", "[CLS]", "a"])
+    with pytest.raises(ModelError, match=r"vocab\.txt.*\[SEP\], \[MASK\]"):
+        load_tokenizer(path)
+    write_vocab(path, ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "a"])
+    with pytest.raises(ModelError, match=r"\[UNK\]"):
+        load_tokenizer(path)
+    path.write_bytes(b"[PAD]\n\xff\n")
+    with pytest.raises(InputError, match=r"vocab\.txt: not UTF-8.*byte 6"):
+        load_tokenizer(path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"tokenizer\.json:1: not JSON"):
+        load_tokenizer(path)
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(ModelError, match='no "model" section'):
+        load_tokenizer(path)
+    added = [{"content": name} for name in SPECIAL]
+    path.write_text(json.dumps({"model": {"type": "Magic"}, "added_tokens": added}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*not a tokenizer\.json that this version"):
+        load_tokenizer(path)
+    (tmp_path / "tokenizer_config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match="not a JSON object"):
+        load_tokenizer(tmp_path)
+
+
+def test_special_token_that_the_vocabulary_lacks(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "<gone>"}')
+    with pytest.raises(ModelError, match="<gone>"):
+        load_tokenizer(tmp_path)
