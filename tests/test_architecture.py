@@ -82,10 +82,10 @@ def is_public(name: str) -> bool:
     return all(not part.startswith("_") or part.endswith("__") for part in name.split("."))
 
 
-def is_nested(node: ast.AST, tree: ast.AST) -> bool:
-    """Whether a definition stands inside a function."""
-    functions = [outer for _, outer in definitions(tree) if isinstance(outer, Definition) and outer is not node]
-    return any(inner is node for outer in functions for inner in ast.walk(outer))
+def nested_in_functions(tree: ast.AST) -> set[ast.AST]:
+    """The definitions that stand inside a function: nobody's interface."""
+    functions = [outer for _, outer in definitions(tree) if isinstance(outer, Definition)]
+    return {inner for outer in functions for _, inner in definitions(outer)}
 
 
 def internal_imports(name: str) -> set[str]:
@@ -176,9 +176,10 @@ def test_files_and_functions_are_short() -> None:
 def test_everything_public_says_what_it_is() -> None:
     broken = [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
     for name, tree in TREES.items():
+        nested = nested_in_functions(tree)
         for member, node in definitions(tree):
-            # What a dunder method does is fixed by the language; a nested function is nobody's interface.
-            is_exempt = "__" in member or is_nested(node, tree)
+            # What a dunder method does is fixed by the language.
+            is_exempt = "__" in member or node in nested
             if is_public(member) and not is_exempt and not ast.get_docstring(node):
                 broken.append(f"{name}.{member}")
     assert not broken, places(broken)
@@ -189,7 +190,8 @@ def test_public_functions_name_all_their_arguments() -> None:
         f"{name}.{function}(**{node.args.kwarg.arg})"
         for name, tree in TREES.items()
         for function, node in definitions(tree)
-        if isinstance(node, Definition) and node.args.kwarg and is_public(function) and not is_nested(node, tree)
+        if isinstance(node, Definition) and node.args.kwarg and is_public(function)
+        if node not in nested_in_functions(tree)
     ]
     assert not broken, places(broken)
 

@@ -188,8 +188,9 @@ def test_pairs_are_judged_as_by_transformers(tiny_tokenizer: Path, tmp_path: Pat
         with torch.inference_mode():
             logits = theirs(**tokenizer(row["text"], row["pair"], return_tensors="pt")).seq_relationship_logits
         assert [answer["next"], answer["random"]] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
-    with pytest.raises(InputError, match=r"^row 1: give a text"):
-        list(predictor.predict([{"sentence": "x"}]))
+    for bad in ({"sentence": "x"}, "no mask here", {"text": "x", "pair": 3}):
+        with pytest.raises(InputError, match=r"^row 41: give a text that holds \[MASK\]"):
+            list(predictor.predict([*["the [MASK]"] * 40, bad]))
 
 
 def test_what_cannot_answer_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:

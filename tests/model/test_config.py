@@ -31,7 +31,7 @@ def test_named_size_takes_the_rest_of_the_config() -> None:
 
 
 def test_an_unknown_size_suggests_the_nearest() -> None:
-    with pytest.raises(ModelError, match='no model size "midium".*Did you mean "medium"'):
+    with pytest.raises(ModelError, match=r'no model size "midium".*Did you mean "medium"'):
         named_size("midium", 100)
     assert set(SIZES) == {"tiny", "mini", "small", "medium", "base", "large"}
 

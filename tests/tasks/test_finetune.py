@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError
+from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError, TrainingError
 from bertsmith.files import sha256
 from bertsmith.settings import from_mapping, read_config
 from bertsmith.tasks.answer_data import AnsweringSettings
@@ -163,7 +163,7 @@ def test_continuing_from_a_fine_tuned_model_keeps_what_fits(run: FinetuneResult,
 def test_equal_seeds_give_equal_weights(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     results = []
     for number, seed in enumerate((5, 5, 6)):
-        changed = settings(data, tiny_tokenizer, out=tmp_path / str(number), seed=seed, epochs=0.5, dev_share=0.0)
+        changed = settings(data, tiny_tokenizer, out=tmp_path / str(number), seed=seed, epochs=0.2, dev_share=0.0)
         result = finetune("classification", changed, OPTIONS, console=QUIET)
         assert result.metrics == {}
         results.append(sha256(result.model / "model.safetensors"))
@@ -173,7 +173,7 @@ def test_equal_seeds_give_equal_weights(data: Path, tiny_tokenizer: Path, tmp_pa
 def test_an_interrupted_run_resumes_to_the_same_weights(
     data: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = settings(data, tiny_tokenizer, out=tmp_path / "whole", epochs=2, dropout=0.1)
+    whole = settings(data, tiny_tokenizer, out=tmp_path / "whole", epochs=1, dropout=0.1)
     finetune("classification", whole, OPTIONS, console=QUIET)
 
     steps = 0
@@ -216,10 +216,12 @@ def test_a_folder_in_use_is_not_touched_unless_told(run: FinetuneResult, data: P
 
 
 def test_overwrite_replaces_a_run(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    first = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=1)
+    first = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=0.2, dev_share=0.0)
     finetune("classification", first, OPTIONS, console=QUIET)
-    finetune("classification", replace(first, epochs=2, overwrite=True), OPTIONS, console=QUIET)
-    assert read_config(tmp_path / "run" / "config.yaml")["epochs"] == 2
+    with pytest.raises(TrainingError, match="cannot resume"):
+        finetune("classification", replace(first, resume=True, batch_size=8), OPTIONS, console=QUIET)
+    finetune("classification", replace(first, batch_size=8, overwrite=True), OPTIONS, console=QUIET)
+    assert read_config(tmp_path / "run" / "config.yaml")["batch_size"] == 8
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -18,7 +18,8 @@ class TextRow:
     where: str = "file:1"
 
 
-@given(st.lists(st.integers(0, 40), min_size=60, max_size=200), st.floats(0.05, 0.6), st.randoms())
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=60), st.floats(0.05, 0.6), st.randoms())
 def test_split_is_by_text_whatever_the_order(numbers: list[int], share: float, random: object) -> None:
     rows = [TextRow(f"text {number}") for number in [*numbers, *range(41)]]
     train, dev = split_rows(rows, share)
@@ -43,6 +44,7 @@ def test_rows_of_one_text_cannot_be_split() -> None:
         split_rows([TextRow("a")] * 3, 0.5)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=6))
 def test_auto_weights_are_scikit_learns_balanced(counts: list[int]) -> None:
     targets = np.repeat(np.arange(len(counts)), counts)

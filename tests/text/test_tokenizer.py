@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, models, pre_tokenizers, processors
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, RobertaTokenizer
 
 from bertsmith.errors import InputError, ModelError
@@ -247,6 +247,42 @@ def test_literal_special_tokens_are_text(trained: Callable[[Kind, bool], Path], 
     assert tokenizer.mask_id not in ids and set(index.tolist()) == {0, 1}
     wide = tokenizer.encode("［MASK］")
     assert tokenizer.mask_id not in wide.ids
+
+
+@pytest.fixture
+def eager(tmp_path: Path) -> Tokenizer:
+    """A Unigram model with no cut before "[", which finds "[MASK]" in any text, as ALBERT's does."""
+    pieces = [(name, 0.0) for name in SPECIAL] + [(char, -5.0) for char in "▁[]MASKthecat"]
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=1))
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
+    backend.encode_special_tokens = True
+    assert backend.encode("the [MASK]").tokens[-1] == "[MASK]", "the library alone does not keep it apart"
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return load_tokenizer(tmp_path)
+
+
+def test_literals_that_the_model_itself_would_find(eager: Tokenizer) -> None:
+    text = "the [MASK] cat"
+    encoding = eager.encode(text)
+    letters = [text[start:end] for start, end in encoding.offsets.tolist() if start < end]
+    assert "".join(letters) == "the[MASK]cat"
+    assert not set(encoding.ids.tolist()) & eager.special_ids
+    flat = eager.encode_flat(["cat", text, "", "the"])
+    alone = [eager.encode(part) for part in ("cat", text, "", "the")]
+    assert flat.ids.tolist() == [i for part in alone for i in part.ids.tolist()]
+    assert flat.word_starts.tolist() == [i for part in alone for i in part.word_starts.tolist()]
+    assert flat.lengths.tolist() == [len(part.ids) for part in alone]
+    ids, index = eager.encode_words(["the", "[MASK]", "", "cat"])
+    assert eager.mask_id not in ids
+    assert sorted(set(index.tolist())) == [0, 1, 2, 3]
+
+
+def test_literals_made_by_normalization_are_unknown(eager: Tokenizer) -> None:
+    encoding = eager.encode("the ［MASK］")
+    assert eager.mask_id not in encoding.ids
+    assert eager.unk_id in encoding.ids
 
 
 def test_words_without_a_piece_are_unknown(shared_data: Path) -> None:

@@ -105,7 +105,10 @@ def apply_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             name = ".".join(keys)
             raise SettingsError(f'{where}: unknown key "{name}". {did_you_mean(name, {key[-1] for key in flags})}')
         found[flags[keys]] = value
-    Dict(found, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+    # Put below the commands' names, or cyclopts would drop the option `corpus` for the command `corpus`.
+    for name in reversed(commands):
+        found = {name: found}
+    Dict(found, source=str(path))(app, commands, arguments)
 
 
 def _leaves(

@@ -27,6 +27,7 @@ from bertsmith.training.loader import evaluation_batches
 Value = str | Mapping[str, Any]
 """What a user may ask about: a text, or a row with the columns of the task."""
 
+_PRETRAINED_ROWS = 32  # at once: each may be as long as the model allows
 _PRETRAINED = ("BertForPreTraining", "BertForMaskedLM")
 
 
@@ -131,16 +132,25 @@ class PretrainedPredictor:
         self._device = device
         self._precision = precision
 
-    def predict(self, rows: Iterable[Value], *, read_ahead: int = 32) -> Iterator[dict[str, Any]]:
+    def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """See `Predictor`; `{"guesses": [...]}` for a text or `{"text"}`, `{"next", "random"}` for a pair."""
-        for first_number, values in _chunks(rows, read_ahead):
-            texts = [_text_and_pair(value, f"row {number}") for number, value in enumerate(values, first_number)]
+        for first_number, values in _chunks(rows, min(read_ahead, _PRETRAINED_ROWS)):
+            texts = [self._read(value, f"row {number}") for number, value in enumerate(values, first_number)]
             with torch.inference_mode(), autocast(self._device, self._precision):
                 pairs = iter(self._judge([(text, pair) for text, pair in texts if pair is not None]))
-                masked = iter(self._fill([text for text, pair in texts if pair is None], first_number))
+                masked = iter(self._fill([text for text, pair in texts if pair is None]))
             yield from (next(masked if pair is None else pairs) for _, pair in texts)
 
-    def _fill(self, texts: Sequence[str], first_number: int) -> list[dict[str, Any]]:
+    def _read(self, value: Value, where: str) -> tuple[str, str | None]:
+        """The text and, for a judgement, the pair of a row."""
+        row = {"text": value} if isinstance(value, str) else value
+        text, pair = row.get("text"), row.get("pair")
+        mask = self.tokenizer.tokens([self.tokenizer.mask_id])[0]
+        if not isinstance(text, str) or not (isinstance(pair, str) or (pair is None and mask in text)):
+            raise InputError(f'give a text that holds {mask}, or {{"text": ..., "pair": ...}}.', where)
+        return text, pair
+
+    def _fill(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         if not texts:
             return []
         return [{"guesses": guesses} for guesses in fill_mask(self.model, self.tokenizer, texts, self.top_k)]
@@ -158,12 +168,3 @@ def _chunks(rows: Iterable[Value], size: int) -> Iterator[tuple[int, list[Value]
     while chunk := list(islice(source, size)):
         yield number, chunk
         number += len(chunk)
-
-
-def _text_and_pair(value: Value, where: str) -> tuple[str, str | None]:
-    if isinstance(value, str):
-        return value, None
-    text, pair = value.get("text"), value.get("pair")
-    if not isinstance(text, str) or not (pair is None or isinstance(pair, str)):
-        raise InputError('give a text, {"text": ...} with a mask, or {"text": ..., "pair": ...}.', where)
-    return text, pair

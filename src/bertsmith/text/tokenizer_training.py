@@ -138,13 +138,12 @@ def sample_texts(documents: Iterable[str], limit_bytes: int) -> Sample:
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Cut at the last line end or space before the limit, where there is one."""
+    """Cut at the last line end before the limit, or the last space, where there is one."""
     begin = 0
     while begin < len(text):
         end = begin + _BLOCK_CHARACTERS
         if end < len(text):
-            space = max(text.rfind("\n", begin, end), text.rfind(" ", begin, end))
-            end = space + 1 if space > begin else end
+            end = text.rfind("\n", begin, end) + 1 or text.rfind(" ", begin, end) + 1 or end
         yield text[begin:end]
         begin = end
 
@@ -154,7 +153,7 @@ def _wordpiece(sample: Sample, vocab_size: int, lowercase: bool, min_frequency: 
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     frequent = _characters(sample, backend.normalizer)
-    joining = {char for char in frequent if len(backend.pre_tokenizer.pre_tokenize_str(f"a{char}")) == 1}
+    joining = {char for char in frequent if _joins(char, backend)}
 
     def forms(char: str) -> list[str]:
         return [char, f"##{char}"] if char in joining else [char]
@@ -176,6 +175,11 @@ def _wordpiece(sample: Sample, vocab_size: int, lowercase: bool, min_frequency: 
     rarer = [char for char, count in frequent.items() if count >= min_frequency and char not in vocabulary]
     tokens += [form for char in rarer for form in forms(char)][: max(0, vocab_size - len(tokens))]
     return bert_definition(tokens, _SPECIAL, lowercase=lowercase)
+
+
+def _joins(char: str, backend: Any) -> bool:
+    """Whether a character can stand inside a word; CJK characters and punctuation are words of their own."""
+    return len(backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(f"a{char}"))) == 1
 
 
 def _bpe(sample: Sample, vocab_size: int, lowercase: bool, min_frequency: int) -> str:
@@ -218,19 +222,25 @@ def _unigram(sample: Sample, vocab_size: int, lowercase: bool, min_frequency: in
     backend.decoder = decoders.Metaspace()
     frequent = _characters(sample, backend.normalizer)
     alphabet = _cover(frequent, min_frequency, lambda char: 1, (vocab_size - _NUM_SPECIAL) // 2)
+    unseen = [char for char in alphabet if not frequent[char]]
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(unseen),
         special_tokens=_SPECIAL.names(),
         unk_token=_SPECIAL.unk,
-        initial_alphabet=alphabet,
         show_progress=False,
     )
     backend.train_from_iterator(_pieces(sample, _rare(sample, backend.normalizer, set(alphabet))), trainer)
-    # The order of summation inside the library varies; rounded scores and a full order do not.
     learnt = json.loads(backend.to_str())["model"]["vocab"][_NUM_SPECIAL:]
-    scores = sorted(((piece, round(score, 6)) for piece, score in learnt), key=lambda entry: (-entry[1], entry[0]))
+    # The library sums, and numbers the characters that it has to keep, in the order of a hash table.
+    # Rounded scores, one lowest score for those characters, and a full order do not show it.
+    scores = {piece: round(score, 6) for piece, score in learnt}
+    characters = [*(piece for piece in scores if len(piece) == 1), *unseen]
+    lowest = min(scores.values())
+    band = lowest + 1e-4 * (len(characters) + 1)
+    scores |= {char: lowest for char in characters if scores.get(char, lowest) < band}
     special = [(name, 0.0) for name in _SPECIAL.names()]
-    backend.model = models.Unigram([*special, *scores], unk_id=special.index((str(_SPECIAL.unk), 0.0)))
+    ordered = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
+    backend.model = models.Unigram([*special, *ordered], unk_id=special.index((str(_SPECIAL.unk), 0.0)))
     return finish_definition(backend, _SPECIAL)
 
 

@@ -1,0 +1,176 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bertsmith.errors import ModelError
+from bertsmith.model.batch import PackedBatch, pack, split
+from bertsmith.model.config import EncoderConfig, named_size
+from bertsmith.model.encoder import Encoder, PooledHead, TokenHead, VocabularyHead
+
+CONFIG = EncoderConfig(60, 32, 2, 4, 64, max_position_embeddings=20, initializer_range=0.1)
+
+
+def some_batch(lengths: tuple[int, ...] = (9, 3, 17, 3), seed: int = 0) -> PackedBatch:
+    random = np.random.default_rng(seed)
+    rows = [random.integers(0, 60, length) for length in lengths]
+    return pack(rows, [random.integers(0, 2, length) for length in lengths])
+
+
+def encoder(config: EncoderConfig = CONFIG, seed: int = 0) -> Encoder:
+    torch.manual_seed(seed)
+    return Encoder(config).eval()
+
+
+def test_initial_weights_are_a_cut_normal() -> None:
+    """A normal cut at two deviations deviates by 0.8796 of what it was: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1))."""
+    torch.manual_seed(0)
+    config = named_size("tiny", 8000)
+    model = nn.ModuleDict({"encoder": Encoder(config), "head": PooledHead(config, 3)})
+    matrices = [parameter for name, parameter in model.named_parameters() if parameter.ndim == 2]
+    assert len(matrices) == 3 + 2 * 4 + 2
+    for matrix in matrices:
+        assert matrix.abs().max() <= 0.04
+        if matrix.numel() > 10_000:
+            assert matrix.std().item() == pytest.approx(0.0176, abs=0.0003)
+            assert matrix.abs().max() > 0.039
+    for part in model.modules():
+        if isinstance(part, nn.LayerNorm):
+            assert (part.weight == 1).all() and (part.bias == 0).all() and part.eps == 1e-12
+        if isinstance(part, nn.Linear):
+            assert (part.bias == 0).all()
+
+
+def test_the_number_of_parameters_of_bert_base() -> None:
+    """BERT-base has 109,482,240 with its pooler (google-research/bert, uncased_L-12_H-768_A-12)."""
+    config = named_size("base", 30522)
+    with torch.device("meta"):
+        parts = nn.ModuleList([Encoder(config), PooledHead(config, 2).dense])
+    assert sum(parameter.numel() for parameter in parts.parameters()) == 109_482_240
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_changing_one_sequence_changes_no_other(training: bool) -> None:
+    model = encoder().train(training)
+    lengths = (9, 3, 17, 3)
+    batch = some_batch(lengths)
+    torch.manual_seed(1)
+    before = split(model(batch), lengths)
+    for changed in range(len(lengths)):
+        ids = batch.token_ids.clone()
+        split(ids, lengths)[changed].add_(1).remainder_(60)
+        torch.manual_seed(1)
+        after = split(model(replace(batch, token_ids=ids)), lengths)
+        for i in range(len(lengths)):
+            assert torch.equal(before[i], after[i]) == (i != changed)
+
+
+def test_company_and_order_do_not_matter() -> None:
+    model = encoder()
+    lengths = (9, 3, 17, 3)
+    batch = some_batch(lengths)
+    rows, kinds = split(batch.token_ids, lengths), split(batch.segment_ids, lengths)
+    together = split(model(batch), lengths)
+    for i, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+        torch.testing.assert_close(model(pack([row.numpy()], [kind.numpy()])), together[i], rtol=0, atol=1e-6)
+    order = [2, 0, 3, 1]
+    other = model(pack([rows[i].numpy() for i in order], [kinds[i].numpy() for i in order]))
+    for i, part in zip(order, split(other, [lengths[i] for i in order]), strict=True):
+        torch.testing.assert_close(part, together[i], rtol=0, atol=1e-6)
+
+
+def test_a_seed_repeats_training_and_evaluation_draws_nothing() -> None:
+    model = encoder().train()
+    torch.manual_seed(5)
+    first = model(some_batch())
+    torch.manual_seed(5)
+    assert torch.equal(model(some_batch()), first)
+    assert not torch.equal(model(some_batch()), first)
+    before = torch.get_rng_state()
+    assert torch.equal(model.eval()(some_batch()), model(some_batch()))
+    without = encoder(replace(CONFIG, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    without(some_batch()).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_dropout_field_has_its_place() -> None:
+    batch = some_batch()
+    for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = encoder(replace(CONFIG, **{**none, field: 0.5}))
+        quiet = model(batch)
+        assert not torch.allclose(model.train()(batch), quiet)
+
+
+def test_bf16_autocast_is_near_fp32_with_fp32_gradients() -> None:
+    model = encoder()
+    batch = some_batch()
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(batch)
+    assert (rough - exact).abs().mean() < 0.02 * exact.abs().mean()
+    rough.float().square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (
+            pack([np.zeros(5, int), np.zeros(21, int)]),
+            "a sequence of 21 tokens is longer than the model's 20 positions",
+        ),
+        (pack([np.array([3, 60])]), r"largest token id is 60 \(the vocabulary has 60\)"),
+        (pack([np.array([3, 5])], [np.array([0, 2])]), r"largest segment 2 \(of 2\)"),
+        (pack([np.array([3]), np.array([], dtype=int)]), "every sequence at least one token"),
+    ],
+)
+def test_batches_that_do_not_fit(batch: PackedBatch, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        encoder()(batch)
+
+
+def test_the_longest_sequence_fits() -> None:
+    assert encoder()(some_batch((20,))).shape == (20, 32)
+
+
+def test_pooled_and_token_heads_are_linear_layers_on_what_they_are_given() -> None:
+    pooled, tokens = PooledHead(CONFIG, 3).eval(), TokenHead(CONFIG, 4).eval()
+    hidden_SD = torch.randn(5, 32)
+    expected = torch.tanh(hidden_SD @ pooled.dense.weight.T + pooled.dense.bias) @ pooled.out.weight.T + pooled.out.bias
+    torch.testing.assert_close(pooled(hidden_SD), expected)
+    torch.testing.assert_close(tokens(hidden_SD), hidden_SD @ tokens.out.weight.T + tokens.out.bias)
+    torch.manual_seed(0)
+    assert not torch.equal(pooled.train()(hidden_SD), pooled(hidden_SD))
+    quiet = TokenHead(replace(CONFIG, classifier_dropout=0.0), 4).train()
+    assert torch.equal(quiet(hidden_SD), quiet(hidden_SD))
+
+
+def test_the_vocabulary_head_is_tied() -> None:
+    model = nn.Module()
+    model.encoder = encoder()
+    model.vocabulary = VocabularyHead(CONFIG, model.encoder.token_embedding)
+    assert not any("embedding" in name for name in model.vocabulary.state_dict())
+    assert len({id(parameter) for parameter in model.parameters()}) == len(list(model.parameters()))
+    hidden_MD = torch.randn(4, 32)
+    before = model.vocabulary(hidden_MD)
+    assert before.shape == (4, 60)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        model.encoder.token_embedding.weight[7] += 1
+    after = model.vocabulary(hidden_MD)
+    changed = (after != before).any(dim=0).nonzero().flatten().tolist()
+    assert changed == [7]
+    assert torch.equal(twin.vocabulary(hidden_MD), before)
+    after.sum().backward()
+    assert model.encoder.token_embedding.weight.grad is not None
+    with torch.no_grad():
+        twin.encoder.token_embedding.weight[7] += 1
+    assert torch.equal(twin.vocabulary(hidden_MD), after)

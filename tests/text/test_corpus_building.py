@@ -1,0 +1,285 @@
+"""Building stores: what is in them, and that workers, interruptions and restarts change nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertsmith.errors import CorpusError, InputError, SettingsError
+from bertsmith.text import corpus_building, shards
+from bertsmith.text.corpus import open_corpus, read_manifest
+from bertsmith.text.corpus_building import BuildProgress, build_corpus
+from bertsmith.text.sentences import split_sentences
+from bertsmith.text.shards import build_shard, token_dtype
+from bertsmith.text.sources import Document, iter_documents
+from bertsmith.text.tokenizer import load_tokenizer
+
+MakeFiles = Callable[[dict[str, str | bytes]], Path]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A JSON Lines file of 200 different documents, about 80 KB."""
+    rows = []
+    for number in range(200):
+        sentences = [f"The {LETTERS[number % 26]} cat {number} saw day {i}." for i in range(5 + number % 17)]
+        rows.append(json.dumps({"text": " ".join(sentences), "id": number}))
+    path = tmp_path / "many.jsonl"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def read_documents(store: Path, split: Any) -> list[list[list[int]]]:
+    """Every document of a split as sentences of token ids, through the public reader."""
+    corpus = open_corpus(store, split)
+    documents = []
+    for first, last in pairwise(corpus.document_offsets.tolist()):
+        offsets = corpus.sentence_offsets[first : last + 1].tolist()
+        documents.append([corpus.tokens(a, b).tolist() for a, b in pairwise(offsets)])
+    return documents
+
+
+def expected_documents(source: Path, tokenizer_folder: Path) -> Iterator[list[list[int]]]:
+    """The same made the plain way, a sentence at a time."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    for document in iter_documents([str(source)]):
+        yield [tokenizer.encode(sentence).ids.tolist() for sentence in split_sentences(document.text)]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_store_holds_every_sentence(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    manifest = build_corpus(
+        [str(many)], tiny_tokenizer, tmp_path / "store", heldout_share=0.1, shard_bytes=9000, num_workers=1
+    )
+    assert len(manifest.splits["train"].shards) > 3
+    train, heldout = (read_documents(tmp_path / "store", split) for split in ("train", "heldout"))
+    expected = list(expected_documents(many, tiny_tokenizer))
+    assert sorted(train + heldout) == sorted(expected)
+    assert 5 <= len(heldout) <= 40
+    assert not (tmp_path / ".store.building").exists()
+    assert read_manifest(tmp_path / "store") == manifest
+
+
+def test_word_starts_and_entropy(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    build_corpus([str(many)], tiny_tokenizer, tmp_path / "store", shard_bytes=9000, num_workers=1)
+    corpus = open_corpus(tmp_path / "store")
+    tokenizer = load_tokenizer(corpus.tokenizer_path)
+    counts: Counter[int] = Counter()
+    num_words = 0
+    for first, last in pairwise(corpus.document_offsets.tolist()):
+        start, end = corpus.sentence_offsets[[first, last]].tolist()
+        ids = corpus.tokens(start, end)
+        continuing = np.array([piece.startswith("##") for piece in tokenizer.tokens(ids)])
+        assert (corpus.word_starts(start, end) == ~continuing).all()
+        assert (corpus.word_starts(start + 1, end - 2) == ~continuing[1:-2]).all()
+        num_words += int((~continuing).sum())
+        counts.update(ids.tolist())
+    assert (corpus.num_words(), corpus.num_tokens) == (num_words, counts.total())
+    shares = np.array([count / corpus.num_tokens for count in counts.values()])
+    assert corpus.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
+    assert corpus.token_counts().tolist() == [counts[i] for i in range(tokenizer.vocab_size)]
+
+
+def test_workers_change_nothing(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    for num_workers in (1, 2):
+        build_corpus(
+            [str(many)], tiny_tokenizer, tmp_path / str(num_workers), shard_bytes=9000, num_workers=num_workers
+        )
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2")
+
+
+def test_interrupted_build_goes_on(
+    many: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(name: str) -> None:
+        build_corpus([str(many)], tiny_tokenizer, tmp_path / name, shard_bytes=9000, num_workers=1)
+
+    made = []
+
+    def counted(documents: Any, *rest: Any) -> shards.ShardArrays:
+        made.append(len(documents))
+        return build_shard(documents, *rest)
+
+    def stopping(*args: Any, **options: Any) -> Iterator[Document]:
+        for number, document in enumerate(iter_documents(*args, **options)):
+            if number == 100:
+                raise KeyboardInterrupt
+            yield document
+
+    monkeypatch.setattr(shards, "build_shard", counted)
+    build("whole")
+    num_shards = len(made)
+    monkeypatch.setattr(corpus_building, "iter_documents", stopping)
+    made.clear()
+    with pytest.raises(KeyboardInterrupt):
+        build("store")
+    assert not (tmp_path / "store").exists()
+    num_before = len(made)
+    assert 0 < num_before < num_shards
+    # One finished shard is damaged: it is made again, as are those of another text.
+    (tmp_path / ".store.building" / "train" / "00000" / "tokens.npy").write_bytes(b"")
+    monkeypatch.setattr(corpus_building, "iter_documents", iter_documents)
+    made.clear()
+    build("store")
+    assert len(made) == num_shards - num_before + 1
+    assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
+
+
+def test_other_options_make_all_shards_again(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / ".store.building"
+    build_corpus([str(many)], tiny_tokenizer, tmp_path / "store", shard_bytes=9000, num_workers=1, language="de")
+    for split in ("train", "heldout"):
+        for folder in (tmp_path / "store" / split).iterdir():
+            (scratch / split).mkdir(parents=True, exist_ok=True)
+            folder.rename(scratch / split / folder.name)
+    build_corpus([str(many)], tiny_tokenizer, tmp_path / "store", shard_bytes=9000, num_workers=1, overwrite=True)
+    build_corpus([str(many)], tiny_tokenizer, tmp_path / "fresh", shard_bytes=9000, num_workers=1)
+    assert snapshot(tmp_path / "store") == snapshot(tmp_path / "fresh")
+
+
+def test_progress_counts_up(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    seen: list[BuildProgress] = []
+    manifest = build_corpus(
+        [str(many)], tiny_tokenizer, tmp_path / "store", shard_bytes=9000, num_workers=1, progress=seen.append
+    )
+    assert [progress.num_shards for progress in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1].num_documents == 200
+    assert seen[-1].num_tokens == sum(split.num_tokens for split in manifest.splits.values())
+
+
+# The held-out side
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=60),
+    st.sampled_from([0.0, 1e-9, 0.05, 0.5, 0.99]),
+)
+@settings(max_examples=200, deadline=None)
+def test_sides(numbers: list[int], share: float) -> None:
+    documents = [f"document {number}" for number in numbers]
+    sided = list(corpus_building._sides(documents, share))
+    assert sorted(document for _, document in sided) == sorted(documents)
+    sides: dict[str, set[str]] = {"train": set(), "heldout": set()}
+    for split, document in sided:
+        sides[split].add(document)
+    assert not sides["train"] & sides["heldout"], "copies are on one side"
+    if documents:
+        assert sides["train"], "there is always something to train on"
+    if share == 0:
+        assert not sides["heldout"]
+    elif len(set(documents)) >= 10 and share < 0.5:
+        assert len(sides["heldout"]) >= 2
+
+
+def test_share_of_documents_held_out() -> None:
+    sided = [split for split, _ in corpus_building._sides((f"text {i}" for i in range(20_000)), 0.03)]
+    assert sided.count("heldout") == pytest.approx(600, abs=100)
+
+
+def test_sides_do_not_depend_on_other_documents() -> None:
+    def heldout(count: int) -> set[str]:
+        sided = corpus_building._sides((f"text {i}" for i in range(count)), 0.1)
+        return {document for split, document in sided if split == "heldout"}
+
+    assert heldout(500) < heldout(900)
+
+
+# Odd corpora
+
+
+def test_text_without_tokens_is_left_out(make_files: MakeFiles, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    rows = ["The cat sat.", "\u200b\u200b", "One. \x05\n\nTwo.", ""]
+    source = make_files({"a.jsonl": "\n".join(json.dumps({"text": row}) for row in rows)}) / "a.jsonl"
+    build_corpus([str(source)], tiny_tokenizer, tmp_path / "store")
+    corpus = open_corpus(tmp_path / "store", verify=True)
+    assert (corpus.num_documents, corpus.num_sentences) == (2, 3)
+    assert sorted(np.diff(corpus.document_offsets).tolist()) == [1, 2]
+    assert (np.diff(corpus.sentence_offsets) > 0).all()
+
+
+def test_empty_corpus(make_files: MakeFiles, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    folder = make_files({"blank.txt": " \n", "silent.txt": "\u200b"})
+    for name in ("blank.txt", "silent.txt"):
+        with pytest.raises(CorpusError, match=f"no text in .*{name}"):
+            build_corpus([str(folder / name)], tiny_tokenizer, tmp_path / "store")
+    assert not list(tmp_path.glob("*store*"))
+
+
+def test_bad_input_leaves_nothing(make_files: MakeFiles, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    folder = make_files({"bad.jsonl": b'{"text": "The cat."}\n{"text": "\xff"}\n'})
+    with pytest.raises(InputError, match=r"bad\.jsonl"):
+        build_corpus([str(folder / "bad.jsonl")], tiny_tokenizer, tmp_path / "store")
+    assert not list(tmp_path.glob("*store*"))
+
+
+def test_existing_store(tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    first = build_corpus([str(tiny_documents)], tiny_tokenizer, tmp_path / "store")
+    with pytest.raises(CorpusError, match="--overwrite"):
+        build_corpus([str(tiny_documents)], tiny_tokenizer, tmp_path / "store")
+    options: dict[str, Any] = {"document_separator": "blank-lines", "overwrite": True}
+    second = build_corpus([str(tiny_documents)], tiny_tokenizer, tmp_path / "store", **options)
+    assert first.splits["train"].num_documents == 1
+    assert sum(split.num_documents for split in second.splits.values()) == 40
+    assert second.splits["heldout"].num_documents == 2
+    assert open_corpus(tmp_path / "store").num_documents == 38
+
+
+@pytest.mark.parametrize(
+    "options", [{"heldout_share": 1.0}, {"heldout_share": -0.1}, {"shard_bytes": 0}, {"num_workers": 0}]
+)
+def test_wrong_settings(options: dict[str, Any], tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=next(iter(options))):
+        build_corpus([str(tiny_documents)], tiny_tokenizer, tmp_path / "store", **options)
+
+
+def test_a_worker_makes_what_the_parent_would(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    text = shards.ShardText("train", "00000", ["The cat sat. The dog.", "A fish."], 28)
+    records = []
+    for name in ("parent", "worker"):
+        workshop = shards.Workshop(tmp_path / name, tokenizer.fingerprint, "en")
+        tokenizer.save(workshop.tokenizer_folder)
+        records.append(workshop.make(text, tokenizer) if name == "parent" else shards.make_in_worker(text, workshop))
+        assert workshop.finished(text) == records[-1]
+    assert records[0] == records[1]
+
+
+def test_dead_worker_is_explained() -> None:
+    lost: Future[Any] = Future()
+    lost.set_exception(BrokenProcessPool("gone"))
+    with pytest.raises(CorpusError, match="fewer --num-workers"):
+        corpus_building._first(deque([("train", lost)]))
+
+
+def test_no_documents_is_a_shard_too(tiny_tokenizer: Path) -> None:
+    arrays = build_shard([], load_tokenizer(tiny_tokenizer), "en")
+    assert arrays.tokens.dtype == np.uint16
+    assert arrays.sentences.tolist() == arrays.documents.tolist() == [0]
+
+
+def test_ids_get_the_smallest_type() -> None:
+    assert [token_dtype(size).name for size in (5, 65536, 65537)] == ["uint16", "uint16", "uint32"]
+
+
+def test_workers_do_not_load_sources() -> None:
+    """A worker must start fast; data set libraries take seconds."""
+    code = "import sys, bertsmith.text.shards; print([m for m in ('torch', 'datasets', 'pandas') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
