@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bertsmith.model import attention as attention_module
 from bertsmith.model.attention import Layout, attention, grouped_sdpa, reference_attention
 
 Kernel = Callable[[Tensor, Layout, float], Tensor]
@@ -142,14 +143,36 @@ def test_bf16_stays_bf16_and_near(lengths: tuple[int, ...]) -> None:
     assert (gradient - expected_gradient).abs().mean() < 0.02 * expected_gradient.abs().mean() + 0.002
 
 
+def test_the_variable_length_kernel_is_given_what_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself needs CUDA; here a stand-in checks its arguments and computes the definition from them."""
+
+    def stand_in(
+        query: Tensor, key: Tensor, value: Tensor, cu_query: Tensor, cu_key: Tensor, longest: int, longest_key: int
+    ) -> Tensor:
+        assert query.shape == (14, 2, 8) and cu_query.dtype == torch.int32
+        assert longest == longest_key == 9 and torch.equal(cu_query, cu_key)
+        return reference_attention(torch.stack([query, key, value], dim=1), cu_query.diff().tolist())
+
+    monkeypatch.setattr(attention_module, "varlen_attn", stand_in)
+    qkv = random_qkv((3, 9, 2), 2, 8)
+    output = attention_module.flash(qkv, Layout((3, 9, 2), 2, CPU))
+    torch.testing.assert_close(output, attention(qkv, Layout((3, 9, 2), 2, CPU), 0.0))
+
+
+def test_devices_of_other_kinds_use_pytorchs_kernels() -> None:
+    meta = torch.device("meta")
+    qkv = torch.empty(14, 3, 2, 8, device=meta)
+    assert attention(qkv, Layout((3, 9, 2), 2, meta), 0.1).shape == (14, 2, 8)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("dtype", "dropout"), [(torch.bfloat16, 0.0), (torch.float32, 0.0)])
-def test_on_cuda(dtype: torch.dtype, dropout: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_cuda(dtype: torch.dtype) -> None:
     lengths = (33, 7, 128, 33)
     device = torch.device("cuda")
     qkv = random_qkv(lengths, 4, 32, torch.float32).detach().to(device, dtype).requires_grad_()
-    output = attention(qkv, Layout(lengths, 4, device), dropout)
+    output = attention(qkv, Layout(lengths, 4, device), 0.0)
     expected = reference_attention(qkv.float(), lengths)
     assert output.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.03

@@ -131,6 +131,7 @@ def test_another_number_of_labels_is_a_new_head_unless_strict(folder: Path) -> N
     [
         ({"model_type": "bart"}, 'model_type "bart" is not supported'),
         ({"model_type": None}, 'no "model_type"'),
+        ({"architectures": "BertModel"}, 'architectures must be a list, not "BertModel"'),
         ({"position_embedding_type": "relative_key"}, 'position_embedding_type is "relative_key"; only "absolute"'),
         ({"is_decoder": True}, "is_decoder is true; only false"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is false; only true"),

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
 from bertsmith.errors import InputError, SettingsError
-from bertsmith.tasks.rows import class_weights, detect_column, label_id, sorted_labels, split_rows, value_of
+from bertsmith.tasks.rows import (
+    choose_rows,
+    class_weights,
+    detect_column,
+    label_id,
+    sorted_labels,
+    split_rows,
+    value_of,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,17 @@ def test_split_holds_about_the_share_that_was_asked_for() -> None:
 def test_a_small_share_still_holds_one_text_back() -> None:
     train, dev = split_rows([TextRow("a"), TextRow("b"), TextRow("c")], 1e-9)
     assert len(train) == 2 and len(dev) == 1
+
+
+def test_a_number_of_rows_is_chosen_by_hash_in_their_order() -> None:
+    rows = [TextRow(f"text {number % 50}", f"file:{number}") for number in range(200)]
+    chosen = choose_rows(rows, 60)
+    assert len(chosen) == len(set(chosen)) == 60
+    assert chosen == sorted(chosen, key=rows.index)
+    assert set(choose_rows(rows[::-1], 60)) == set(chosen), "whatever the order"
+    assert set(choose_rows(rows, 20)) < set(chosen), "fewer are a part of more"
+    assert {row.group for row in chosen} != {row.group for row in rows[:60]}, "not the first ones"
+    assert choose_rows(rows, 500) == rows
 
 
 def test_rows_of_one_text_cannot_be_split() -> None:

@@ -172,11 +172,7 @@ def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
             return _grouped_products(qkv_T3NH, layout, dropout, None)
     is_half = qkv_T3NH.dtype in (torch.bfloat16, torch.float16)
     if qkv_T3NH.is_cuda and is_half and dropout == 0 and qkv_T3NH.shape[-1] % 8 == 0:
-        query_TNH, key_TNH, value_TNH = qkv_T3NH.unbind(1)
-        longest = max(layout.lengths)
-        output = varlen_attn(query_TNH, key_TNH, value_TNH, layout.offsets, layout.offsets, longest, longest)
-        assert isinstance(output, Tensor)  # a tuple only when auxiliary outputs are asked for
-        return output
+        return flash(qkv_T3NH, layout)
     return grouped_sdpa(qkv_T3NH, layout, dropout)
 
 
@@ -188,6 +184,15 @@ def reference_attention(qkv_T3NH: Tensor, lengths: Sequence[int]) -> Tensor:
         scores_NLL = query_NLH @ key_NLH.transpose(1, 2) / query_NLH.shape[-1] ** 0.5
         outputs.append((torch.softmax(scores_NLL, dim=-1) @ value_NLH).transpose(0, 1))
     return torch.cat(outputs)
+
+
+def flash(qkv_T3NH: Tensor, layout: Layout) -> Tensor:
+    """`attention` without dropout by the variable-length kernel: CUDA, 16 bits, head sizes that 8 divides."""
+    longest = max(layout.lengths)
+    query_TNH, key_TNH, value_TNH = qkv_T3NH.unbind(1)
+    output = varlen_attn(query_TNH, key_TNH, value_TNH, layout.offsets, layout.offsets, longest, longest)
+    assert isinstance(output, Tensor)  # a tuple only where more outputs are asked for
+    return output
 
 
 def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:

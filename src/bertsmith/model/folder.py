@@ -122,6 +122,8 @@ def read_config(path: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
         raise ModelError(f"{error}. A model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ModelError(f'{file}: no "model_type"; is this the config of a model?')
+    if not isinstance(raw.get("architectures") or [], list):
+        raise ModelError(f"{file}: architectures must be a list, not {json.dumps(raw['architectures'])}")
     try:
         row = family(raw["model_type"])
         for field, allowed in row.fixed_config.items():

@@ -102,6 +102,8 @@ def read_rows(source: str, settings: ClassificationSettings) -> tuple[Classifica
     for where, values in records:
         if not rows:
             settings = find_columns(settings, list(values), where)
+        for column in filter(None, (settings.text_column, settings.pair_column)):
+            value_of(values, column, where)  # labelled data must have it; `row_of` is content with `text`
         row = row_of(values, settings, where)
         label = str(value_of(values, str(settings.label_column), where)).strip()
         if not label:

@@ -28,8 +28,17 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks.card import model_card
-from bertsmith.tasks.rows import split_rows
-from bertsmith.tasks.saved import FinetuneTask, Kind, check_vocabulary, load_task, model_folder, save_task, task_kind
+from bertsmith.tasks.rows import choose_rows, split_rows
+from bertsmith.tasks.saved import (
+    FinetuneTask,
+    Kind,
+    check_vocabulary,
+    claim_run_folder,
+    load_task,
+    model_folder,
+    save_task,
+    task_kind,
+)
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision, resolve_device, resolve_precision
 from bertsmith.training.evaluate import Evaluation, evaluate_task
@@ -56,6 +65,8 @@ class FinetuneSettings:
     """Data that is only evaluated once, at the end."""
     dev_share: float = 0.1
     """Share of the training texts that is held back when there is no dev; 0: no evaluation, the last weights."""
+    max_train_examples: int | None = None
+    """Learn from this many of the training rows, chosen by hash; None: from all."""
     tokenizer: str | None = None
     """A tokenizer folder or vocab.txt; None: the model's own."""
     epochs: float = 3.0
@@ -100,6 +111,8 @@ class FinetuneSettings:
             raise SettingsError(f"dev_share must be in [0, 1), not {self.dev_share}.")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")
+        if self.max_train_examples is not None and self.max_train_examples < 1:
+            raise SettingsError(f"max_train_examples must be at least 1, not {self.max_train_examples}.")
         if self.resume and self.overwrite:
             raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
 
@@ -222,22 +235,6 @@ def evaluate(
     return evaluation.metrics
 
 
-def claim_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that a run may be written to `out`; changes nothing.
-
-    Raises:
-        SettingsError: it holds a run and neither is set; or something that is not a run.
-    """
-    if out.is_file():
-        raise SettingsError(f"{out} is a file; a run needs a folder.")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / "config.yaml").is_file():
-        raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
-    if not resume and not overwrite:
-        raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
-
-
 def _summary(task: FinetuneTask) -> str:
     """What was found in the data, in one line."""
     sizes = {split: task.examples(split).num_examples(0) for split in ("train", "dev", "test")}
@@ -290,6 +287,8 @@ def _make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: 
         _, dev_rows = kind.read_rows(settings.dev, options)
     elif settings.dev_share > 0:
         train_rows, dev_rows = split_rows(train_rows, settings.dev_share)
+    if settings.max_train_examples is not None:
+        train_rows = choose_rows(train_rows, settings.max_train_examples)
     test_rows = kind.read_rows(settings.test, options)[1] if settings.test is not None else []
     return kind.make(tokenizer, labels, options, {"train": train_rows, "dev": dev_rows, "test": test_rows})
 

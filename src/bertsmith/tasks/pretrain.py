@@ -18,12 +18,11 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config, save_model
 from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks.card import model_card
-from bertsmith.tasks.finetune import claim_run_folder
 from bertsmith.tasks.mlm import MaskedLanguageModel, Masking
 from bertsmith.tasks.pairs import NextSentence
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_task import DataMode, PretrainExamples, PretrainTask, unigram_baseline
-from bertsmith.tasks.saved import check_vocabulary, model_folder
+from bertsmith.tasks.saved import check_vocabulary, claim_run_folder, model_folder
 from bertsmith.text.corpus import Corpus, open_corpus, read_manifest
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision

@@ -122,6 +122,22 @@ def model_folder(path: str | Path) -> str:
     return str(path)
 
 
+def claim_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may be written to `out`; changes nothing.
+
+    Raises:
+        SettingsError: it holds a run and neither is set; or something that is not a run.
+    """
+    if out.is_file():
+        raise SettingsError(f"{out} is a file; a run needs a folder.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / "config.yaml").is_file():
+        raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
+    if not resume and not overwrite:
+        raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
     """Refuse a tokenizer whose ids do not all have a row in the model's embedding.
 

@@ -93,9 +93,10 @@ class Reporter:
             self._print(f"{progress:4.0%}  {text}")
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float, best: bool) -> None:
-        """Scores of the held-out split after `step` steps, which took `seconds` to get."""
+        """Scores of the held-out split after `step` steps, which took `seconds` to get; baselines are not shown."""
         self.write("eval", step, {"metrics": dict(metrics), "evaluation_seconds": seconds, "best": best})
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        shown = {name: value for name, value in metrics.items() if not name.endswith("_baseline")}
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self._print(f"      step {step:,}  {figures}{'  (best)' if best else ''}")
 
     def _print(self, text: str) -> None:
