@@ -154,13 +154,10 @@ def test_an_unreadable_input_is_not_blamed_on_the_output(tmp_path: Path) -> None
 
 
 @given(st.binary(max_size=300))
-def test_sha256_is_that_of_hashlib(data: bytes) -> None:
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"bertsmith-sha256-{os.getpid()}"
+def test_sha256_is_that_of_hashlib(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "hashed"
     path.write_bytes(data)
-    try:
-        assert files.sha256(path) == hashlib.sha256(data).hexdigest()
-    finally:
-        path.unlink()
+    assert files.sha256(path) == hashlib.sha256(data).hexdigest()
 
 
 def test_free_space_is_asked_of_the_nearest_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

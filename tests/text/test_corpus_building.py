@@ -141,15 +141,29 @@ def test_interrupted_build_goes_on(
     assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
 
 
-def test_other_options_make_all_shards_again(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    scratch = tmp_path / ".store.building"
-    build_corpus([str(many)], tiny_tokenizer, tmp_path / "store", shard_bytes=9000, num_workers=1, language="de")
-    for split in ("train", "heldout"):
-        for folder in (tmp_path / "store" / split).iterdir():
-            (scratch / split).mkdir(parents=True, exist_ok=True)
-            folder.rename(scratch / split / folder.name)
-    build_corpus([str(many)], tiny_tokenizer, tmp_path / "store", shard_bytes=9000, num_workers=1, overwrite=True)
-    build_corpus([str(many)], tiny_tokenizer, tmp_path / "fresh", shard_bytes=9000, num_workers=1)
+@pytest.mark.parametrize("change", ["text", "tokenizer", "language"])
+def test_shards_of_other_input_are_not_used(
+    many: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    def stopping(*args: Any, **options: Any) -> Iterator[Document]:
+        yield from iter_documents(*args, **options)
+        raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"shard_bytes": 9000, "num_workers": 1, "language": "en"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(corpus_building, "iter_documents", stopping)
+        build_corpus([str(many)], tiny_tokenizer, tmp_path / "store", **options)
+    tokenizer = tiny_tokenizer
+    if change == "text":
+        many.write_text(many.read_text().replace("cat", "dog"))
+    elif change == "tokenizer":
+        tokenizer = tmp_path / "vocab.txt"
+        tokenizer.write_text((tiny_tokenizer / "vocab.txt").read_text().replace("cat\n", "dogs\n"))
+    else:
+        options["language"] = "zh"
+        monkeypatch.setattr(shards, "split_sentences", lambda text, language: [text])
+    for name in ("store", "fresh"):
+        build_corpus([str(many)], tokenizer, tmp_path / name, **options)
     assert snapshot(tmp_path / "store") == snapshot(tmp_path / "fresh")
 
 
@@ -185,6 +199,16 @@ def test_sides(numbers: list[int], share: float) -> None:
         assert not sides["heldout"]
     elif len(set(documents)) >= 10 and share < 0.5:
         assert len(sides["heldout"]) >= 2
+
+
+@given(st.permutations(range(15)))
+@settings(max_examples=50, deadline=None)
+def test_those_nearest_are_held_out_in_any_order(numbers: list[int]) -> None:
+    def heldout(order: list[int]) -> set[str]:
+        sided = corpus_building._sides([f"document {number}" for number in order], 1e-9)
+        return {document for split, document in sided if split == "heldout"}
+
+    assert heldout(numbers) == heldout(sorted(numbers))
 
 
 def test_share_of_documents_held_out() -> None:

@@ -240,6 +240,8 @@ def test_literal_special_tokens_are_text(trained: Callable[[Kind, bool], Path], 
     encoding = tokenizer.encode(text)
     assert not set(encoding.ids.tolist()) & (tokenizer.special_ids - {tokenizer.unk_id})
     assert encoding.offsets[-1, 1] == len(text)
+    if kind == "bpe":
+        assert tokenizer.decode(encoding.ids) == text, "and not cut in two either"
     assert tokenizer.encode_flat(["a", text, "b"]).lengths.tolist() == [
         len(tokenizer.encode(part).ids) for part in ("a", text, "b")
     ]

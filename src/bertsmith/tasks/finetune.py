@@ -153,6 +153,9 @@ def finetune(
     options = kind.settings() if options is None else options
     if not isinstance(options, kind.settings):
         raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
+    plan = _train_settings(settings)
+    device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
     claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
     config, weights, tokenizer = _starting_point(settings)
     work = _make_task(kind, settings, options, tokenizer)
@@ -170,7 +173,7 @@ def finetune(
     training = train(
         model,
         [Stage(work)],
-        _train_settings(settings),
+        plan,
         settings.out,
         resume=settings.resume,
         fingerprint={
@@ -181,8 +184,6 @@ def finetune(
         },
         console=screen,
     )
-    device = resolve_device(settings.device)
-    precision = resolve_precision(settings.precision, device)
     evaluations = {
         split: evaluate_task(model, work, split, device=device, precision=precision)
         for split in ("dev", "test")

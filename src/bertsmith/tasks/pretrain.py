@@ -25,7 +25,7 @@ from bertsmith.tasks.pretrain_task import DataMode, PretrainExamples, PretrainTa
 from bertsmith.tasks.saved import check_vocabulary, claim_run_folder, model_folder
 from bertsmith.text.corpus import Corpus, open_corpus, read_manifest
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
-from bertsmith.training.device import Precision
+from bertsmith.training.device import Precision, resolve_device, resolve_precision
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 from bertsmith.training.optim import OptimizerSettings
 from bertsmith.training.report import Section, Table, training_sections, write_report
@@ -157,6 +157,8 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
         ModelError: vocabulary, length and model do not fit together.
         Interrupted: Ctrl-C; the run can be resumed.
     """
+    plan = _train_settings(settings)
+    resolve_precision(settings.precision, resolve_device(settings.device))
     claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
     corpora = {"train": open_corpus(settings.corpus, "train")}
     if read_manifest(settings.corpus).splits["heldout"].num_documents:
@@ -175,7 +177,7 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
     training = train(
         model,
         _stages(settings, tasks),
-        _train_settings(settings),
+        plan,
         settings.out,
         resume=settings.resume,
         fingerprint=fingerprint,

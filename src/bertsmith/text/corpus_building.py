@@ -73,8 +73,8 @@ def build_corpus(
             different documents at least two are held out; never all of them.
         shard_bytes: UTF-8 bytes of text in a shard; a shard is the unit of parallel work, and about
             the memory that each worker needs ten times over.
-        num_workers: processes; all cores when None. They are started (by "spawn", so a script
-            needs its `if __name__ == "__main__"`) only when there is more than one shard.
+        num_workers: processes; all cores when None. They are started only for a text of more than
+            `shard_bytes`, by "spawn", so a script needs its `if __name__ == "__main__"`.
         overwrite: replace the store in `out`.
         progress: called in this process after every shard.
 

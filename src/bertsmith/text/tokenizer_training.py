@@ -17,7 +17,7 @@ import heapq
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -79,7 +79,7 @@ def train_tokenizer(
         document_separator: whether a text file is a document, or blank lines part its documents.
         min_frequency: pairs seen less often are not joined.
         limit_bytes: how much text to keep in memory, in UTF-8 bytes; of more, a sample is taken.
-            None means 256 MiB, and 32 MiB for "unigram", which needs far longer. What was seen and
+            None means 256 MiB, and 16 MiB for "unigram", which needs far longer. What was seen and
             used is written to `training.json` in the folder.
         overwrite: replace what is in `out`.
 
@@ -99,18 +99,24 @@ def train_tokenizer(
             document.text
             for document in iter_documents(sources, text_column=text_column, document_separator=document_separator)
         )
-        limit = limit_bytes or (32 if kind == "unigram" else 256) * 1024**2
+        limit = limit_bytes or (16 if kind == "unigram" else 256) * 1024**2
         sample = sample_texts(documents, limit)
         if not any(text.strip() for text in sample.texts):
             raise CorpusError(f"no text to train a tokenizer on in {', '.join(sources)}")
-        learn: Callable[[Sample, int, bool, int], str] = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}[
-            kind
-        ]
+        learn = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}[kind]
         tokenizer = Tokenizer(learn(sample, vocab_size, lowercase, min_frequency), _SPECIAL)
         tokenizer.save(folder)
-        record = {key: value for key, value in asdict(sample).items() if key != "texts"}
-        options = {"kind": kind, "lowercase": lowercase, "min_frequency": min_frequency, "limit_bytes": limit}
-        write_json(folder / "training.json", {**options, "vocab_size": tokenizer.vocab_size, **record})
+        record = {
+            "kind": kind,
+            "vocab_size": tokenizer.vocab_size,
+            "lowercase": lowercase,
+            "min_frequency": min_frequency,
+            "num_documents": sample.num_documents,
+            "seen_bytes": sample.seen_bytes,
+            "used_bytes": sample.used_bytes,
+            "limit_bytes": limit,
+        }
+        write_json(folder / "training.json", record)
     return tokenizer
 
 
