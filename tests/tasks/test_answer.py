@@ -204,7 +204,7 @@ def test_there_is_no_dropout_before_the_last_layer(tokenizer):
 
 def test_a_model_that_learns_the_rows_answers_them(tokenizer):
     rows = [question("king", text="who sat?"), question("blue bird", text="what was seen?"), question(text="why?")]
-    task = Answering(tokenizer, (), replace(SMALL, no_answer=True), {"train": rows, "dev": rows})
+    task = Answering(tokenizer, (), replace(SMALL, unanswerable=True), {"train": rows, "dev": rows})
     model = task.build(encoder(tokenizer))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     batch = task.collate(items(task, "train"))
@@ -320,7 +320,7 @@ def test_no_answer_wins_by_more_than_the_threshold_and_by_the_lowest_window(toke
     logits = logits_for(example, {(2, 2): 4.0}, null=7.0)
     for window in logits[1:]:
         window[0] = 4.5  # 9 in sum: the minimum over windows is still 7
-    chosen = replace(SMALL, no_answer=True)
+    chosen = replace(SMALL, unanswerable=True)
     silent = choose_answer(example, logits, chosen)
     assert (silent.text, silent.best) == ("", None)
     assert silent.null_difference == pytest.approx(3.0)
@@ -334,7 +334,7 @@ def test_no_answer_wins_by_more_than_the_threshold_and_by_the_lowest_window(toke
 @pytest.mark.parametrize("context", ["", "   ", "\n\u200b"])
 @pytest.mark.parametrize("no_answer", [True, False])
 def test_a_context_without_text_has_no_answer_and_no_error(tokenizer, context, no_answer):
-    task = make(tokenizer, Question("who?", context, (), "q", "w"), chosen=replace(SMALL, no_answer=no_answer))
+    task = make(tokenizer, Question("who?", context, (), "q", "w"), chosen=replace(SMALL, unanswerable=no_answer))
     batch = task.collate(items(task, "dev"))
     model = task.build(encoder(tokenizer)).eval()
     with torch.inference_mode():
@@ -350,7 +350,7 @@ def test_all_windows_may_say_that_there_is_no_answer(tokenizer):
     logits = [np.full_like(window, -np.inf) for window in logits_for(example, {})]
     for window in logits:
         window[0] = 10.0
-    answer = choose_answer(example, logits, replace(SMALL, no_answer=True))
+    answer = choose_answer(example, logits, replace(SMALL, unanswerable=True))
     assert (answer.text, answer.candidates, answer.probability) == ("", (), 1.0)
 
 
@@ -363,11 +363,11 @@ def test_reading_finds_out_whether_questions_may_have_no_answer(make_files):
 
     entry = {"id": "1", "question": "who?", "answers": [{"text": "cat", "answer_start": 2}]}
     folder = make_files({"one.json": file(entry), "two.json": file(entry, {**entry, "id": "2", "is_impossible": True})})
-    assert read_rows(str(folder / "one.json"), AnsweringSettings())[0].no_answer is False
+    assert read_rows(str(folder / "one.json"), AnsweringSettings())[0].unanswerable is False
     found, rows = read_rows(str(folder / "two.json"), AnsweringSettings())
-    assert found.no_answer is True
+    assert found.unanswerable is True
     assert find_labels(rows, found) == ()
-    assert read_rows(str(folder / "two.json"), AnsweringSettings(no_answer=False))[0].no_answer is False
+    assert read_rows(str(folder / "two.json"), AnsweringSettings(unanswerable=False))[0].unanswerable is False
 
 
 def test_rows_with_columns_of_other_names(make_files):
@@ -448,7 +448,7 @@ def test_scores_with_and_without_questions_that_have_no_answer(tokenizer):
 
 def test_answers_as_json_point_into_the_context(tokenizer):
     row = question("king")
-    task = make(tokenizer, row, chosen=replace(SMALL, no_answer=True))
+    task = make(tokenizer, row, chosen=replace(SMALL, unanswerable=True))
     (example,) = items(task, "dev")
     answer = choose_answer(example, logits_for(example, {(1, 2): 9.0}), task.settings)
     value = json.loads(json.dumps(task.to_json(answer)))
@@ -478,7 +478,7 @@ def test_gold_answers_of_squad_can_be_recovered_from_their_windows(shared_data, 
     rows = list(read_squad(shared_data / "answer" / name))[::40]
     assert len(rows) > 100
     # Short windows, so that most contexts need several.
-    chosen = AnsweringSettings(max_length=128, doc_stride=40, no_answer=True, max_answer_length=200)
+    chosen = AnsweringSettings(max_length=128, doc_stride=40, unanswerable=True, max_answer_length=200)
     task = make(minilm_tokenizer, *rows, chosen=chosen)
     exact = 0
     answers = []

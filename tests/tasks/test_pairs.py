@@ -10,7 +10,17 @@ import pytest
 import torch
 from scipy import stats
 
-from bertsmith.tasks.pairs import IS_NEXT, IS_RANDOM, NO_PAIR, CleanPairs, Cut, NextSentence, OriginalPairs
+from bertsmith.tasks.pairs import (
+    IN_ORDER,
+    IS_NEXT,
+    IS_RANDOM,
+    IS_SWAPPED,
+    NO_PAIR,
+    CleanPairs,
+    Cut,
+    OriginalPairs,
+    PairClassification,
+)
 
 MAX_LENGTH = 64
 ROOM = MAX_LENGTH - 3
@@ -195,8 +205,23 @@ def test_original_draws_the_short_target_once_a_document(store: Store) -> None:
     assert sum(share > 0.8 for share in full_share) == pytest.approx(30, abs=3 * math.sqrt(15))
 
 
+def test_sentence_order_shows_neighbours_half_of_them_swapped(store: Store) -> None:
+    pairs = CleanPairs(store, MAX_LENGTH, 0.1, 0, sentence_order=True)
+    cuts = [cut for epoch in range(6) for cut in cuts_of(pairs, epoch) if cut.label != NO_PAIR]
+    for cut in cuts:
+        assert store.document_of(cut.first_start) == store.document_of(cut.second_start)
+        assert (cut.first_start < cut.second_start) == (cut.label == IN_ORDER)
+    swapped = [cut for cut in cuts if cut.label == IS_SWAPPED]
+    assert stats.binomtest(len(swapped), len(cuts), 0.5).pvalue > 1e-4
+    # Whichever stands first, its front may be cut away: a cut alone does not tell the order.
+    starts = set(store.sentence_offsets.tolist())
+    for label in (IN_ORDER, IS_SWAPPED):
+        assert 0 < sum(cut.first_start not in starts for cut in cuts if cut.label == label)
+    assert CleanPairs(make_store([30]), MAX_LENGTH, 0.1, 0, sentence_order=True).cut(0, 0).label in (0, 1)
+
+
 def test_next_sentence_loss_is_the_sum_over_labelled_pairs() -> None:
-    objective = NextSentence()
+    objective = PairClassification("nsp")
     labels, count = objective.labels([IS_NEXT, NO_PAIR, IS_RANDOM])
     logits = torch.tensor([[2.0, -1.0], [0.3, 0.1], [0.5, 0.25]])
     expected = -(torch.log_softmax(logits[0], 0)[0] + torch.log_softmax(logits[2], 0)[1])

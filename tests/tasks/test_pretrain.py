@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
 from bertsmith.deploy.predict import load
-from bertsmith.errors import CorpusError, InputError, ModelError, SettingsError
+from bertsmith.errors import CorpusError, InputError, ModelError, SettingsError, TrainingError
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.tasks.mlm import Masking, fill_mask
@@ -80,7 +80,7 @@ def test_transformers_loads_the_model_with_equal_logits(run: Path) -> None:
     theirs = AutoModelForPreTraining.from_pretrained(run / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     config, _ = read_config(run / "model")
-    ours = PretrainingModel(Encoder(config), next_sentence=True)
+    ours = PretrainingModel(Encoder(config), pairs=True)
     assert load_weights(run / "model", ours, strict=True) == []
     ours.eval()
     mine = load_tokenizer(run / "model")
@@ -212,3 +212,23 @@ def test_one_document_has_no_next_sentence_prediction(
     build_corpus([str(source)], tiny_tokenizer, tmp_path / "store", heldout_share=0.0, num_workers=1)
     with pytest.raises(CorpusError, match="--objective mlm"):
         pretrain(settings_for(tmp_path / "store", tmp_path / "out"))
+    ordered = pretrain(settings_for(tmp_path / "store", tmp_path / "sop", objective="mlm+sop", budget="2 steps"))
+    assert ordered.metrics == {}, "nothing was held out"
+    with pytest.raises(SettingsError, match="data_mode"):
+        settings_for(store=tmp_path, out=tmp_path, objective="mlm+sop", data_mode="original")
+
+
+def test_sentence_order_is_measured_by_its_own_name(store: Path, tmp_path: Path) -> None:
+    result = pretrain(settings_for(store, tmp_path / "sop", objective="mlm+sop", budget="2 steps"))
+    assert {"sop_accuracy", "sop_accuracy_baseline"} <= result.metrics.keys()
+    assert "nsp_accuracy" not in result.metrics
+    AutoModelForPreTraining.from_pretrained(result.model)
+
+
+def test_resuming_with_other_settings_is_refused_and_changes_nothing(store: Path, tmp_path: Path) -> None:
+    settings = settings_for(store, tmp_path / "run", budget="2 steps")
+    pretrain(settings)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(TrainingError, match="mask_probability"):
+        pretrain(replace(settings, mask_probability=0.4, resume=True))
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before

@@ -71,7 +71,7 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
     if pretrained is not None:
         tokenizer = load_tokenizer(place)
         check_vocabulary(tokenizer, config.vocab_size, place)
-        model = PretrainingModel(Encoder(config), next_sentence=pretrained == "BertForPreTraining")
+        model = PretrainingModel(Encoder(config), pairs=pretrained == "BertForPreTraining")
         load_weights(Path(place), model, strict=True)
         return PretrainedPredictor(model.to(on).eval(), tokenizer, on, resolved, top_k)
     if not any(kind.architecture in architectures for kind in TASKS.values()):

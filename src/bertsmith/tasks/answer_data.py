@@ -42,7 +42,7 @@ class AnsweringSettings:
     """Tokens of the longest answer."""
     n_best: int = 20
     """Candidates that are kept for each question."""
-    no_answer: bool | None = None
+    unanswerable: bool | None = None
     """Whether "no answer" is an answer; None: if the training data has questions without one."""
     no_answer_threshold: float = 0.0
     """Say "no answer" if it scores more than this above the best answer; lower values say it more often."""
@@ -101,7 +101,7 @@ def read_rows(source: str, settings: AnsweringSettings) -> tuple[AnsweringSettin
     """Read questions from SQuAD JSON or from rows; find out whether "no answer" is an answer.
 
     Returns:
-        The settings with `no_answer` settled, to read further files with; the questions.
+        The settings with `unanswerable` settled, to read further files with; the questions.
 
     Raises:
         InputError: no questions, a field that is missing, an answer that is not at its place.
@@ -109,8 +109,8 @@ def read_rows(source: str, settings: AnsweringSettings) -> tuple[AnsweringSettin
     questions = list(_questions(source, settings))
     if not questions:
         raise InputError("no questions.", source)
-    if settings.no_answer is None:
-        settings = replace(settings, no_answer=any(not question.answers for question in questions))
+    if settings.unanswerable is None:
+        settings = replace(settings, unanswerable=any(not question.answers for question in questions))
     return settings, questions
 
 

@@ -61,11 +61,11 @@ def choose_answer(
         return QuestionAnswer(None, 1.0, (), None)
     null_score = min(float(window[0].sum()) for window in logits)
     null_difference = null_score - candidates[0].score
-    scores = np.array([one.score for one in candidates] + [null_score] * (settings.no_answer is True))
+    scores = np.array([one.score for one in candidates] + [null_score] * (settings.unanswerable is True))
     shares = np.exp(scores - scores.max())
     probabilities = (shares / shares.sum()).tolist()
     candidates = [replace(one, probability=probabilities[index]) for index, one in enumerate(candidates)]
-    if settings.no_answer is True and null_difference > settings.no_answer_threshold:
+    if settings.unanswerable is True and null_difference > settings.no_answer_threshold:
         return QuestionAnswer(None, probabilities[-1], tuple(candidates), null_difference)
     return QuestionAnswer(candidates[0], probabilities[0], tuple(candidates), null_difference)
 

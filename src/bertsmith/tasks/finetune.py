@@ -164,8 +164,9 @@ def finetune(
     if settings.overwrite:
         shutil.rmtree(settings.out, ignore_errors=True)
     configuration = {**to_mapping(replace(settings, resume=False, overwrite=False)), **to_mapping(options)}
-    note = f"# bertsmith finetune {task} --config config.yaml\n"
-    atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
+    if not settings.resume or not (settings.out / "config.yaml").is_file():
+        note = f"# bertsmith finetune {task} --config config.yaml\n"
+        atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
 
     screen = console or Console(stderr=True)
     for line in [_summary(work), *work.notes()]:

@@ -1,6 +1,8 @@
-"""Next sentence prediction: which two pieces of text a sample shows, and what the model must say.
+"""Sentence pairs: which two pieces of text a sample shows, and what the model must say of them.
 
-Two ways to cut a corpus into pairs:
+Next sentence prediction (Devlin et al. 2018, section 3.1) asks whether B follows A; sentence order
+prediction (Lan et al. 2019, section 3.1) whether two texts that follow each other were swapped, which
+needs no second document. Two ways to cut a corpus into pairs:
 
 * `OriginalPairs` follows google-research/bert `create_pretraining_data.py` to the letter, with the
   properties its authors may not have wanted (see `docs/data-modes.md`).
@@ -30,6 +32,8 @@ from bertsmith.text.windows import truncate_pair
 
 IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -1
 """Labels as in the original: 1 says that B is random. `NO_PAIR` samples carry no label."""
+IN_ORDER, IS_SWAPPED = 0, 1
+"""Labels of sentence order, as in google-research/albert."""
 
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 _RANDOM_DOCUMENT_TRIES = 10
@@ -63,15 +67,26 @@ class CleanPairs:
     on average, with no plan to build and nothing to remember, for a corpus of any size.
     """
 
-    def __init__(self, corpus: Corpus, max_length: int, short_sequence_probability: float, seed: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        max_length: int,
+        short_sequence_probability: float,
+        seed: int,
+        *,
+        sentence_order: bool = False,
+    ) -> None:
+        """With `sentence_order` both texts are always neighbours, and the question is which came first."""
         self._sentences = corpus.sentence_offsets
         self._documents = corpus.document_offsets
         self._num_tokens = corpus.num_tokens
+        self._is_order = sentence_order
         self._room = max_length - _NUM_SPECIAL_TOKENS
         self._short = short_sequence_probability
         self._seed = seed
         # A next pair uses up a whole sample of running text, a random pair about half of one.
-        self._stride = max(1.0, 0.75 * self._room * (1 - short_sequence_probability / 2))
+        share_used = 1.0 if sentence_order else 0.75
+        self._stride = max(1.0, share_used * self._room * (1 - short_sequence_probability / 2))
 
     def num_samples(self, epoch: int) -> int:
         """The same in every epoch: tokens of the corpus by tokens of running text in a sample."""
@@ -98,6 +113,8 @@ class CleanPairs:
         end = max(min(end, document_end), start + 2)
         middle = int(random.integers(start + 1, end))
         first = int(sentences[start]), int(sentences[middle])
+        if self._is_order:
+            return _ordered(random, first, (first[1], int(sentences[end])), target)
         if random.random() < 0.5 and document_end - document_start < len(sentences) - 1:
             second, label = self._random_second(random, document_start, document_end, target - (first[1] - first[0]))
         else:
@@ -119,6 +136,26 @@ class CleanPairs:
         end = int(np.searchsorted(sentences, sentences[start] + max(target, 1)))
         end = max(min(end, int(documents[document + 1])), start + 1)
         return (int(sentences[start]), int(sentences[end])), IS_RANDOM
+
+
+def _ordered(random: np.random.Generator, first: tuple[int, int], second: tuple[int, int], target: int) -> Cut:
+    """Neighbours in their order or swapped. Cutting only the far ends would tell which of them came first."""
+    first, second = _cut_at_random_ends(random, first, second, target)
+    if random.random() < 0.5:
+        return Cut(*second, *first, IS_SWAPPED)
+    return Cut(*first, *second, IN_ORDER)
+
+
+def _cut_at_random_ends(
+    random: np.random.Generator, first: tuple[int, int], second: tuple[int, int], room: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """One token at a time from the longer range, from its front or back with equal chance: a binomial draw."""
+    lengths = truncate_pair(first[1] - first[0], second[1] - second[0], room)
+    cut = []
+    for (start, end), length in zip((first, second), lengths, strict=True):
+        start += int(random.binomial(end - start - length, 0.5))
+        cut.append((start, start + length))
+    return cut[0], cut[1]
 
 
 class OriginalPairs:
@@ -145,12 +182,8 @@ class OriginalPairs:
         """The planned sample, cut to the room from random ends as the original does."""
         first_start, first_end, second_start, second_end, label = self._plan(epoch)[index].tolist()
         random = randomness.generator(self._seed, "truncate", epoch, index)
-        first_length, second_length = truncate_pair(first_end - first_start, second_end - second_start, self._room)
-        # One token at a time from the front or the back with equal chance is a binomial draw.
-        first_front = int(random.binomial(first_end - first_start - first_length, 0.5))
-        second_front = int(random.binomial(second_end - second_start - second_length, 0.5))
-        first_start, second_start = first_start + first_front, second_start + second_front
-        return Cut(first_start, first_start + first_length, second_start, second_start + second_length, label)
+        first, second = _cut_at_random_ends(random, (first_start, first_end), (second_start, second_end), self._room)
+        return Cut(*first, *second, label)
 
     def _make_plan(self, epoch: int) -> np.ndarray:
         rows: list[tuple[int, int, int, int, int]] = []
@@ -205,11 +238,12 @@ class OriginalPairs:
 
 
 @dataclass(frozen=True)
-class NextSentence:
-    """The objective: tell from the pooled first token whether B follows A (Devlin et al. 2018, 3.1)."""
+class PairClassification:
+    """The objective: tell from the pooled first token what the two texts are to each other."""
 
+    name: str
+    """"nsp" or "sop"."""
     weight: float = 1.0
-    name: str = "nsp"
 
     def labels(self, pair_labels: Sequence[int]) -> tuple[dict[str, Tensor], float]:
         """Tensors for `loss` and how many sequences carry a label."""

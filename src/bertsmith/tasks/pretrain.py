@@ -19,7 +19,7 @@ from bertsmith.model.folder import load_weights, read_config, save_model
 from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.mlm import MaskedLanguageModel, Masking
-from bertsmith.tasks.pairs import NextSentence
+from bertsmith.tasks.pairs import PairClassification
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_task import DataMode, PretrainExamples, PretrainTask, unigram_baseline
 from bertsmith.tasks.saved import check_vocabulary, claim_run_folder, model_folder
@@ -30,7 +30,8 @@ from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 from bertsmith.training.optim import OptimizerSettings
 from bertsmith.training.report import Section, Table, training_sections, write_report
 
-ObjectiveName = Literal["mlm+nsp", "mlm"]
+ObjectiveName = Literal["mlm+nsp", "mlm+sop", "mlm"]
+_PAIR_NAMES: Mapping[ObjectiveName, str | None] = {"mlm+nsp": "nsp", "mlm+sop": "sop", "mlm": None}
 
 LEARNING_RATES: Mapping[str, float] = {
     "tiny": 2e-3,
@@ -56,7 +57,7 @@ class PretrainSettings:
     from_model: str | None = None
     """Continue from this BERT-like folder instead of random weights; it also gives the size."""
     objective: ObjectiveName = "mlm+nsp"
-    """What is learnt: masked tokens and next sentence, or masked tokens only."""
+    """What is learnt: masked tokens with next sentence, with sentence order, or alone."""
     data_mode: DataMode = "clean"
     """How text is cut into pairs: "clean", or "original" as google-research/bert does to the letter."""
     budget: str = "1 epochs"
@@ -79,8 +80,8 @@ class PretrainSettings:
     """Share of samples with a random shorter length, so that the model knows short inputs."""
     mlm_weight: float = 1.0
     """Weight of the masked language model in the loss."""
-    nsp_weight: float = 1.0
-    """Weight of next sentence prediction in the loss."""
+    pair_weight: float = 1.0
+    """Weight of next sentence prediction, or of sentence order, in the loss."""
     learning_rate: float | None = None
     """Peak of the schedule; None: a default by size."""
     warmup_share: float = 0.1
@@ -117,6 +118,8 @@ class PretrainSettings:
             raise SettingsError(f"long_length {self.long_length} must be above max_length {self.max_length}.")
         if not 0 < self.long_share < 1:
             raise SettingsError(f"long_share must lie between 0 and 1, not {self.long_share}.")
+        if self.objective == "mlm+sop" and self.data_mode == "original":
+            raise SettingsError("data_mode original knows next sentence prediction only; sentence order needs clean.")
         if self.max_length < 8:
             raise SettingsError(f"max_length {self.max_length} leaves no room for a pair; 8 is the least.")
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -171,7 +174,9 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
     if settings.overwrite:
         shutil.rmtree(settings.out, ignore_errors=True)
     configuration = to_mapping(replace(settings, resume=False, overwrite=False))
-    atomic_write(settings.out / "config.yaml", "# bertsmith pretrain --config config.yaml\n" + to_yaml(configuration))
+    if not settings.resume or not (settings.out / "config.yaml").is_file():
+        note = "# bertsmith pretrain --config config.yaml\n"
+        atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
 
     fingerprint = {name: configuration[name] for name in _DECIDING} | {"data": corpora["train"].fingerprint}
     training = train(
@@ -200,7 +205,7 @@ _DECIDING = (
     "mask_count",
     "short_sequence_probability",
     "mlm_weight",
-    "nsp_weight",
+    "pair_weight",
     "dropout",
 )
 """Settings that a run must be resumed with unchanged, besides those that the loop watches itself."""
@@ -215,8 +220,8 @@ def check_pairs_possible(corpus: Corpus, objective: ObjectiveName) -> None:
     if objective == "mlm+nsp" and corpus.num_documents < 2:
         raise CorpusError(
             f"the corpus has {corpus.num_documents} training document, and next sentence prediction draws its random "
-            "sentences from other documents. Use --objective mlm, or build the corpus with --document-separator "
-            "blank-lines (or from several files) so that it has more documents."
+            "sentences from other documents. Use --objective mlm+sop (sentence order) or mlm; or build the corpus with "
+            "--document-separator blank-lines, or from several files, so that it has more documents."
         )
 
 
@@ -246,6 +251,7 @@ def _task(
         max_predictions=math.ceil(max_length * settings.mask_probability),
         random_specials=settings.data_mode == "original",
     )
+    pair_name = _PAIR_NAMES[settings.objective]
     splits = {
         split: PretrainExamples(
             corpus,
@@ -255,6 +261,7 @@ def _task(
             masking=masking,
             short_sequence_probability=settings.short_sequence_probability,
             seed=randomness.integer(settings.seed, split, max_length),
+            sentence_order=pair_name == "sop",
             num_samples=settings.evaluation_samples if split == "dev" else None,
         )
         for split, corpus in corpora.items()
@@ -263,7 +270,7 @@ def _task(
         splits,
         unigram_baseline(corpora["train"], corpora["dev"]) if "dev" in corpora else None,
         masked_language_model=MaskedLanguageModel(settings.mlm_weight),
-        next_sentence=NextSentence(settings.nsp_weight) if settings.objective == "mlm+nsp" else None,
+        pair=None if pair_name is None else PairClassification(pair_name, settings.pair_weight),
     )
 
 
@@ -335,7 +342,7 @@ def _save(
     )
     with atomic_folder(settings.out / "model", replace=True) as temporary:
         save_model(temporary, model, config, architecture)
-        tokenizer.save(temporary)
+        tokenizer.save(temporary, model_max_length=config.max_position_embeddings)
         write_json(temporary / "bertsmith.json", {"task": "pretraining", "metrics": training.metrics})
         atomic_write(temporary / "README.md", card)
 
@@ -351,8 +358,9 @@ def _write_report(
     facts = {}
     if "mlm_loss" in metrics:
         facts["held-out MLM loss, nats"] = f"{metrics['mlm_loss']:.3f} (unigram {metrics['mlm_loss_baseline']:.3f})"
-    if "nsp_accuracy" in metrics:
-        facts["held-out NSP accuracy"] = f"{metrics['nsp_accuracy']:.1%}"
+    for name in ("nsp", "sop"):
+        if f"{name}_accuracy" in metrics:
+            facts[f"held-out {name.upper()} accuracy"] = f"{metrics[f'{name}_accuracy']:.1%}"
     facts |= {
         "tokens": f"{training.tokens:,}",
         "tokens a second": f"{training.tokens / max(training.seconds, 1e-9):,.0f}",

@@ -13,11 +13,11 @@ from bertsmith.model.encoder import Encoder, PooledHead, VocabularyHead
 class PretrainingModel(nn.Module):
     """The encoder with the vocabulary head, and the pooled head where sentences are paired."""
 
-    def __init__(self, encoder: Encoder, *, next_sentence: bool) -> None:
+    def __init__(self, encoder: Encoder, *, pairs: bool) -> None:
         super().__init__()
         self.encoder = encoder
         self.vocabulary = VocabularyHead(encoder.config, encoder.token_embedding)
-        self.pooled = PooledHead(encoder.config, 2) if next_sentence else None
+        self.pooled = PooledHead(encoder.config, 2) if pairs else None
 
     def pair_logits(self, hidden_TD: Tensor, inputs: PackedBatch) -> Tensor:
         """[S, 2] logits of "B is next" and "B is random".

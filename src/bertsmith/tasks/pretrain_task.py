@@ -20,7 +20,7 @@ from bertsmith import randomness
 from bertsmith.model.batch import pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.tasks.mlm import Masked, MaskedLanguageModel, Masker, Masking
-from bertsmith.tasks.pairs import IS_RANDOM, NO_PAIR, CleanPairs, NextSentence, OriginalPairs, Pairs, assemble
+from bertsmith.tasks.pairs import IS_RANDOM, NO_PAIR, CleanPairs, OriginalPairs, PairClassification, Pairs, assemble
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples
 from bertsmith.text.corpus import Corpus
@@ -57,10 +57,15 @@ class PretrainExamples:
         masking: Masking,
         short_sequence_probability: float,
         seed: int,
+        sentence_order: bool = False,
         num_samples: int | None = None,
     ) -> None:
-        cutter = CleanPairs if mode == "clean" else OriginalPairs
-        self.pairs: Pairs = cutter(corpus, max_length, short_sequence_probability, seed)
+        """`sentence_order` asks for neighbours, some swapped, and goes with the clean mode only."""
+        self.pairs: Pairs
+        if mode == "original":
+            self.pairs = OriginalPairs(corpus, max_length, short_sequence_probability, seed)
+        else:
+            self.pairs = CleanPairs(corpus, max_length, short_sequence_probability, seed, sentence_order=sentence_order)
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._max_length = max_length
@@ -99,10 +104,7 @@ class UnigramBaseline:
 
 def unigram_baseline(train: Corpus, heldout: Corpus) -> UnigramBaseline:
     """Cross-entropy of held-out tokens under the training frequencies, with one added to each count."""
-    train_counts, heldout_counts = (
-        sum((np.bincount(shard, minlength=train.vocab_size) for shard in corpus.shards()), start=np.zeros(1))
-        for corpus in (train, heldout)
-    )
+    train_counts, heldout_counts = train.token_counts(), heldout.token_counts()
     log_probabilities = np.log((train_counts + 1) / (train_counts.sum() + len(train_counts)))
     shares = heldout_counts / max(1, heldout_counts.sum())
     return UnigramBaseline(float(-(shares * log_probabilities).sum()), float(shares[int(train_counts.argmax())]))
@@ -130,7 +132,7 @@ class PretrainAnswer:
 
 
 class PretrainTask:
-    """MLM, and NSP where `next_sentence` is given, as one task for the training loop."""
+    """MLM, and an objective on pairs where one is given, as one task for the training loop."""
 
     name = "pretraining"
     greater_is_better = False
@@ -141,14 +143,14 @@ class PretrainTask:
         baseline: UnigramBaseline | None,
         *,
         masked_language_model: MaskedLanguageModel,
-        next_sentence: NextSentence | None,
+        pair: PairClassification | None,
     ) -> None:
         self._splits = splits
         self.baseline = baseline
         self._mlm = masked_language_model
-        self._nsp = next_sentence
+        self._pair = pair
         self.loss_weights: Mapping[str, float] = {
-            objective.name: objective.weight for objective in (self._mlm, self._nsp) if objective is not None
+            objective.name: objective.weight for objective in (self._mlm, self._pair) if objective is not None
         }
 
     def examples(self, split: str) -> Examples:
@@ -160,27 +162,27 @@ class PretrainTask:
         inputs = pack([one.masked.token_ids for one in examples], [one.segment_ids for one in examples])
         labels, num_masked = self._mlm.labels([one.masked for one in examples])
         counts = {self._mlm.name: num_masked}
-        if self._nsp is not None:
-            pair_labels, counts[self._nsp.name] = self._nsp.labels([one.pair_label for one in examples])
+        if self._pair is not None:
+            pair_labels, counts[self._pair.name] = self._pair.labels([one.pair_label for one in examples])
             labels |= pair_labels
         return Batch(inputs, labels, counts, examples)
 
     def build(self, encoder: Encoder) -> PretrainingModel:
         """A `PretrainingModel` whose heads match the objectives."""
-        return PretrainingModel(encoder, next_sentence=self._nsp is not None)
+        return PretrainingModel(encoder, pairs=self._pair is not None)
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         assert isinstance(model, PretrainingModel)
         hidden_TD = model.encoder(batch.inputs)
         logits_MV = model.vocabulary(hidden_TD[batch.labels["masked_positions"]])
-        return logits_MV, None if self._nsp is None else model.pair_logits(hidden_TD, batch.inputs)
+        return logits_MV, None if self._pair is None else model.pair_logits(hidden_TD, batch.inputs)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sums in nats: "mlm" over masked tokens, "nsp" over labelled sequences."""
+        """Sums in nats: "mlm" over masked tokens, "nsp" or "sop" over labelled sequences."""
         logits_MV, logits_S2 = self._logits(model, batch)
         losses = {self._mlm.name: self._mlm.loss(logits_MV, batch.labels)}
-        if self._nsp is not None and logits_S2 is not None:
-            losses[self._nsp.name] = self._nsp.loss(logits_S2, batch.labels)
+        if self._pair is not None and logits_S2 is not None:
+            losses[self._pair.name] = self._pair.loss(logits_S2, batch.labels)
         return losses
 
     def predict(self, model: nn.Module, batch: Batch) -> PretrainOutput:
@@ -215,14 +217,14 @@ class PretrainTask:
         nats = sum(one.nats for one in answers) / num_masked
         pairs = [one for one in answers if one.pair_nats is not None]
         metrics = {"loss": nats * self._mlm.weight}
-        if self._nsp is not None and pairs:
+        if self._pair is not None and pairs:
             pair_nats = sum(one.pair_nats or 0.0 for one in pairs) / len(pairs)
             random_share = sum(one.pair_label == IS_RANDOM for one in examples) / len(pairs)
-            metrics["loss"] += pair_nats * self._nsp.weight
+            metrics["loss"] += pair_nats * self._pair.weight
             metrics |= {
-                "nsp_accuracy": sum(bool(one.pair_hit) for one in pairs) / len(pairs),
-                "nsp_accuracy_baseline": max(random_share, 1 - random_share),
-                "nsp_loss": pair_nats,
+                f"{self._pair.name}_accuracy": sum(bool(one.pair_hit) for one in pairs) / len(pairs),
+                f"{self._pair.name}_accuracy_baseline": max(random_share, 1 - random_share),
+                f"{self._pair.name}_loss": pair_nats,
             }
         metrics |= {
             "mlm_loss": nats,
