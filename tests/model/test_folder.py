@@ -214,12 +214,12 @@ def test_indexes_that_cannot_be_followed(folder: Path, index: Any, message: str)
 
 
 def test_places_that_are_no_folders(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="nowhere: no such folder"):
+    with pytest.raises(ModelError, match="nowhere: no such file or folder"):
         read_config(tmp_path / "nowhere")
     with pytest.raises(ModelError, match=r"no such file.*A model folder holds"):
         read_config(tmp_path)
     with pytest.raises(
-        ModelError, match="nobody/nothing: no such folder here, and none came from the Hugging Face Hub"
+        ModelError, match="nobody/nothing: no such file or folder here, and none came from the Hugging Face Hub"
     ):
         read_config("nobody/nothing")
 

@@ -5,7 +5,6 @@ shape is compared with the file's header before anything is allocated for it.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any, Protocol
 import safetensors
 import safetensors.torch
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
 from bertsmith.errors import InputError, ModelError, SettingsError, did_you_mean
 from bertsmith.files import atomic_write, read_json, write_json
+from bertsmith.hub import fetch
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import Family, family
@@ -95,14 +93,9 @@ def resolve(path: str | Path) -> Path:
     folder = Path(path)
     if folder.is_dir():
         return folder
-    name = str(path)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or folder.exists():
-        raise ModelError(f"{name}: no such folder. Give a model folder, or the organisation/name of one on the Hub")
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (OSError, HFValidationError) as error:  # every HTTP and offline error of the Hub is an OSError
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"{name}: no such folder here, and none came from the Hugging Face Hub ({reason})") from error
+    if folder.exists():
+        raise ModelError(f"{folder} is a file. Give a model folder")
+    return fetch(str(path), _HUB_FILES, "a model folder")
 
 
 def read_config(path: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import tokenizers
-from huggingface_hub.errors import HFValidationError
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bertsmith.errors import InputError, ModelError
 from bertsmith.files import read_json
+from bertsmith.hub import fetch
 
 _FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 _USUAL_NAMES = {
@@ -58,7 +57,7 @@ def read_definition(path: str | Path) -> tuple[str, SpecialTokens]:
     """
     place = Path(path)
     if not place.exists():
-        place = _from_hub(str(path))
+        place = fetch(str(path), _FILES, "a tokenizer folder, a vocab.txt or a tokenizer.json")
     try:
         if place.is_file():
             if place.suffix == ".json":
@@ -197,18 +196,6 @@ def _settings_in(folder: Path) -> dict[str, Any]:
                 raise InputError("not a JSON object", str(folder / name))
             merged.update({key: value for key, value in content.items() if value is not None})
     return merged
-
-
-def _from_hub(name: str) -> Path:
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise ModelError(f"{name}: no such file or folder. Give a tokenizer folder, a vocab.txt or a tokenizer.json.")
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
-    except (OSError, HFValidationError) as error:  # every HTTP and offline error of the Hub is an OSError
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(
-            f'{name}: no such file or folder here, and no repository "{name}" came from the Hugging Face Hub ({reason})'
-        ) from error
 
 
 def _read_text(path: Path) -> str:

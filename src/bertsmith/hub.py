@@ -1,0 +1,32 @@
+"""Files of a model repository on the Hugging Face Hub; nothing is asked of the network unless its name is given."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from bertsmith.errors import ModelError
+
+_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def fetch(name: str, file_patterns: Sequence[str], instead: str) -> Path:
+    """The folder of the Hub's cache that holds those files of the repository `organisation/name`.
+
+    Args:
+        instead: what else the user could have given, for the message; "a model folder".
+
+    Raises:
+        ModelError: not such a name, or the Hub does not give it.
+    """
+    if not _NAME.fullmatch(name):
+        raise ModelError(f"{name}: no such file or folder. Give {instead}, or the organisation/name of one on the Hub.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(file_patterns)))
+    except (OSError, HFValidationError) as error:  # every HTTP and offline error of the Hub is an OSError
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(
+            f"{name}: no such file or folder here, and none came from the Hugging Face Hub ({reason})"
+        ) from error
