@@ -56,7 +56,7 @@ class DemoSettings:
     size: str = "tiny"
     """The model: 2 layers of width 128."""
     initializer_range: float = 0.06
-    """Larger than BERT's 0.02, which is for a width of 768: a narrow model would take half the time to wake up."""
+    """Larger than BERT's 0.02, which is for a width of 768; the figures of both are in docs/results.md."""
     pretrain_length: int = 64
     """Tokens in a sequence while pre-training."""
     pretrain_batch_size: int = 32
