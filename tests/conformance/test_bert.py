@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder, PooledHead, TokenHead, VocabularyHead
+from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_encoder, load_weights, read_config, save_model
+from bertsmith.model.heads import PooledHead, TokenHead, VocabularyHead
 
 pytestmark = pytest.mark.conformance
 
@@ -51,7 +52,7 @@ class Model(nn.Module):
         if "tokens" in self._modules:
             found.append(self.tokens(hidden_TD))
         if "pooled" in self._modules:
-            found.append(self.pooled(hidden_TD[batch.first_tokens]))
+            found.append(self.pooled(hidden_TD, batch))
         return found
 
 
@@ -208,7 +209,7 @@ def test_gradients_of_the_pretraining_loss(tmp_path: Path) -> None:
 
     hidden_TD = ours.encoder(packed)
     loss = F.cross_entropy(ours.vocabulary(hidden_TD[masked]), labels_M)
-    loss = loss + F.cross_entropy(ours.pooled(hidden_TD[packed.first_tokens]), pairs_S)
+    loss = loss + F.cross_entropy(ours.pooled(hidden_TD, packed), pairs_S)
     loss.backward()
 
     labels_T = torch.full((len(packed.token_ids),), -100).index_copy(0, masked, labels_M)

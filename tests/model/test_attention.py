@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bertsmith.model import attention as attention_module
-from bertsmith.model.attention import Layout, attention, grouped_sdpa, reference_attention
+from bertsmith.model.attention import EVERYTHING, Layout, Reach, attention, grouped_sdpa, reference_attention
 
-Kernel = Callable[[Tensor, Layout, float], Tensor]
+Kernel = Callable[..., Tensor]
+REACHES = [EVERYTHING, Reach(is_causal=True), Reach(distance=0), Reach(distance=4), Reach(is_causal=True, distance=3)]
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.one_of(st.integers(1, 70), st.sampled_from([5, 16, 33])), min_size=1, max_size=24).map(tuple)
 
@@ -22,18 +23,35 @@ def random_qkv(lengths: tuple[int, ...], heads: int, size: int, dtype: torch.dty
 
 @pytest.mark.parametrize("kernel", [attention, grouped_sdpa])
 @settings(max_examples=60, deadline=None)
-@given(lengths=LENGTHS, heads=st.sampled_from([1, 3, 12]), size=st.sampled_from([1, 8, 20]))
-def test_any_mix_of_lengths(kernel: Kernel, lengths: tuple[int, ...], heads: int, size: int) -> None:
+@given(
+    lengths=LENGTHS,
+    heads=st.sampled_from([1, 3, 12]),
+    size=st.sampled_from([1, 8, 20]),
+    reach=st.sampled_from(REACHES),
+)
+def test_any_mix_of_lengths(kernel: Kernel, lengths: tuple[int, ...], heads: int, size: int, reach: Reach) -> None:
     qkv = random_qkv(lengths, heads, size)
-    output = kernel(qkv, Layout(lengths, heads, CPU), 0.0)
-    expected = reference_attention(qkv, lengths)
+    output = kernel(qkv, Layout(lengths, heads, CPU), 0.0, reach)
+    expected = reference_attention(qkv, lengths, reach)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     toward = torch.randn_like(expected)
     (gradient,) = torch.autograd.grad(output, qkv, toward)
     (expected_gradient,) = torch.autograd.grad(expected, qkv, toward)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-11)
     with torch.no_grad():
-        assert torch.equal(kernel(qkv, Layout(lengths, heads, CPU), 0.0), output)
+        assert torch.equal(kernel(qkv, Layout(lengths, heads, CPU), 0.0, reach), output)
+
+
+@pytest.mark.parametrize("reach", REACHES)
+def test_what_is_in_reach(reach: Reach) -> None:
+    visible = reach.visible(9, CPU)
+    left, right = reach.window_size
+    for row in range(9):
+        for column in range(9):
+            is_near = reach.distance is None or abs(row - column) <= reach.distance
+            assert visible[row, column] == (is_near and (column <= row or not reach.is_causal))
+            in_window = (left < 0 or column >= row - left) and (right < 0 or column <= row + right)
+            assert visible[row, column] == in_window
 
 
 @settings(max_examples=100, deadline=None)
@@ -147,9 +165,17 @@ def test_the_variable_length_kernel_is_given_what_it_asks_for(monkeypatch: pytes
     """The kernel itself needs CUDA; here a stand-in checks its arguments and computes the definition from them."""
 
     def stand_in(
-        query: Tensor, key: Tensor, value: Tensor, cu_query: Tensor, cu_key: Tensor, longest: int, longest_key: int
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_query: Tensor,
+        cu_key: Tensor,
+        longest: int,
+        longest_key: int,
+        *,
+        window_size: tuple[int, int],
     ) -> Tensor:
-        assert query.shape == (14, 2, 8) and cu_query.dtype == torch.int32
+        assert query.shape == (14, 2, 8) and cu_query.dtype == torch.int32 and window_size == (-1, -1)
         assert longest == longest_key == 9 and torch.equal(cu_query, cu_key)
         return reference_attention(torch.stack([query, key, value], dim=1), cu_query.diff().tolist())
 

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from bertsmith.errors import ModelError
-from bertsmith.model.config import SIZES, EncoderConfig, named_size
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.sizes import SIZES, named_size
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,8 @@ def test_named_sizes(name: str, layers: int, width: int, heads: int) -> None:
 
 
 def test_named_size_takes_the_rest_of_the_config() -> None:
-    config = named_size("tiny", 100, max_position_embeddings=128, hidden_act="gelu_new", hidden_dropout_prob=0.0)
-    assert (config.max_position_embeddings, config.hidden_act, config.hidden_dropout_prob) == (128, "gelu_new", 0.0)
+    config = named_size("tiny", 100, max_length=128, pad_token_id=7)
+    assert (config.max_position_embeddings, config.pad_token_id, config.hidden_dropout_prob) == (128, 7, 0.1)
     assert config.attention_probs_dropout_prob == 0.1
 
 

@@ -8,8 +8,10 @@ from torch import nn
 
 from bertsmith.errors import ModelError
 from bertsmith.model.batch import PackedBatch, pack, split
-from bertsmith.model.config import EncoderConfig, named_size
-from bertsmith.model.encoder import Encoder, PooledHead, TokenHead, VocabularyHead
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.heads import PooledHead, TokenHead, VocabularyHead
+from bertsmith.model.sizes import named_size
 
 CONFIG = EncoderConfig(60, 32, 2, 4, 64, max_position_embeddings=20, initializer_range=0.1)
 
@@ -144,11 +146,12 @@ def test_the_longest_sequence_fits() -> None:
 def test_pooled_and_token_heads_are_linear_layers_on_what_they_are_given() -> None:
     pooled, tokens = PooledHead(CONFIG, 3).eval(), TokenHead(CONFIG, 4).eval()
     hidden_SD = torch.randn(5, 32)
+    batch = pack([np.array([7])] * 5)  # of one token each: the first is all there is
     expected = torch.tanh(hidden_SD @ pooled.dense.weight.T + pooled.dense.bias) @ pooled.out.weight.T + pooled.out.bias
-    torch.testing.assert_close(pooled(hidden_SD), expected)
+    torch.testing.assert_close(pooled(hidden_SD, batch), expected)
     torch.testing.assert_close(tokens(hidden_SD), hidden_SD @ tokens.out.weight.T + tokens.out.bias)
     torch.manual_seed(0)
-    assert not torch.equal(pooled.train()(hidden_SD), pooled(hidden_SD))
+    assert not torch.equal(pooled.train()(hidden_SD, batch), pooled(hidden_SD, batch))
     quiet = TokenHead(replace(CONFIG, classifier_dropout=0.0), 4).train()
     assert torch.equal(quiet(hidden_SD), quiet(hidden_SD))
 

@@ -16,7 +16,7 @@ from bertsmith.model.families import BERT, family
                 "bert.encoder.layer.11.attention.self.value.weight",
             ),
         ),
-        ("BertModel", "encoder.layers.0.output_norm.bias", ("encoder.layer.0.output.LayerNorm.bias",)),
+        ("BertModel", "encoder.layers.0.mlp_norm.bias", ("encoder.layer.0.output.LayerNorm.bias",)),
         ("BertModel", "encoder.token_embedding.weight", ("embeddings.word_embeddings.weight",)),
         ("BertModel", "pooled.dense.bias", ("pooler.dense.bias",)),
         ("BertModel", "pooled.out.bias", ()),

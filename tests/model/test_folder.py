@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from bertsmith.errors import ModelError
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder, PooledHead, TokenHead, VocabularyHead
+from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_encoder, load_weights, read_config, save_model
+from bertsmith.model.heads import PooledHead, TokenHead, VocabularyHead
 
 CONFIG = EncoderConfig(30, 16, 2, 2, 24, max_position_embeddings=10)
 

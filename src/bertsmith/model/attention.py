@@ -33,6 +33,41 @@ _LENGTH_STEP = 8
 
 
 @dataclass(frozen=True)
+class Reach:
+    """Which tokens of its own sequence a token sees: all, unless said otherwise."""
+
+    is_causal: bool = False
+    """Itself and those before it."""
+    distance: int | None = None
+    """Those at most this many places away, on either side."""
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing is out of reach."""
+        return not self.is_causal and self.distance is None
+
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """How far a token sees to its left and right, as the variable-length kernel takes it: -1 is all the way."""
+        distance = -1 if self.distance is None else self.distance
+        return distance, 0 if self.is_causal else distance
+
+    def visible(self, length: int, device: torch.device) -> Tensor:
+        """bool [length, length]: whether the token of the row sees that of the column."""
+        places = torch.arange(length, device=device)
+        ahead = places[None, :] - places[:, None]
+        visible = torch.ones(length, length, dtype=torch.bool, device=device)
+        if self.is_causal:
+            visible &= ahead <= 0
+        if self.distance is not None:
+            visible &= ahead.abs() <= self.distance
+        return visible
+
+
+EVERYTHING = Reach()
+
+
+@dataclass(frozen=True)
 class Group:
     """Sequences computed together as `count` rows of `length` slots.
 
@@ -63,6 +98,19 @@ class Group:
     def without_padding(self, slots: Tensor) -> Tensor:
         """[count * length, ...] -> [t, ...]"""
         return slots if self.slot_index is None else slots.index_select(0, self.slot_index)
+
+    def visible(self, reach: Reach, device: torch.device) -> Tensor | None:
+        """bool [count or 1, 1, length or 1, length], what the slot of the row sees; None: everything.
+
+        A padding slot sees itself, so that its softmax has something to sum; what it gives is thrown away.
+        """
+        if reach.is_everything:
+            return None if self.is_padding is None else ~self.is_padding[:, None, None, :]
+        visible_LL = reach.visible(self.length, device)
+        if self.is_padding is None:
+            return visible_LL[None, None]
+        itself_LL = torch.eye(self.length, dtype=torch.bool, device=device)
+        return (visible_LL & ~self.is_padding[:, None, None, :]) | itself_LL
 
     def put(self, target_T: Tensor, slots: Tensor) -> None:
         """Write [count * length, ...] where `take` took it from."""
@@ -153,8 +201,8 @@ def _round_up(length: int) -> int:
     return -(-length // _LENGTH_STEP) * _LENGTH_STEP
 
 
-def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
-    """softmax(q k' / sqrt(H)) v within each sequence.
+def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
+    """softmax(q k' / sqrt(H)) v within each sequence, over the tokens in reach.
 
     Args:
         qkv_T3NH: queries, keys and values of every token, in any floating dtype; the softmax accumulates in fp32.
@@ -167,41 +215,57 @@ def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
         # The inputs fix the dtype: under autocast the softmax would come back in another.
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled() and qkv_T3NH.requires_grad:
-                output_TNH: Tensor = _GroupedProducts.apply(qkv_T3NH, layout, dropout)  # type: ignore[no-untyped-call]
+                output_TNH: Tensor = _GroupedProducts.apply(qkv_T3NH, layout, dropout, reach)  # type: ignore[no-untyped-call]
                 return output_TNH
-            return _grouped_products(qkv_T3NH, layout, dropout, None)
+            return _grouped_products(qkv_T3NH, layout, dropout, reach, None)
     is_half = qkv_T3NH.dtype in (torch.bfloat16, torch.float16)
     if qkv_T3NH.is_cuda and is_half and dropout == 0 and qkv_T3NH.shape[-1] % 8 == 0:
-        return flash(qkv_T3NH, layout)
-    return grouped_sdpa(qkv_T3NH, layout, dropout)
+        return flash(qkv_T3NH, layout, reach)
+    return grouped_sdpa(qkv_T3NH, layout, dropout, reach)
 
 
-def reference_attention(qkv_T3NH: Tensor, lengths: Sequence[int]) -> Tensor:
+def attention_weights(qkv_L3NH: Tensor, reach: Reach = EVERYTHING) -> Tensor:
+    """softmax(q k' / sqrt(H)) of one sequence over the tokens in reach: [L, 3, N, H] -> [N, L, L]."""
+    query_NLH, key_NLH, _ = qkv_L3NH.permute(1, 2, 0, 3)
+    scores_NLL = query_NLH @ key_NLH.transpose(1, 2) / query_NLH.shape[-1] ** 0.5
+    hidden_LL = ~reach.visible(scores_NLL.shape[-1], scores_NLL.device)
+    return torch.softmax(scores_NLL.masked_fill(hidden_LL, float("-inf")), dim=-1)
+
+
+def reference_attention(qkv_T3NH: Tensor, lengths: Sequence[int], reach: Reach = EVERYTHING) -> Tensor:
     """The definition, sequence by sequence in the dtype of the argument: [T, 3, N, H] -> [T, N, H]."""
     outputs = []
     for qkv_L3NH in torch.split(qkv_T3NH, list(lengths)):
-        query_NLH, key_NLH, value_NLH = qkv_L3NH.permute(1, 2, 0, 3)
-        scores_NLL = query_NLH @ key_NLH.transpose(1, 2) / query_NLH.shape[-1] ** 0.5
-        outputs.append((torch.softmax(scores_NLL, dim=-1) @ value_NLH).transpose(0, 1))
+        value_NLH = qkv_L3NH[:, 2].transpose(0, 1)
+        outputs.append((attention_weights(qkv_L3NH, reach) @ value_NLH).transpose(0, 1))
     return torch.cat(outputs)
 
 
-def flash(qkv_T3NH: Tensor, layout: Layout) -> Tensor:
+def flash(qkv_T3NH: Tensor, layout: Layout, reach: Reach = EVERYTHING) -> Tensor:
     """`attention` without dropout by the variable-length kernel: CUDA, 16 bits, head sizes that 8 divides."""
     longest = max(layout.lengths)
     query_TNH, key_TNH, value_TNH = qkv_T3NH.unbind(1)
-    output = varlen_attn(query_TNH, key_TNH, value_TNH, layout.offsets, layout.offsets, longest, longest)
+    output = varlen_attn(
+        query_TNH,
+        key_TNH,
+        value_TNH,
+        layout.offsets,
+        layout.offsets,
+        longest,
+        longest,
+        window_size=reach.window_size,
+    )
     assert isinstance(output, Tensor)  # a tuple only where more outputs are asked for
     return output
 
 
-def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
+def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
     """`attention` by PyTorch's own kernels on every group, for devices we have no better way for."""
     outputs, indices = [], []
     for group in layout.groups:
         qkv_GL3NH = group.take(qkv_T3NH).view(group.count, group.length, *qkv_T3NH.shape[1:])
         query_GNLH, key_GNLH, value_GNLH = qkv_GL3NH.permute(2, 0, 3, 1, 4)
-        visible = None if group.is_padding is None else ~group.is_padding[:, None, None, :]
+        visible = group.visible(reach, qkv_T3NH.device)
         output_GNLH = F.scaled_dot_product_attention(query_GNLH, key_GNLH, value_GNLH, visible, dropout)
         outputs.append(group.without_padding(output_GNLH.transpose(1, 2).flatten(0, 1)))
         end = group.start + group.count * group.length
@@ -219,7 +283,9 @@ class _Saved:
     keep_BLL: Tensor | None  # the dropout multipliers
 
 
-def _grouped_products(qkv_T3NH: Tensor, layout: Layout, dropout: float, saved: list[_Saved] | None) -> Tensor:
+def _grouped_products(
+    qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach, saved: list[_Saved] | None
+) -> Tensor:
     """The forward pass on the CPU; fills `saved` for the backward pass if it is given."""
     num_heads, head_size = qkv_T3NH.shape[2:]
     output_TNH = torch.empty_like(qkv_T3NH[:, 0])
@@ -229,14 +295,15 @@ def _grouped_products(qkv_T3NH: Tensor, layout: Layout, dropout: float, saved: l
         qkv_3BLH = qkv_3GNLH.contiguous().flatten(1, 2)
         query_BLH, key_BLH, value_BLH = qkv_3BLH
         bias = query_BLH.new_zeros(1)
-        if group.is_padding is not None:
-            bias_GL = query_BLH.new_zeros(shape).masked_fill_(group.is_padding, float("-inf"))
-            bias = bias_GL.repeat_interleave(num_heads, dim=0)[:, None, :]
+        visible_G1LL = group.visible(reach, qkv_T3NH.device)
+        if visible_G1LL is not None:
+            bias_G1LL = query_BLH.new_zeros(visible_G1LL.shape).masked_fill_(~visible_G1LL, float("-inf"))
+            bias = bias_G1LL[:, 0] if len(bias_G1LL) == 1 else bias_G1LL[:, 0].repeat_interleave(num_heads, dim=0)
         scores_BLL = torch.baddbmm(
             bias.expand(len(query_BLH), group.length, group.length),
             query_BLH,
             key_BLH.transpose(1, 2),
-            beta=0 if group.is_padding is None else 1,
+            beta=0 if visible_G1LL is None else 1,
             alpha=head_size**-0.5,
         )
         weights_BLL = torch.softmax(scores_BLL, dim=-1)
@@ -253,15 +320,15 @@ class _GroupedProducts(torch.autograd.Function):
     """`_grouped_products` with its gradient by hand, which writes every group straight into one tensor."""
 
     @staticmethod
-    def forward(ctx: Any, qkv_T3NH: Tensor, layout: Layout, dropout: float) -> Tensor:
+    def forward(ctx: Any, qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach) -> Tensor:
         saved: list[_Saved] = []
-        output_TNH = _grouped_products(qkv_T3NH, layout, dropout, saved)
+        output_TNH = _grouped_products(qkv_T3NH, layout, dropout, reach, saved)
         ctx.layout = layout
         ctx.save_for_backward(*(t for s in saved for t in (s.qkv_3BLH, s.weights_BLL, s.keep_BLL)))
         return output_TNH
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_TNH,) = gradients
         tail = num_heads, head_size = gradient_TNH.shape[1:]
         result_T3NH = gradient_TNH.new_empty(len(gradient_TNH), 3, num_heads, head_size)
@@ -282,4 +349,4 @@ class _GroupedProducts(torch.autograd.Function):
             result_3BLH[:2] *= head_size**-0.5
             result_3GNLH = result_3BLH.view(3, group.count, num_heads, group.length, head_size)
             group.put(result_T3NH, result_3GNLH.permute(1, 3, 0, 2, 4).flatten(0, 1))
-        return result_T3NH, None, None
+        return result_T3NH, None, None, None

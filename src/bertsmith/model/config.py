@@ -1,8 +1,10 @@
-"""The shape of an encoder, in the words of Hugging Face's `config.json`, and the named sizes of BERT."""
+"""The shape of an encoder, in the words of Hugging Face's `config.json`, and what a family fixes.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+Two dataclasses decide all arithmetic: `EncoderConfig` holds what differs between checkpoints,
+`Structure` what all checkpoints of a family have in common.
+"""
+
+from dataclasses import dataclass, replace
 
 from bertsmith.errors import ModelError, did_you_mean
 
@@ -10,9 +12,41 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 """Values of `hidden_act`. "gelu" is the erf form; "gelu_new" and "gelu_pytorch_tanh" are one tanh approximation."""
 
 
+POOLINGS = ("cls", "mean", "last")
+"""What stands for a sequence in `PooledHead`: its first token ([CLS]), the mean of its tokens, its last token."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What all encoders of a family have in common. The defaults are BERT's (Devlin et al. 2018)."""
+
+    is_pre_norm: bool = False
+    """Norms stand before attention and feed-forward network, and one more after the last layer."""
+    has_embedding_norm: bool = True
+    """The embeddings are normalised. (With `is_pre_norm` the first layer then has no norm of its own.)"""
+    has_bias: bool = True
+    """Linear layers and norms have biases; the last linear layer of a head always has one, unless `is_causal`."""
+    is_gated: bool = False
+    """The feed-forward network multiplies its activation with a second projection (Shazeer 2020)."""
+    is_causal: bool = False
+    """A token sees itself and what is before it (Radford et al. 2018)."""
+    always_projects_embeddings: bool = False
+    """The embeddings go through a linear layer also where they are as wide as the layers."""
+    pooled_activation: str | None = "tanh"
+    """After the linear layer of `PooledHead`; None: there is no such layer."""
+    drops_before_pooling: bool = False
+    """`PooledHead` has dropout also before its first linear layer."""
+    head_has_norm: bool = False
+    """`PooledHead` and `TokenHead` are made like `VocabularyHead`: linear, activation, norm, and only then out."""
+    vocabulary_activation: str | None = None
+    """In `VocabularyHead`; None: `hidden_act`."""
+    vocabulary_is_bare: bool = False
+    """`VocabularyHead` is the product with the token embedding and nothing else."""
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that decides an encoder's tensors and arithmetic. The defaults are BERT-base's.
+    """Everything that decides an encoder's tensors and arithmetic, given its family. The defaults are BERT-base's.
 
     The checks raise ModelError and name the field, so a config that exists can be built.
     """
@@ -28,9 +62,9 @@ class EncoderConfig:
     attention_probs_dropout_prob: float = 0.1
     """On the attention weights after the softmax."""
     max_position_embeddings: int = 512
-    """The longest sequence, special tokens included."""
+    """Rows of the position table, or the longest sequence where there is none."""
     type_vocab_size: int = 2
-    """How many segments there are."""
+    """How many segments there are; 0: no table of segments. With 1 every token is in it."""
     initializer_range: float = 0.02
     """Standard deviation of the normal from which weights are drawn, before it is cut at two deviations."""
     layer_norm_eps: float = 1e-12
@@ -39,6 +73,25 @@ class EncoderConfig:
     classifier_dropout: float | None = None
     """Before a task's last linear layer; None means `hidden_dropout_prob`."""
     model_type: str = "bert"
+    """The family: a key of `FAMILIES`."""
+    embedding_size: int | None = None
+    """Width of the embeddings (Lan et al. 2019, section 3.1); None means `hidden_size`."""
+    num_hidden_groups: int | None = None
+    """Groups of neighbouring layers that share their weights; None: no layer shares."""
+    embedding_dropout_prob: float | None = None
+    """After the embeddings; None means `hidden_dropout_prob`."""
+    pooling: str = "cls"
+    """One of POOLINGS."""
+    position_offset: int = 0
+    """Rows of the position table that are never used, before that of the first token."""
+    rope_theta: float | None = None
+    """Base of rotary positions (Su et al. 2021); None: positions are looked up in a table."""
+    local_rope_theta: float | None = None
+    """The same in layers with local attention."""
+    local_attention: int | None = None
+    """Width of the window of layers with local attention, half of it on either side."""
+    global_attn_every_n_layers: int = 1
+    """Layers 0, n, 2n, ... see the whole sequence, those between them the local window."""
 
     def __post_init__(self) -> None:
         for field in (
@@ -48,83 +101,90 @@ class EncoderConfig:
             "num_attention_heads",
             "intermediate_size",
             "max_position_embeddings",
-            "type_vocab_size",
+            "embedding_size",
+            "num_hidden_groups",
+            "global_attn_every_n_layers",
         ):
-            if getattr(self, field) < 1:
-                raise ModelError(f"{field} must be at least 1, not {getattr(self, field)}")
-        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ModelError(f"{field} must be at least 1, not {value}")
+        if self.type_vocab_size < 0:
+            raise ModelError(f"type_vocab_size must be at least 0, not {self.type_vocab_size}")
+        for field in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "classifier_dropout",
+            "embedding_dropout_prob",
+        ):
             probability = getattr(self, field)
             if probability is not None and not 0 <= probability < 1:
                 raise ModelError(f"{field} must be in [0, 1), not {probability}")
-        for field in ("initializer_range", "layer_norm_eps"):
-            if getattr(self, field) <= 0:
-                raise ModelError(f"{field} must be positive, not {getattr(self, field)}")
+        for field in ("initializer_range", "layer_norm_eps", "rope_theta", "local_rope_theta"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < float("inf"):
+                raise ModelError(f"{field} must be positive, not {value}")
         if self.hidden_size % self.num_attention_heads:
             raise ModelError(
                 f"hidden_size {self.hidden_size} cannot be shared out among {self.num_attention_heads} heads: "
                 "num_attention_heads must divide it"
             )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ModelError(f'hidden_act "{self.hidden_act}" is unknown. {did_you_mean(self.hidden_act, ACTIVATIONS)}')
+        for field, choices in (("hidden_act", ACTIVATIONS), ("pooling", POOLINGS)):
+            if getattr(self, field) not in choices:
+                unknown = getattr(self, field)
+                raise ModelError(f'{field} "{unknown}" is unknown. {did_you_mean(unknown, choices)}')
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ModelError(f"pad_token_id {self.pad_token_id} is outside the vocabulary of {self.vocab_size}")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        if self.num_hidden_layers % self.num_distinct_layers:
+            raise ModelError(
+                f"num_hidden_layers {self.num_hidden_layers} cannot be shared out among "
+                f"{self.num_hidden_groups} groups: num_hidden_groups must divide it"
+            )
+        if self.max_sequence_length < 1:
+            raise ModelError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves no position behind the "
+                f"{self.position_offset} that are never used"
+            )
+        if self.global_attn_every_n_layers > 1 and (self.local_attention is None or self.local_attention < 2):
+            raise ModelError(f"local_attention must be at least 2, not {self.local_attention}")
+        if self.rope_theta is not None and self.hidden_size // self.num_attention_heads % 2:
+            raise ModelError(
+                f"rotary positions need heads of even size, not {self.hidden_size // self.num_attention_heads}"
+            )
 
     @property
     def head_dropout(self) -> float:
         """The dropout before a task's last linear layer."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
+    @property
+    def embedding_dropout(self) -> float:
+        """The dropout after the embeddings."""
+        return self.hidden_dropout_prob if self.embedding_dropout_prob is None else self.embedding_dropout_prob
 
-def _size(layers: int, width: int) -> Mapping[str, int]:
-    """BERT's proportions: one head for 64 channels, a feed-forward layer four times as wide."""
-    return MappingProxyType(
-        {
-            "num_hidden_layers": layers,
-            "hidden_size": width,
-            "num_attention_heads": width // 64,
-            "intermediate_size": 4 * width,
-        }
-    )
+    @property
+    def max_sequence_length(self) -> int:
+        """The most tokens of a sequence, special tokens included."""
+        return self.max_position_embeddings - self.position_offset
 
+    @property
+    def num_distinct_layers(self) -> int:
+        """Layers with weights of their own."""
+        return self.num_hidden_layers if self.num_hidden_groups is None else self.num_hidden_groups
 
-SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
-    {
-        "tiny": _size(2, 128),
-        "mini": _size(4, 256),
-        "small": _size(4, 512),
-        "medium": _size(8, 512),
-        "base": _size(12, 768),
-        "large": _size(24, 1024),
-    }
-)
-"""The sizes of Devlin et al. 2018 (base, large) and Turc et al. 2019, arXiv 1908.08962 (the others)."""
+    @property
+    def embedding_width(self) -> int:
+        """`embedding_size`, or the `hidden_size` that it defaults to."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
 
+    def with_dropout(self, hidden: float, attention: float, embedding: float | None) -> "EncoderConfig":
+        """The same encoder with other dropout; that of task heads stays as it is."""
+        return replace(
+            self, hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention, embedding_dropout_prob=embedding
+        )
 
-def named_size(
-    name: str,
-    vocab_size: int,
-    *,
-    max_position_embeddings: int = 512,
-    hidden_act: str = "gelu",
-    hidden_dropout_prob: float = 0.1,
-    attention_probs_dropout_prob: float = 0.1,
-) -> EncoderConfig:
-    """The config of one of SIZES.
-
-    Raises:
-        ModelError: the name is unknown; the message suggests the nearest one.
-    """
-    if name not in SIZES:
-        raise ModelError(f'no model size "{name}". {did_you_mean(name, SIZES)}')
-    size = SIZES[name]
-    return EncoderConfig(
-        vocab_size=vocab_size,
-        hidden_size=size["hidden_size"],
-        num_hidden_layers=size["num_hidden_layers"],
-        num_attention_heads=size["num_attention_heads"],
-        intermediate_size=size["intermediate_size"],
-        hidden_act=hidden_act,
-        hidden_dropout_prob=hidden_dropout_prob,
-        attention_probs_dropout_prob=attention_probs_dropout_prob,
-        max_position_embeddings=max_position_embeddings,
-    )
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer sees only its local window."""
+        return layer % self.global_attn_every_n_layers != 0

@@ -1,12 +1,13 @@
-"""BERT's encoder (Devlin et al. 2018, arXiv 1810.04805) on packed batches, and the blocks that heads are made of.
+"""One encoder for every family, on packed batches: embeddings, then layers (Devlin et al. 2018, arXiv 1810.04805).
 
 Every linear layer, norm and activation sees one flat row of real tokens; only `attention` looks at where
-sequences begin. Layers are post-norm: a sub-layer's output is added to its input, then normalised.
+sequences begin. `EncoderConfig` and the family's `Structure` decide the rest.
 
-Shape letters: T tokens, S sequences, M masked positions, D width, N heads, H head size, V vocabulary.
+Shape letters: T tokens, D width, E width of the embeddings, N heads, H head size.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 
@@ -15,14 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bertsmith.errors import ModelError
-from bertsmith.model.attention import Layout, attention
+from bertsmith.model.attention import Layout, Reach, attention, attention_weights
 from bertsmith.model.batch import PackedBatch
-from bertsmith.model.config import EncoderConfig
+from bertsmith.model.config import EncoderConfig, Structure
 from bertsmith.model.dropout import dropout
+from bertsmith.model.families import family
+from bertsmith.model.rotary import Rotation, rotation
 
 _tanh_gelu = partial(F.gelu, approximate="tanh")
-_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"gelu": F.gelu, "gelu_new": _tanh_gelu, "gelu_pytorch_tanh": _tanh_gelu, "relu": F.relu, "silu": F.silu}
+ACTIVATION_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "gelu": F.gelu,
+        "gelu_new": _tanh_gelu,
+        "gelu_pytorch_tanh": _tanh_gelu,
+        "relu": F.relu,
+        "silu": F.silu,
+        "tanh": torch.tanh,
+    }
 )
 
 
@@ -36,40 +46,61 @@ def initialise(module: nn.Module, deviation: float) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(part.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-        if isinstance(part, nn.Linear) and part.bias is not None:
+        if isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is not None:
             nn.init.zeros_(part.bias)
         if isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
 
 
 class Layer(nn.Module):
     """Self-attention, then a feed-forward network; each with dropout, residual and norm."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, structure: Structure, *, is_first: bool) -> None:
         super().__init__()
-        width = config.hidden_size
+        width, bias = config.hidden_size, structure.has_bias
         self.num_heads = config.num_attention_heads
         self.head_size = width // config.num_attention_heads
         self.hidden_dropout = config.hidden_dropout_prob
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.activation = _ACTIVATIONS[config.hidden_act]
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.attention_norm = nn.LayerNorm(width, config.layer_norm_eps)
-        self.up = nn.Linear(width, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, width)
-        self.output_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
+        self.is_gated = structure.is_gated
+        self.is_pre_norm = structure.is_pre_norm
+        self.qkv = nn.Linear(width, 3 * width, bias)
+        self.attention_out = nn.Linear(width, width, bias)
+        # What the embedding norm gives needs no other norm.
+        is_normed = structure.is_pre_norm and structure.has_embedding_norm and is_first
+        self.attention_norm = nn.Identity() if is_normed else nn.LayerNorm(width, config.layer_norm_eps, bias=bias)
+        self.up = nn.Linear(width, (2 if structure.is_gated else 1) * config.intermediate_size, bias)
+        self.down = nn.Linear(config.intermediate_size, width, bias)
+        self.mlp_norm = nn.LayerNorm(width, config.layer_norm_eps, bias=bias)
 
-    def forward(self, hidden_TD: Tensor, layout: Layout) -> Tensor:
+    def forward(self, hidden_TD: Tensor, layout: Layout, reach: Reach, rotate: Rotation | None) -> Tensor:
         """[T, D] -> [T, D]"""
-        qkv_T3NH = self.qkv(hidden_TD).unflatten(-1, (3, self.num_heads, self.head_size))
-        attended_TNH = attention(qkv_T3NH, layout, self.attention_dropout if self.training else 0.0)
-        change_TD = self.attention_out(attended_TNH.flatten(1))
-        hidden_TD = self.attention_norm(hidden_TD + dropout(change_TD, self.hidden_dropout, self.training))
-        change_TD = self.down(self.activation(self.up(hidden_TD)))
-        normed_TD: Tensor = self.output_norm(hidden_TD + dropout(change_TD, self.hidden_dropout, self.training))
+        qkv_T3NH = self.queries_keys_values(hidden_TD, rotate)
+        attended_TNH = attention(qkv_T3NH, layout, self.attention_dropout if self.training else 0.0, reach)
+        change_TD = dropout(self.attention_out(attended_TNH.flatten(1)), self.hidden_dropout, self.training)
+        if self.is_pre_norm:
+            hidden_TD = hidden_TD + change_TD
+            return hidden_TD + self._feed_forward(self.mlp_norm(hidden_TD))
+        hidden_TD = self.attention_norm(hidden_TD + change_TD)
+        normed_TD: Tensor = self.mlp_norm(hidden_TD + self._feed_forward(hidden_TD))
         return normed_TD
+
+    def queries_keys_values(self, hidden_TD: Tensor, rotate: Rotation | None) -> Tensor:
+        """What attention gets of a layer's input, with rotary positions already in it: [T, D] -> [T, 3, N, H]."""
+        if self.is_pre_norm:
+            hidden_TD = self.attention_norm(hidden_TD)
+        qkv_T3NH: Tensor = self.qkv(hidden_TD).unflatten(-1, (3, self.num_heads, self.head_size))
+        return qkv_T3NH if rotate is None else rotate.turn(qkv_T3NH)
+
+    def _feed_forward(self, hidden_TD: Tensor) -> Tensor:
+        inner = self.up(hidden_TD)
+        if self.is_gated:
+            inner, gate = inner.chunk(2, dim=-1)
+            inner = self.activation(inner) * gate
+        else:
+            inner = self.activation(inner)
+        return dropout(self.down(inner), self.hidden_dropout, self.training)
 
 
 class Encoder(nn.Module):
@@ -78,100 +109,114 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.segment_embedding = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.embedding_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        structure = family(config.model_type).structure
+        width, narrow, eps = config.hidden_size, config.embedding_width, config.layer_norm_eps
+        self.token_embedding = nn.Embedding(config.vocab_size, narrow)
+        is_rotary = config.rope_theta is not None
+        self.position_embedding = None if is_rotary else nn.Embedding(config.max_position_embeddings, narrow)
+        self.segment_embedding = nn.Embedding(config.type_vocab_size, narrow) if config.type_vocab_size else None
+        self.embedding_norm = (
+            nn.LayerNorm(narrow, eps, bias=structure.has_bias) if structure.has_embedding_norm else None
+        )
+        projects = structure.always_projects_embeddings or narrow != width
+        self.embedding_projection = nn.Linear(narrow, width) if projects else None
+        self.layers = nn.ModuleList(
+            Layer(config, structure, is_first=layer == 0) for layer in range(config.num_distinct_layers)
+        )
+        self.final_norm = nn.LayerNorm(width, eps, bias=structure.has_bias) if structure.is_pre_norm else None
+        self._is_causal = structure.is_causal
         initialise(self, config.initializer_range)
+        if structure.is_pre_norm:
+            # Every layer adds to the residual; so that their sum does not grow with the depth (Radford et al. 2019,
+            # section 2.3; Warner et al. 2024, appendix B).
+            with torch.no_grad():
+                for part in self.layers:
+                    assert isinstance(part, Layer)
+                    part.attention_out.weight /= math.sqrt(2 * config.num_hidden_layers)
+                    part.down.weight /= math.sqrt(2 * config.num_hidden_layers)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """The last layer's hidden states, [T, D].
 
         Raises:
-            ModelError: a sequence is empty or longer than the position table, or (on the CPU, where the
+            ModelError: a sequence is empty or longer than the model's positions, or (on the CPU, where the
                 look-up notices it) an id is outside its table.
         """
+        config = self.config
         if min(batch.lengths, default=0) < 1:
             raise ModelError("a batch needs at least one sequence, and every sequence at least one token")
         longest = max(batch.lengths)
-        if longest > self.config.max_position_embeddings:
+        if longest > config.max_sequence_length:
             raise ModelError(
-                f"a sequence of {longest} tokens is longer than the model's {self.config.max_position_embeddings} "
-                f"positions: cut the text into windows of at most {self.config.max_position_embeddings} tokens"
+                f"a sequence of {longest} tokens is longer than the model's {config.max_sequence_length} "
+                f"positions: cut the text into windows of at most {config.max_sequence_length} tokens"
             )
-        hidden_TD = dropout(self._embed(batch), self.config.hidden_dropout_prob, self.training)
-        layout = Layout(batch.lengths, self.config.num_attention_heads, hidden_TD.device)
-        for layer in self.layers:
-            hidden_TD = layer(hidden_TD, layout)
+        hidden_TD = dropout(self._embed(batch), config.embedding_dropout, self.training)
+        if self.embedding_projection is not None:
+            hidden_TD = self.embedding_projection(hidden_TD)
+        layout = Layout(batch.lengths, config.num_attention_heads, hidden_TD.device)
+        for layer, (reach, rotate) in self._walk(batch):
+            hidden_TD = layer(hidden_TD, layout, reach, rotate)
+        if self.final_norm is not None:
+            hidden_TD = self.final_norm(hidden_TD)
         return hidden_TD
 
-    def _embed(self, batch: PackedBatch) -> Tensor:
+    def attention_maps(self, batch: PackedBatch) -> list[Tensor]:
+        """How much each token looks at each other, for people to look at: a tensor [N, L, L] a layer.
+
+        Args:
+            batch: one sequence of L tokens.
+        """
+        maps = []
+
+        def note(layer: nn.Module, inputs: tuple[Tensor, Layout, Reach, Rotation | None]) -> None:
+            assert isinstance(layer, Layer)
+            hidden_TD, _, reach, rotate = inputs
+            maps.append(attention_weights(layer.queries_keys_values(hidden_TD, rotate), reach))
+
+        hooks = [layer.register_forward_pre_hook(note) for layer in self.layers]
         try:
-            embedded_TD = (
-                self.token_embedding(batch.token_ids)
-                + self.segment_embedding(batch.segment_ids)
-                + self.position_embedding(batch.position_ids)
-            )
+            with torch.no_grad():
+                self(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return maps
+
+    def _walk(self, batch: PackedBatch) -> Iterator[tuple[Layer, tuple[Reach, Rotation | None]]]:
+        """The layers in the order they are run, shared ones again and again, and what tokens see in each."""
+        config = self.config
+        views = [self._view(batch, is_local) for is_local in (False, config.global_attn_every_n_layers > 1)]
+        for number in range(config.num_hidden_layers):
+            layer = self.layers[number * len(self.layers) // config.num_hidden_layers]
+            assert isinstance(layer, Layer)
+            yield layer, views[config.is_local(number)]
+
+    def _view(self, batch: PackedBatch, is_local: bool) -> tuple[Reach, Rotation | None]:
+        """What tokens see in a global or in a local layer, and the angles of their positions there."""
+        config = self.config
+        distance = config.local_attention // 2 if is_local and config.local_attention is not None else None
+        theta = config.local_rope_theta if is_local else config.rope_theta
+        head_size = config.hidden_size // config.num_attention_heads
+        turned = None if theta is None else rotation(batch.position_ids, head_size, theta)
+        return Reach(self._is_causal, distance), turned
+
+    def _embed(self, batch: PackedBatch) -> Tensor:
+        """[T, E]"""
+        try:
+            embedded_TE: Tensor = self.token_embedding(batch.token_ids)
+            if self.segment_embedding is not None and self.config.type_vocab_size == 1:
+                embedded_TE = embedded_TE + self.segment_embedding.weight
+            elif self.segment_embedding is not None:
+                embedded_TE = embedded_TE + self.segment_embedding(batch.segment_ids)
+            if self.position_embedding is not None:
+                embedded_TE = embedded_TE + self.position_embedding(batch.position_ids + self.config.position_offset)
         except IndexError as error:
             raise ModelError(
                 f"ids outside the model's tables: the largest token id is {int(batch.token_ids.max())} (the vocabulary "
                 f"has {self.config.vocab_size}), the largest segment {int(batch.segment_ids.max())} (of "
                 f"{self.config.type_vocab_size}); does the tokenizer belong to this model?"
             ) from error
-        normed_TD: Tensor = self.embedding_norm(embedded_TD)
-        return normed_TD
-
-
-class PooledHead(nn.Module):
-    """BERT's pooler on each sequence's first token, then one linear layer: for classes and next sentences."""
-
-    def __init__(self, config: EncoderConfig, num_outputs: int) -> None:
-        super().__init__()
-        self.dropout = config.head_dropout
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, num_outputs)
-        initialise(self, config.initializer_range)
-
-    def forward(self, first_SD: Tensor) -> Tensor:
-        """[S, D] hidden states of the first tokens -> [S, outputs]"""
-        pooled_SD = torch.tanh(self.dense(first_SD))
-        output: Tensor = self.out(dropout(pooled_SD, self.dropout, self.training))
-        return output
-
-
-class TokenHead(nn.Module):
-    """One linear layer on every token it is given: for tags and answer spans."""
-
-    def __init__(self, config: EncoderConfig, num_outputs: int) -> None:
-        super().__init__()
-        self.dropout = config.head_dropout
-        self.out = nn.Linear(config.hidden_size, num_outputs)
-        initialise(self, config.initializer_range)
-
-    def forward(self, hidden_TD: Tensor) -> Tensor:
-        """[*, D] -> [*, outputs]"""
-        output: Tensor = self.out(dropout(hidden_TD, self.dropout, self.training))
-        return output
-
-
-class VocabularyHead(nn.Module):
-    """BERT's masked-language-model head. Give it the masked positions only: its product with V is the largest of all.
-
-    The decoder is the encoder's token embedding itself, which stays the encoder's: it is not listed
-    among this module's parameters.
-    """
-
-    def __init__(self, config: EncoderConfig, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self.activation = _ACTIVATIONS[config.hidden_act]
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self._tied = (embedding,)  # in a tuple, which hides it from nn.Module
-        initialise(self, config.initializer_range)
-
-    def forward(self, hidden_MD: Tensor) -> Tensor:
-        """[M, D] hidden states -> [M, V] logits"""
-        transformed_MD = self.norm(self.activation(self.dense(hidden_MD)))
-        return F.linear(transformed_MD, self._tied[0].weight, self.bias)
+        if self.embedding_norm is not None:
+            embedded_TE = self.embedding_norm(embedded_TE)
+        return embedded_TE

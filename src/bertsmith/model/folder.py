@@ -7,6 +7,7 @@ shape is compared with the file's header before anything is allocated for it.
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,16 +21,21 @@ from bertsmith.files import atomic_write, read_json, write_json
 from bertsmith.hub import fetch
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
-from bertsmith.model.families import Family, family
+from bertsmith.model.families import family
+from bertsmith.model.families.family import Family
 from bertsmith.settings import from_mapping
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+LABELLED = ("ForSequenceClassification", "ForTokenClassification")
+"""What the architectures end in whose outputs are named by `id2label`."""
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 _HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors"]
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+# A field that may be None -> the property with what None means, for who reads the folder.
+_MEANT = {"embedding_size": "embedding_width", "embedding_dropout_prob": "embedding_dropout"}
 _DTYPES = {"F64", "F32", "F16", "BF16"}
 
 
@@ -122,8 +128,11 @@ def read_config(path: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
         for field, allowed in row.fixed_config.items():
             if raw.get(field) is not None and raw[field] != allowed:
                 raise ModelError(f"{field} is {json.dumps(raw[field])}; only {json.dumps(allowed)} is supported")
-        values = {ours: raw[theirs] for ours, theirs in row.config_names.items() if theirs in raw}
-        config = from_mapping(EncoderConfig, {**values, "model_type": row.model_type}, CONFIG_FILE)
+        understood = row.understand(raw)
+        values = {ours: understood[theirs] for ours, theirs in row.config_names.items() if theirs in understood}
+        config = from_mapping(EncoderConfig, {**row.defaults, **values, "model_type": row.model_type}, CONFIG_FILE)
+        if row.offsets_positions:
+            config = replace(config, position_offset=(config.pad_token_id or 0) + 1)
     except (ModelError, SettingsError) as error:
         raise ModelError(f"{file.parent}: {error}") from error
     if _weight_files(file.parent):
@@ -153,7 +162,7 @@ def load_weights(path: str | Path, model: nn.Module, *, strict: bool) -> list[st
     a folder whose `architectures` says the same as the model's heads.
 
     Args:
-        model: a module with `encoder` and any of `pooled`, `tokens`, `vocabulary`.
+        model: a module with `encoder` and any of `pooled`, `tokens`, `vocabulary`, `detection`.
         strict: every tensor of the model must be in the folder. Otherwise those of the heads may be
             missing, or have another shape (a different number of labels), and keep their values.
 
@@ -172,7 +181,8 @@ def load_weights(path: str | Path, model: nn.Module, *, strict: bool) -> list[st
             for name, parameter in model.state_dict(keep_vars=True).items():
                 if name in sources:
                     for part, source in zip(parameter.chunk(len(sources[name])), sources[name], strict=True):
-                        part.copy_(weights.read(source))
+                        read = weights.read(source)
+                        part.copy_(read.T if row.is_transposed(name) else read)
     return kept
 
 
@@ -210,17 +220,17 @@ def save_model(
             raise ModelError(f"{architecture} has no place for this model's {name}")
         # Without a copy the parts of a fused tensor share memory, which safetensors refuses.
         parts = tensor.detach().chunk(len(theirs)) if theirs else ()
-        tensors |= {
-            part_name: part.to("cpu", torch.float32, copy=True) for part_name, part in zip(theirs, parts, strict=True)
-        }
+        for part_name, part in zip(theirs, parts, strict=True):
+            laid = part.T if row.is_transposed(name) else part
+            tensors[part_name] = laid.to("cpu", torch.float32, copy=True).contiguous()
     missing = [stem for stem in row.heads[architecture].values() if not any(name.startswith(stem) for name in tensors)]
     if missing:
         raise ModelError(f"{architecture} needs {' and '.join(missing)}, for which this model has nothing")
     values: dict[str, Any] = {"architectures": [architecture], "model_type": row.model_type, "dtype": "float32"}
-    values |= {theirs: getattr(config, ours) for ours, theirs in row.config_names.items()}
+    values |= {theirs: getattr(config, _MEANT.get(ours, ours)) for ours, theirs in row.config_names.items()}
     values |= row.fixed_config
-    if architecture in row.labelled:
-        outputs = len(next(tensor for name, tensor in model.state_dict().items() if name.endswith(".out.bias")))
+    if architecture.endswith(LABELLED):
+        outputs = len(next(tensor for name, tensor in model.state_dict().items() if name.endswith(".out.weight")))
         values |= _labels(outputs, id2label)
     if problem_type is not None:
         values["problem_type"] = problem_type
@@ -257,8 +267,8 @@ def _no_weights(folder: Path) -> str:
         return f"{folder}: no {WEIGHTS_FILE} here"
     return (
         f"{folder}: only {pickled[0]}, which may run code when it is read. Convert it once, where you trust it: "
-        f'python -c "from transformers import AutoModelForPreTraining as M; '
-        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safe')\""
+        f"python -c \"import transformers as t; name = t.AutoConfig.from_pretrained('{folder}').architectures[0]; "
+        f"getattr(t, name).from_pretrained('{folder}').save_pretrained('{folder}-safe')\""
     )
 
 
@@ -266,9 +276,10 @@ def _check_sizes(folder: Path, row: Family, config: EncoderConfig) -> None:
     """Compare the config with the headers of the weights, at no cost in memory."""
     with _Weights(folder) as weights:
         layers = row.count_layers(weights.names())
-        if layers != config.num_hidden_layers:
+        if layers != config.num_distinct_layers:
+            field = "num_hidden_layers" if config.num_hidden_groups is None else "num_hidden_groups"
             raise ModelError(
-                f"{folder}: {CONFIG_FILE} says num_hidden_layers {config.num_hidden_layers}, the weights have {layers}"
+                f"{folder}: {CONFIG_FILE} says {field} {config.num_distinct_layers}, the weights have {layers}"
             )
         with torch.device("meta"):
             model = nn.ModuleDict({"encoder": Encoder(config)})
@@ -295,6 +306,8 @@ def _match(
             kept.append(name)
             continue
         wanted = (tensor.shape[0] // len(found), *tensor.shape[1:])
+        if row.is_transposed(name):
+            wanted = wanted[::-1]
         unfit = [known for known in found if weights.shape(known) != wanted]
         if unfit and must_fit:
             raise ModelError(

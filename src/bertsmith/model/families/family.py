@@ -1,16 +1,22 @@
-"""One row a family: what a Hugging Face folder calls our config fields and tensors, and what it must say.
+"""What there is to know about a family: its structure, and what a Hugging Face folder calls our fields and tensors.
 
 A family is values, not code: `folder.py` reads and writes every family by its row. Names are reversible:
 each of our tensors is one of theirs, or several of theirs laid on top of each other (queries, keys, values).
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from bertsmith.errors import ModelError, did_you_mean
+from bertsmith.errors import ModelError
+from bertsmith.model.config import Structure
+
+RawConfig = dict[str, Any]
+
+
+def _as_it_is(raw: RawConfig) -> RawConfig:
+    return raw
 
 
 @dataclass(frozen=True)
@@ -22,24 +28,56 @@ class Family:
     """
 
     model_type: str
+    class_prefix: str
+    """What the names of all architectures of the family begin with: "Bert" of "BertForMaskedLM"."""
+    structure: Structure
     config_names: Mapping[str, str]
     """Our config field -> theirs."""
     fixed_config: Mapping[str, Any]
     """Fields that change the arithmetic -> the only value with which it is what our encoder does."""
-    bare: str
-    """The architecture without a head."""
     prefix: str
     """Before the bare model's names in folders of all other architectures."""
     encoder: Mapping[str, tuple[str, ...]]
     """Our names inside `Encoder` -> theirs in the bare model; several are concatenated."""
-    pooler: Mapping[str, str]
-    """Our names of the pooler -> theirs in the bare model."""
     heads: Mapping[str, Mapping[str, str]]
     """Architecture -> our names of what it has beyond encoder and pooler -> theirs."""
-    labelled: tuple[str, ...]
-    """Architectures whose outputs are named by `id2label`."""
-    aliases: tuple[tuple[str, str], ...]
+    pooler: Mapping[str, str] = field(default_factory=dict)
+    """Our names of the pooler -> theirs in the bare model; empty if that has none."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Our config field -> what a folder means that does not say; besides the defaults of `EncoderConfig`."""
+    new: Mapping[str, Any] = field(default_factory=dict)
+    """Our config field -> its value in a new model of a named size; besides the defaults of `EncoderConfig`."""
+    understand: Callable[[RawConfig], RawConfig] = _as_it_is
+    """Their config.json in other spellings -> in the one that `config_names` knows."""
+    offsets_positions: bool = False
+    """Positions are counted from pad_token_id + 1."""
+    transposed: tuple[str, ...] = ()
+    """Our names inside `Encoder` of matrices that the folder holds transposed."""
+    aliases: tuple[tuple[str, str], ...] = ()
     """(pattern, replacement): how older folders spell a name."""
+
+    @property
+    def bare(self) -> str:
+        """The architecture without a head."""
+        return f"{self.class_prefix}Model"
+
+    def architecture(self, kind: str) -> str:
+        """The family's name for a kind of model, such as "ForTokenClassification".
+
+        Raises:
+            ModelError: it has none.
+        """
+        name = f"{self.class_prefix}{kind}"
+        if name not in self.heads:
+            raise ModelError(
+                f"{self.model_type} models have no {kind} architecture. They have: {', '.join(self.heads)}."
+            )
+        return name
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether the folder holds our tensor `name` with its two dimensions exchanged."""
+        names = {stem: (stem,) for stem in self.transposed}
+        return name.endswith(".weight") and bool(_below(names, name.removeprefix("encoder.")))
 
     def theirs(self, architecture: str, name: str) -> tuple[str, ...]:
         """Their names for one of our tensors; empty if this architecture has no such tensor."""
@@ -59,6 +97,8 @@ class Family:
         A "classifier" of sentences is no classifier of tokens, whatever its shape.
         """
         found = self.theirs(architecture, name)
+        if ".out." not in name:
+            return found
         meanings = {
             ours
             for head in self.heads.values()
@@ -117,91 +157,3 @@ def _below(names: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...]:
         if _is_below(pattern, stem):
             return tuple(found.replace("{i}", layer) + pattern.removeprefix(stem) for found in theirs)
     return ()
-
-
-_SAME_NAMES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-    "classifier_dropout",
-)
-_VOCABULARY = {
-    "vocabulary.dense": "cls.predictions.transform.dense",
-    "vocabulary.norm": "cls.predictions.transform.LayerNorm",
-    "vocabulary.bias": "cls.predictions.bias",
-}
-
-BERT = Family(
-    model_type="bert",
-    config_names=MappingProxyType({name: name for name in _SAME_NAMES}),
-    fixed_config=MappingProxyType(
-        {
-            "position_embedding_type": "absolute",
-            "is_decoder": False,
-            "add_cross_attention": False,
-            "tie_word_embeddings": True,
-        }
-    ),
-    bare="BertModel",
-    prefix="bert.",
-    encoder=MappingProxyType(
-        {
-            "token_embedding": ("embeddings.word_embeddings",),
-            "position_embedding": ("embeddings.position_embeddings",),
-            "segment_embedding": ("embeddings.token_type_embeddings",),
-            "embedding_norm": ("embeddings.LayerNorm",),
-            "layers.{i}.qkv": (
-                "encoder.layer.{i}.attention.self.query",
-                "encoder.layer.{i}.attention.self.key",
-                "encoder.layer.{i}.attention.self.value",
-            ),
-            "layers.{i}.attention_out": ("encoder.layer.{i}.attention.output.dense",),
-            "layers.{i}.attention_norm": ("encoder.layer.{i}.attention.output.LayerNorm",),
-            "layers.{i}.up": ("encoder.layer.{i}.intermediate.dense",),
-            "layers.{i}.down": ("encoder.layer.{i}.output.dense",),
-            "layers.{i}.output_norm": ("encoder.layer.{i}.output.LayerNorm",),
-        }
-    ),
-    pooler=MappingProxyType({"pooled.dense": "pooler.dense"}),
-    heads=MappingProxyType(
-        {
-            "BertModel": MappingProxyType({}),
-            "BertForPreTraining": MappingProxyType({**_VOCABULARY, "pooled.out": "cls.seq_relationship"}),
-            "BertForMaskedLM": MappingProxyType(_VOCABULARY),
-            "BertForSequenceClassification": MappingProxyType({"pooled.out": "classifier"}),
-            "BertForTokenClassification": MappingProxyType({"tokens.out": "classifier"}),
-            "BertForQuestionAnswering": MappingProxyType({"tokens.out": "qa_outputs"}),
-        }
-    ),
-    labelled=("BertForSequenceClassification", "BertForTokenClassification"),
-    # Folders converted from TensorFlow name the norms' tensors gamma and beta; some hold the decoder's
-    # bias only under the decoder's name.
-    aliases=(
-        (r"LayerNorm\.weight$", "LayerNorm.gamma"),
-        (r"LayerNorm\.bias$", "LayerNorm.beta"),
-        (r"^cls\.predictions\.bias$", "cls.predictions.decoder.bias"),
-    ),
-)
-
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in (BERT,)})
-
-
-def family(model_type: str) -> Family:
-    """The row of a `model_type`.
-
-    Raises:
-        ModelError: we have no such row.
-    """
-    if model_type not in FAMILIES:
-        raise ModelError(f'model_type "{model_type}" is not supported. {did_you_mean(model_type, FAMILIES)}')
-    return FAMILIES[model_type]

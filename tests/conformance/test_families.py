@@ -1,0 +1,276 @@
+"""Every family and every head against Transformers: logits in both directions, with padding on their side only."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from bertsmith.errors import ModelError
+from bertsmith.model.batch import PackedBatch, pack
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.families import FAMILIES
+from bertsmith.model.folder import load_encoder, load_weights, read_config, save_model
+from bertsmith.model.heads import DetectionHead, PooledHead, TokenHead, VocabularyHead
+from bertsmith.model.sizes import named_size
+
+pytestmark = pytest.mark.conformance
+
+TOLERANCE = 1e-5
+NUM_LABELS = 3
+LENGTHS = (5, 2, 31, 9, 16, 31)  # beyond the local window of ModernBERT below
+
+COMMON = {"vocab_size": 60, "initializer_range": 0.1, "pad_token_id": 0}
+ROBERTA_VALUES = {
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 40,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "hidden_act": "relu",
+}
+THEIR_CONFIGS: dict[str, Sequence[dict[str, Any]]] = {
+    "bert": ({"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 2},),
+    "roberta": (ROBERTA_VALUES,),
+    "xlm-roberta": (ROBERTA_VALUES,),
+    "camembert": (ROBERTA_VALUES,),
+    "distilbert": ({"dim": 24, "n_heads": 2, "hidden_dim": 40, "n_layers": 2, "max_position_embeddings": 40},),
+    "albert": [
+        {
+            "embedding_size": 8,
+            "hidden_size": 24,
+            "num_attention_heads": 3,
+            "intermediate_size": 40,
+            "num_hidden_layers": 4,
+            "num_hidden_groups": groups,
+        }
+        for groups in (1, 2)
+    ],
+    "electra": [
+        {
+            "embedding_size": embedding_size,
+            "hidden_size": 24,
+            "num_attention_heads": 3,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+        }
+        for embedding_size in (8, 24)
+    ],
+    "modernbert": [
+        {
+            "hidden_size": 24,
+            "num_attention_heads": 3,
+            "intermediate_size": 40,
+            "num_hidden_layers": 4,
+            "local_attention": 8,
+            "max_position_embeddings": 64,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "classifier_pooling": pooling,
+        }
+        for pooling in ("cls", "mean")
+    ],
+    "gpt2": ({"n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 40, "bos_token_id": 0, "eos_token_id": 0},),
+}
+CASES = [
+    pytest.param(model_type, architecture, {**COMMON, **values}, id=f"{architecture}-{number}")
+    for model_type, configs in THEIR_CONFIGS.items()
+    for number, values in enumerate(configs)
+    for architecture in FAMILIES[model_type].heads
+]
+
+
+class Model(nn.Module):
+    """The attribute names of all task models, with the heads of one architecture."""
+
+    def __init__(self, config: EncoderConfig, architecture: str) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        row = FAMILIES[config.model_type]
+        names = {name.split(".")[0] for name in row.heads[architecture]}
+        if "vocabulary" in names or architecture == "GPT2LMHeadModel":
+            self.vocabulary = VocabularyHead(config, self.encoder.token_embedding)
+        if "pooled" in names:
+            self.pooled = PooledHead(config, 2 if architecture.endswith("ForPreTraining") else NUM_LABELS)
+        if "tokens" in names:
+            self.tokens = TokenHead(config, NUM_LABELS if architecture.endswith("ForTokenClassification") else 2)
+        if "detection" in names:
+            self.detection = DetectionHead(config)
+
+    def outputs(self, batch: PackedBatch) -> list[Tensor]:
+        """Flat outputs in the order of `their_outputs`."""
+        hidden_TD = self.encoder(batch)
+        parts = self._modules
+        found = [] if len(parts) > 1 else [hidden_TD]
+        if "vocabulary" in parts:
+            found.append(self.vocabulary(hidden_TD))
+        if "tokens" in parts:
+            found.append(self.tokens(hidden_TD))
+        if "detection" in parts:
+            found.append(self.detection(hidden_TD))
+        if "pooled" in parts:
+            found.append(self.pooled(hidden_TD, batch))
+        return found
+
+
+def shake(model: nn.Module, seed: int) -> None:
+    """Move every weight, so that none is 0 or 1 any more and two that should not be equal are not."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+
+
+def their_model(model_type: str, architecture: str, values: dict[str, Any]) -> Any:
+    """A small random model of theirs."""
+    values = {
+        **values,
+        "num_labels": 2 if architecture.endswith(("ForQuestionAnswering", "ForPreTraining")) else NUM_LABELS,
+    }
+    torch.manual_seed(0)
+    model = getattr(transformers, architecture)(transformers.AutoConfig.for_model(model_type, **values))
+    shake(model, 1)
+    return model.eval()
+
+
+def batches(pad: int, segments: int) -> tuple[PackedBatch, dict[str, Tensor]]:
+    """Sequences of mixed length, packed for us and padded for them. No token is the padding's."""
+    random = np.random.default_rng(0)
+    ids = [random.integers(3, 60, length) for length in LENGTHS]
+    kinds = [np.sort(random.integers(0, max(segments, 1), length)) for length in LENGTHS]
+    longest = max(LENGTHS)
+
+    def padded(rows: list[np.ndarray], value: int) -> Tensor:
+        return torch.from_numpy(
+            np.stack([np.pad(row, (0, longest - len(row)), constant_values=value) for row in rows]).astype(np.int64)
+        )
+
+    theirs = {"input_ids": padded(ids, pad), "attention_mask": padded([np.ones_like(one) for one in ids], 0)}
+    if segments > 1:
+        theirs["token_type_ids"] = padded(kinds, 0)
+    return pack(ids, kinds), theirs
+
+
+def their_outputs(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Outputs of one of their models at the real tokens, flat."""
+    found = model(**inputs)
+    is_token = inputs["attention_mask"].bool()
+    if "start_logits" in found:
+        return [torch.stack([found.start_logits, found.end_logits], dim=-1)[is_token]]
+    if "last_hidden_state" in found:
+        return [found.last_hidden_state[is_token]]
+    if "prediction_logits" in found:
+        pairs = found.seq_relationship_logits if "seq_relationship_logits" in found else found.sop_logits
+        return [found.prediction_logits[is_token], pairs]
+    is_by_token = found.logits.shape[:2] == is_token.shape
+    return [found.logits[is_token] if is_by_token else found.logits]
+
+
+def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape
+        assert other.std() > 0.05
+        torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("model_type", "architecture", "values"), CASES)
+@torch.no_grad()
+def test_their_folder_gives_their_logits_here(
+    model_type: str, architecture: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    theirs = their_model(model_type, architecture, values)
+    theirs.save_pretrained(tmp_path)
+    config, _ = read_config(tmp_path)
+    ours = Model(config, architecture)
+    assert load_weights(tmp_path, ours, strict=True) == []
+    packed, padded = batches(values["pad_token_id"], config.type_vocab_size)
+    assert_same(ours.eval().outputs(packed), their_outputs(theirs, padded))
+
+
+@pytest.mark.parametrize(("model_type", "architecture", "values"), CASES)
+@torch.no_grad()
+def test_our_folder_gives_our_logits_there(
+    model_type: str, architecture: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    # The config of a folder of theirs, new weights of ours.
+    transformers.AutoConfig.for_model(model_type, **values).save_pretrained(tmp_path / "config")
+    config, _ = read_config(tmp_path / "config")
+    ours = Model(config, architecture).eval()
+    shake(ours, 2)
+    save_model(tmp_path, ours, config, architecture)
+    theirs, info = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert all("pooler" in name for name in info["missing_keys"])  # theirs is made anew where ours has none
+    packed, padded = batches(values["pad_token_id"], config.type_vocab_size)
+    assert_same(ours.outputs(packed), their_outputs(theirs.eval(), padded))
+    assert read_config(tmp_path)[0] == config
+    assert theirs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "albert", "modernbert"])
+@torch.no_grad()
+def test_attention_maps_are_theirs(model_type: str, tmp_path: Path) -> None:
+    values = {**COMMON, **THEIR_CONFIGS[model_type][0], "attn_implementation": "eager"}
+    torch.manual_seed(0)
+    theirs = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(model_type, **values)).eval()
+    shake(theirs, 1)
+    theirs.save_pretrained(tmp_path)
+    ours, _ = load_encoder(tmp_path)
+    ids = np.arange(3, 25)
+    expected = theirs(input_ids=torch.from_numpy(ids)[None], output_attentions=True).attentions
+    found = ours.attention_maps(pack([ids]))
+    assert len(found) == len(expected) == ours.config.num_hidden_layers
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other[0], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@torch.no_grad()
+def test_a_new_model_of_a_named_size_is_the_same_there(model_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = replace(named_size("tiny", 60, model_type=model_type, max_length=32, pad_token_id=2), num_hidden_layers=4)
+    ours = Model(config, FAMILIES[model_type].bare).eval()
+    save_model(tmp_path, ours, config, FAMILIES[model_type].bare)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    packed, padded = batches(2, config.type_vocab_size)
+    torch.testing.assert_close(ours.outputs(packed), their_outputs(theirs, padded), rtol=0, atol=TOLERANCE)
+    assert config.max_sequence_length == 32
+    assert load_encoder(tmp_path)[1] == config
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change", "message"),
+    [
+        ("albert", {"inner_group_num": 2}, "inner_group_num is 2; only 1 is supported"),
+        ("albert", {"num_hidden_groups": 3}, "num_hidden_groups"),
+        ("modernbert", {"attention_bias": True}, "attention_bias is true"),
+        ("modernbert", {"layer_types": ["sliding_attention"] * 4}, "layer_types must be full_attention in every n-th"),
+        ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, 'type "yarn" are not supported'),
+        ("modernbert", {"classifier_pooling": "max"}, 'pooling "max" is unknown'),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is true"),
+        ("electra", {"summary_type": "mean"}, 'summary_type is "mean"'),
+        ("roberta", {"is_decoder": True}, "is_decoder is true"),
+        ("distilbert", {"activation": "mish"}, 'hidden_act "mish" is unknown'),
+    ],
+)
+def test_what_the_encoder_does_not_do_is_refused_by_its_field(
+    model_type: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values = {**COMMON, **THEIR_CONFIGS[model_type][0]}
+    transformers.AutoConfig.for_model(model_type, **values).save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **change}))
+    with pytest.raises(ModelError, match=message):
+        read_config(tmp_path)
