@@ -76,6 +76,20 @@ def test_a_fresh_optimizer_takes_the_moments(toy: SimpleNamespace, tmp_path: Pat
     assert bits(other, fresh) == bits(model, optimizer)
 
 
+def test_an_average_is_kept_beside_the_weights(toy: SimpleNamespace, tmp_path: Path) -> None:
+    model, optimizer = make(toy)
+    average = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    path = save_checkpoint(tmp_path, 3, model, optimizer, {}, average=average)
+    assert sorted(file.name for file in path.iterdir()) == ["average.safetensors", *FILES]
+    other, other_optimizer = make(toy, seed=1)
+    other_average = {name: torch.zeros_like(tensor) for name, tensor in average.items()}
+    load_checkpoint(path, other, other_optimizer, other_average)
+    assert bits(other, other_optimizer) == bits(model, optimizer)
+    assert all(torch.equal(tensor, average[name]) for name, tensor in other_average.items())
+    (path / "average.safetensors").write_bytes(b"")
+    assert "average.safetensors has 0 bytes" in str(find_fault(path))
+
+
 def test_the_files_are_plain_and_hold_a_tied_weight_once(toy: SimpleNamespace, tmp_path: Path) -> None:
     model, optimizer = make(toy)
     path = save_checkpoint(tmp_path, 12, model, optimizer, {})

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,6 +235,44 @@ def test_without_keep_best_the_last_weights_stay(toy: SimpleNamespace, tmp_path:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 
 
+def states(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_what_is_evaluated_and_left_is_the_average_and_what_learns_is_not(
+    toy: SimpleNamespace, tmp_path: Path, keep_best: bool
+) -> None:
+    torch.manual_seed(0)
+    plain_model, plain_task = toy.Model(), toy.Task()
+    plain: list[dict[str, torch.Tensor]] = []
+    plain_task.before_loss = lambda batch: plain.append(states(plain_model))
+    run(plain_model, plain_task, tmp_path / "plain", settings("8 steps"))
+    plain.append(states(plain_model))
+    averages = plain[:1]
+    for step, weights in enumerate(plain[1:]):
+        decay = min(0.7, (1 + step) / (10 + step))
+        averages.append({name: decay * averages[-1][name] + (1 - decay) * weights[name] for name in weights})
+
+    torch.manual_seed(0)
+    model, task = toy.Model(), toy.Task(scores=[5.0, 1.0, 2.0, 3.0])
+    learning: list[dict[str, torch.Tensor]] = []
+    scored: list[dict[str, torch.Tensor]] = []
+    score = task.score
+    task.before_loss = lambda batch: learning.append(states(model))
+    task.score = lambda *arguments: (scored.append(states(model)), score(*arguments))[1]
+    chosen = settings("8 steps", evaluate_every="2 steps", ema_decay=0.7, keep_best=keep_best)
+    result = run(model, task, tmp_path / "averaged", chosen)
+    for own, expected in zip(learning, plain, strict=False):
+        assert all(torch.equal(own[name], expected[name]) for name in own)
+    ends = averages[4 if keep_best else 8]
+    for own, expected in zip([*scored, states(model)], [*averages[2::2], ends], strict=True):
+        for name in own:
+            torch.testing.assert_close(own[name], expected[name], rtol=1e-5, atol=1e-6)
+    assert result.metrics["error"] == (1.0 if keep_best else 3.0)
+    assert not torch.equal(averages[8]["hidden.weight"], plain[8]["hidden.weight"])
+
+
 def test_patience_ends_a_run_early(toy: SimpleNamespace, tmp_path: Path) -> None:
     task = toy.Task(scores=[5.0, 4.0, 4.0, 3.5, 3.6, 3.7, 0.0])
     chosen = settings("100 steps", evaluate_every="2 steps", early_stopping=2, keep_best=True)
@@ -295,6 +334,8 @@ def test_a_second_signal_does_what_it_always_did(toy: SimpleNamespace, tmp_path:
 
     def press_twice(batch: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            time.sleep(0.001)  # two that arrive together count as one
         os.kill(os.getpid(), signal.SIGINT)
 
     task.before_loss = press_twice
@@ -338,6 +379,7 @@ def test_people_see_progress_on_the_console(toy: SimpleNamespace, tmp_path: Path
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"early_stopping": 0}, "early_stopping is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_built(wrong: dict[str, Any], message: str) -> None:

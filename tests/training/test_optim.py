@@ -1,54 +1,20 @@
-"""Parameter groups and schedules beside those of transformers; budgets as people write them."""
+"""Which parameters an optimizer gets, and how; settings that are refused."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertForPreTraining, get_linear_schedule_with_warmup
+from torch.optim import AdamW
+from transformers import BertConfig, BertForPreTraining
 from transformers.trainer_pt_utils import get_parameter_names
 
 from bertsmith.errors import SettingsError
-from bertsmith.training.optim import Budget, Interval, OptimizerSettings, Spent, build_optimizer, rate
-
-
-def reference_rates(peak: float, warmup_steps: int, steps: int) -> list[float]:
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=peak)
-    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, steps)
-    rates = []
-    for _ in range(steps):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    return rates
-
-
-@pytest.mark.conformance
-@pytest.mark.parametrize("warmup_steps", [0, 1, 7, 30, 99])
-@pytest.mark.parametrize("given_as", ["share", "steps"])
-def test_the_schedule_is_that_of_transformers(warmup_steps: int, given_as: str) -> None:
-    warmup = {"warmup_share": warmup_steps / 100} if given_as == "share" else {"warmup_steps": warmup_steps}
-    settings = OptimizerSettings(learning_rate=3e-4, **warmup)
-    budget = Budget.parse("100 steps")
-    rates = [rate(budget.progress(Spent(step=step)), step, settings) for step in range(100)]
-    assert rates == pytest.approx(reference_rates(3e-4, warmup_steps, 100), abs=1e-12)
-
-
-@given(
-    progress=st.floats(0, 1),
-    step=st.integers(0, 10**6),
-    share=st.floats(0, 0.99),
-    warmup_steps=st.none() | st.integers(0, 10**4),
-)
-def test_rates_stay_between_zero_and_the_peak(
-    progress: float, step: int, share: float, warmup_steps: int | None
-) -> None:
-    settings = OptimizerSettings(learning_rate=2.0, warmup_share=share, warmup_steps=warmup_steps)
-    assert 0 <= rate(progress, step, settings) <= 2.0 * (1 + 1e-9)
-    if step >= (warmup_steps or 0):
-        assert rate(1.0, step, settings) == 0.0
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.encoder import Encoder
+from bertsmith.training.optim import PRESETS, OptimizerSettings, Preset, build_optimizer
+from bertsmith.training.optimizers import BertAdam, Combined, Lamb, StableAdamW
 
 
 @pytest.mark.conformance
@@ -88,73 +54,87 @@ def test_one_step_decays_by_the_rate_times_the_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "amount", "unit"),
+    ("name", "kind"),
+    [("adamw", AdamW), ("bert-original", BertAdam), ("stable-adamw", StableAdamW), ("lamb", Lamb)],
+)
+def test_each_name_has_its_optimizer_with_the_published_constants(name: str, kind: type) -> None:
+    optimizer = build_optimizer(nn.Linear(3, 3), OptimizerSettings(learning_rate=0.3, weight_decay=0.2, optimizer=name))
+    assert type(optimizer) is kind
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+    beta2 = 0.99 if name == "stable-adamw" else 0.999
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.3, (0.9, beta2), 1e-6)
+
+
+def test_what_is_given_goes_before_the_published_constants() -> None:
+    settings = OptimizerSettings(optimizer="bert-original", beta1=0.8, epsilon=1e-3, schedule="wsd")
+    assert settings.preset == Preset(beta1=0.8, beta2=0.999, epsilon=1e-3, schedule="wsd")
+    group = build_optimizer(nn.Linear(3, 3), settings).param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.8, 0.999), 1e-3)
+    assert PRESETS["bert-original"] == Preset(schedule="bert-original")
+
+
+class Model(nn.Module):
+    """A gated encoder, whose embeddings are projected, under a head of one linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+        self.encoder = Encoder(EncoderConfig(vocab_size=20, model_type="modernbert", embedding_size=4, **sizes))
+        self.head = nn.Linear(8, 8)
+
+
+def test_muon_gets_the_matrices_of_the_layers_and_adamw_the_rest() -> None:
+    model = Model()
+    optimizer = build_optimizer(model, OptimizerSettings(learning_rate=0.1, weight_decay=0.2, optimizer="muon"))
+    assert isinstance(optimizer, Combined)
+    muon, adamw = optimizer.optimizers
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parts = {names[id(p)]: group["num_parts"] for group in muon.param_groups for p in group["params"]}
+    kinds = {"qkv": 3, "attention_out": 1, "up": 2, "down": 1}
+    assert parts == {f"encoder.layers.{i}.{kind}.weight": n for i in range(2) for kind, n in kinds.items()}
+    decay = {names[id(p)]: group["weight_decay"] for group in adamw.param_groups for p in group["params"]}
+    assert parts.keys() | decay.keys() == set(names.values())
+    assert not parts.keys() & decay.keys()
+    for name in ("encoder.token_embedding.weight", "encoder.embedding_projection.weight", "head.weight"):
+        assert decay[name] == 0.2
+    assert decay["encoder.layers.1.mlp_norm.weight"] == decay["head.bias"] == 0.0
+    assert {group["weight_decay"] for group in muon.param_groups} == {0.2}
+    assert {(group["betas"], group["eps"]) for group in adamw.param_groups} == {((0.9, 0.95), 1e-8)}
+    # One list of groups and one memory, so that the step, the clipping and the checkpoint see all of it.
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[-1]["lr"] = 0.7
+    assert (muon.param_groups[0]["lr"], adamw.param_groups[-1]["lr"]) == (0.7, 0.7)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert {names[id(parameter)]: set(state) for parameter, state in optimizer.state.items()} == {
+        name: {"momentum_buffer"} if name in parts else {"step", "exp_avg", "exp_avg_sq"} for name in names.values()
+    }
+
+
+def test_muon_leaves_out_what_is_frozen_and_needs_layers() -> None:
+    model = Model()
+    model.encoder.layers[0].requires_grad_(False)
+    optimizer = build_optimizer(model, OptimizerSettings(optimizer="muon"))
+    assert all(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"])
+    only = nn.ModuleList([model.encoder.layers[1]])
+    for parameter in only.parameters():
+        parameter.requires_grad_(parameter.ndim == 2)
+    assert len(build_optimizer(only, OptimizerSettings(optimizer="muon")).optimizers) == 1
+    with pytest.raises(SettingsError, match="this model trains none"):
+        build_optimizer(nn.Linear(3, 3), OptimizerSettings(optimizer="muon"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
     [
-        ("90s", 90, "seconds"),
-        ("10m", 600, "seconds"),
-        ("3h", 10800, "seconds"),
-        ("1h30m", 5400, "seconds"),
-        ("1.5 h", 5400, "seconds"),
-        ("2 days", 172800, "seconds"),
-        ("10 minutes", 600, "seconds"),
-        (" 50M tokens ", 5e7, "tokens"),
-        ("2B tokens", 2e9, "tokens"),
-        ("1.5k tokens", 1500, "tokens"),
-        ("20_000 steps", 20000, "steps"),
-        ("20,000 steps", 20000, "steps"),
-        ("1 step", 1, "steps"),
-        ("2 epochs", 2, "epochs"),
-        ("0.5 epoch", 0.5, "epochs"),
-        ("10%", 0.1, "share"),
+        ({"optimizer": "adam"}, 'optimizer "adam" is not known. Did you mean "adamw"?'),
+        ({"schedule": "cosin"}, 'schedule "cosin" is not known. Did you mean "cosine"?'),
     ],
 )
-def test_budgets_are_read(text: str, amount: float, unit: str) -> None:
-    assert Budget.parse(text) == Budget(pytest.approx(amount), unit)
-
-
-@pytest.mark.parametrize("text", ["", "10", "ten minutes", "5 M", "3 apples", "-1 steps", "10m tokens", "1h 2x", "%"])
-def test_an_unreadable_budget_says_what_can_be_written(text: str) -> None:
-    with pytest.raises(SettingsError, match="Write a time") as caught:
-        Budget.parse(text)
-    assert f'"{text}"' in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["0 steps", "0m", "0%"])
-def test_a_budget_of_nothing_is_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="above 0"):
-        Budget.parse(text)
-
-
-def test_progress_is_the_share_that_is_used() -> None:
-    spent = Spent(step=25, tokens=1000, seconds=30.0, epochs=0.5)
-    shares = {"100 steps": 0.25, "4k tokens": 0.25, "2m": 0.25, "2 epochs": 0.25, "10 steps": 1.0}
-    assert {text: Budget.parse(text).progress(spent) for text in shares} == shares
-
-
-def test_time_set_aside_brings_the_end_forward_but_never_to_the_first_half() -> None:
-    budget = Budget.parse("100s")
-    assert budget.progress(Spent(seconds=90), reserve_seconds=10) == 1.0
-    assert budget.progress(Spent(seconds=45), reserve_seconds=10) == 0.5
-    assert budget.progress(Spent(seconds=25), reserve_seconds=1000) == 0.5
-    # Only time is set aside in time.
-    assert Budget.parse("100 steps").progress(Spent(step=50), reserve_seconds=10) == 0.5
-
-
-@given(steps=st.integers(10, 5000), percent=st.sampled_from([5, 10, 20, 25, 30]))
-def test_an_interval_in_shares_comes_as_often_as_it_says(steps: int, percent: int) -> None:
-    budget, interval = Budget.parse(f"{steps} steps"), Interval(Budget.parse(f"{percent}%"))
-    due = [step for step in range(1, steps + 1) if interval.is_due(Spent(step=step), budget.progress(Spent(step=step)))]
-    multiples = range(1, 100 // percent + 1)
-    # The same in whole numbers: the first step at or after each multiple.
-    assert due == sorted({-(-multiple * percent * steps // 100) for multiple in multiples})
-
-
-def test_an_interval_in_epochs_and_one_that_steps_back() -> None:
-    interval = Interval(Budget.parse("1 epoch"))
-    epochs = [0.5, 1.0, 1.5, 1.9, 2.5, 1.8, 2.6, 4.0]
-    assert [interval.is_due(Spent(epochs=value), 0.0) for value in epochs] == [
-        False, True, False, False, True, False, False, True,
-    ]  # fmt: skip
+def test_unknown_names_are_refused_with_the_nearest(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message.replace("?", r"\?")):
+        OptimizerSettings(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +148,7 @@ def test_an_interval_in_epochs_and_one_that_steps_back() -> None:
         ("max_grad_norm", -1.0),
         ("warmup_share", 1.0),
         ("warmup_steps", -1),
+        ("decay_share", 1.0),
     ],
 )
 def test_settings_out_of_range_are_named(field: str, value: float) -> None:

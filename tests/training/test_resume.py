@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from bertsmith.errors import Interrupted, TrainingError
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder, PooledHead
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.heads import PooledHead
 from bertsmith.training.checkpoint import newest_checkpoint, read_state
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
-from bertsmith.training.optim import OptimizerSettings
+from bertsmith.training.optim import OptimizerName, OptimizerSettings, ScheduleName
 from bertsmith.training.progress import read_metrics
 from bertsmith.training.task import Batch
 
@@ -40,7 +41,7 @@ class SmallBert(nn.Module):
         self.pooled = PooledHead(config, 3)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        outputs = self.pooled(self.encoder(batch.inputs)[batch.inputs.first_tokens])
+        outputs = self.pooled(self.encoder(batch.inputs), batch.inputs)
         return outputs[:, 0], outputs[:, 1:]
 
 
@@ -48,10 +49,16 @@ CASES: dict[str, dict[str, Any]] = {
     "steps": {"budget": "17 steps"},
     "epochs, cut into micro-batches": {"budget": "3 epochs", "micro_batch_size": 3},
     "tokens, two threads": {"budget": "600 tokens", "num_workers": 2},
-    "warm-up in steps": {"budget": "2.5 epochs", "warmup_steps": 5},
+    "warm-up in steps": {"budget": "2.5 epochs", "optimizer": {"warmup_steps": 5}},
     "the real encoder": {"budget": "12 steps", "build": SmallBert, "precision": "auto", "micro_batch_size": 4},
     "best kept": {"budget": "17 steps", "keep_best": True, "evaluate_every": "3 steps"},
+    "averaged": {"budget": "17 steps", "ema_decay": 0.9, "evaluate_every": "3 steps"},
+    "best average kept": {"budget": "17 steps", "ema_decay": 0.9, "keep_best": True, "evaluate_every": "3 steps"},
 }
+for _name in get_args(OptimizerName):
+    CASES[_name] = {"budget": "12 steps", "build": SmallBert, "optimizer": {"optimizer": _name}, "ema_decay": 0.8}
+for _name in get_args(ScheduleName):
+    CASES[f"{_name} rates"] = {"budget": "3 epochs", "optimizer": {"schedule": _name}}
 
 
 class Power(Exception):
@@ -71,9 +78,9 @@ class Run:
     ) -> None:
         self.toy, self.folder, self.two_stages = toy, folder, two_stages
         self.build = build or (lambda: toy.Model(dropout=0.3))
-        warmup_steps = changes.pop("warmup_steps", None)
+        optimizer = {"learning_rate": 0.05, **changes.pop("optimizer", {})}
         self.settings = TrainSettings(
-            optimizer=OptimizerSettings(learning_rate=0.05, warmup_steps=warmup_steps),
+            optimizer=OptimizerSettings(**optimizer),
             **{"batch_size": 8, "device": "cpu", "log_every": 1, "num_workers": 0, **changes},
         )
 
@@ -120,7 +127,7 @@ class Run:
         ]
         return {
             "model": {name: tensor.tolist() for name, tensor in self.model.state_dict().items()},
-            "files": {name: (path / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")},
+            "files": {file.name: file.read_bytes() for file in path.glob("*.safetensors")},
             "state": {name: value for name, value in state.items() if name not in timed},
             "metrics": metrics,
         }
@@ -228,7 +235,11 @@ def test_time_spent_before_counts_after_resuming(toy: SimpleNamespace, tmp_path:
         ({"micro_batch_size": 2}, r"stages\.0\.micro_batch_size was None and is now 2"),
         ({"seed": 7}, "seed was 42 and is now 7"),
         ({"budget": "9 steps"}, "budget was 8 steps and is now 9 steps"),
-        ({"warmup_steps": 2}, r"optimizer\.warmup_steps was None and is now 2"),
+        ({"ema_decay": 0.9}, r"ema_decay was None and is now 0\.9"),
+        ({"optimizer": {"optimizer": "lamb"}}, r"optimizer\.optimizer was adamw and is now lamb"),
+        ({"optimizer": {"beta2": 0.98}}, r"optimizer\.beta2 was 0\.999 and is now 0\.98"),
+        ({"optimizer": {"schedule": "cosine"}}, r"optimizer\.schedule was linear and is now cosine"),
+        ({"optimizer": {"warmup_steps": 2}}, r"optimizer\.warmup_steps was None and is now 2"),
         ({"two_stages": True}, r"stages\.0\.progress_end was 1\.0 and is now 0\.5"),
     ],
 )
@@ -238,6 +249,67 @@ def test_a_setting_that_changed_is_named(
     Run(toy, tmp_path, budget="8 steps").go(until=3)
     with pytest.raises(TrainingError, match=message):
         Run(toy, tmp_path, **{"budget": "8 steps", **changes}).go()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "short", "stop", "long"),
+    [
+        # In the stable part, which ends with step 16 of 20 and step 24 of 30.
+        ("wsd", "20 steps", 10, "30 steps"),
+        ("wsd", "20 steps", 16, "30 steps"),
+        # 16 steps are 80 % of 20: the fall begins at once.
+        ("wsd", "30 steps", 16, "20 steps"),
+        ("constant", "20 steps", 10, "4 epochs"),
+        # A constant rate is stable to the end, so that a finished run can go on.
+        ("constant", "20 steps", None, "30 steps"),
+    ],
+)
+def test_a_run_with_a_stable_rate_can_be_given_another_budget(
+    toy: SimpleNamespace, tmp_path: Path, schedule: str, short: str, stop: int | None, long: str
+) -> None:
+    options: dict[str, Any] = {"optimizer": {"schedule": schedule, "warmup_steps": 4}, "ema_decay": 0.9}
+    straight = Run(toy, tmp_path / "a", budget=long, **options)
+    first, longer = (Run(toy, tmp_path / "b", budget=budget, **options) for budget in (short, long))
+    straight.go()
+    assert (first.go(until=stop) is None) == (stop is not None)
+    assert longer.go() is not None
+    left, right = longer.everything(), straight.everything()
+    assert left["files"] == right["files"]
+    assert left["model"] == right["model"]
+    for name in ("step", "loss", "learning_rate", "tokens"):
+        assert [line[name] for line in longer.lines("train")] == [line[name] for line in straight.lines("train")]
+    assert longer.lines("run")[-1]["budget"] == long
+
+
+def test_a_finished_run_of_two_stages_goes_on_in_the_second(toy: SimpleNamespace, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"two_stages": True, "optimizer": {"schedule": "constant", "warmup_steps": 2}}
+    assert Run(toy, tmp_path, budget="12 steps", **options).go() is not None
+    result = Run(toy, tmp_path, budget="18 steps", **options).go()
+    assert result is not None
+    lines = Run(toy, tmp_path, **options).lines("train")
+    assert [line["stage"] for line in lines] == [0] * 6 + [1] * 12
+    assert [line["step"] for line in lines] == list(range(1, 19))
+    epochs = [line["epochs"] for line in lines]
+    assert epochs == sorted(epochs)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stop", "budget"),
+    [
+        ("linear", 10, "30 steps"),
+        ("wsd", 2, "30 steps"),  # still warming up
+        ("wsd", 18, "30 steps"),  # already falling
+        ("wsd", None, "30 steps"),  # fallen
+        ("wsd", 10, "11 steps"),  # would have had to fall before
+    ],
+)
+def test_another_budget_needs_a_stable_rate(
+    toy: SimpleNamespace, tmp_path: Path, schedule: str, stop: int | None, budget: str
+) -> None:
+    options: dict[str, Any] = {"optimizer": {"schedule": schedule, "warmup_steps": 4}}
+    Run(toy, tmp_path, budget="20 steps", **options).go(until=stop)
+    with pytest.raises(TrainingError, match=f"budget was 20 steps and is now {budget}.*With schedule wsd or constant"):
+        Run(toy, tmp_path, budget=budget, **options).go()
 
 
 def test_data_that_changed_is_named(toy: SimpleNamespace, tmp_path: Path) -> None:

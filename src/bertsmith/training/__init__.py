@@ -2,7 +2,10 @@
 
 task.py         what the loop asks of a task: read this first
 device.py       which device, which precision
-optim.py        AdamW, its parameter groups, the learning rate, budgets
+optim.py        the optimizers by name, their settings, which parameters decay
+optimizers.py   those that torch does not have
+schedule.py     budgets, and the learning rate as a function of progress
+average.py      a moving average of the weights
 plan.py         the settings of a run, its stages, its result
 loader.py       order of the examples and their batches, as a pure function of (seed, epoch)
 checkpoint.py   crash-safe saving, verified loading

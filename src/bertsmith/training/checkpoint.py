@@ -3,10 +3,12 @@
     checkpoints/step-00001200/
         model.safetensors       every parameter and buffer once, by its first name
         optimizer.safetensors   NAME_OF_PARAMETER|NAME_OF_STATE
+        average.safetensors     the moving average of every parameter, in a run that has one
         state.json              where the run is
         manifest.json           size and SHA-256 of the others; written last
 
-No pickle is written or read. `best-STEP` folders are the same without the optimizer.
+No pickle is written or read. `best-STEP` folders hold the weights that were evaluated, which are the average if
+there is one, and no optimizer.
 """
 
 import re
@@ -38,6 +40,7 @@ def save_checkpoint(
     optimizer: Optimizer | None,
     state: Mapping[str, Any],
     *,
+    average: Mapping[str, Tensor] | None = None,
     kind: Kind = "step",
     keep: int = 2,
 ) -> Path:
@@ -51,6 +54,8 @@ def save_checkpoint(
     tensors = {"model.safetensors": _model_tensors(model)}
     if optimizer is not None:
         tensors["optimizer.safetensors"] = _optimizer_tensors(model, optimizer)
+    if average:
+        tensors["average.safetensors"] = dict(average)
     needed_bytes = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     ensure_free(folder, needed_bytes + 2**20)
     path = folder / f"{kind}-{step:08d}"
@@ -115,25 +120,19 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
-    """Fill the model and the optimizer in place, and return the state.
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: Optimizer | None, average: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """Fill the model, the optimizer and the average in place, and return the state.
 
     The files are taken as they are: ask `newest_checkpoint` or `find_fault` first.
 
     Raises:
         TrainingError: the checkpoint is of a model of another shape.
     """
-    loaded = load_file(path / "model.safetensors")
-    own = _model_tensors(model)
-    if unknown := loaded.keys() ^ own.keys():
-        raise TrainingError(f"{path} does not fit this model: only one of them has {', '.join(sorted(unknown)[:5])}.")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if tensor.shape != loaded[name].shape:
-                raise TrainingError(
-                    f"{path} does not fit this model: {name} is {list(loaded[name].shape)}, not {list(tensor.shape)}."
-                )
-            tensor.copy_(loaded[name])
+    _fill(_model_tensors(model), load_file(path / "model.safetensors"), path)
+    if average:
+        _fill(average, load_file(path / "average.safetensors"), path)
     if optimizer is not None:
         parameters = _parameter_names(model)
         optimizer.state.clear()
@@ -147,6 +146,19 @@ def read_state(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `state`."""
     state: dict[str, Any] = read_json(path / "state.json")
     return state
+
+
+def _fill(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], path: Path) -> None:
+    """Copy what was loaded into the tensors of the same names, after comparing names and shapes."""
+    if unknown := loaded.keys() ^ own.keys():
+        raise TrainingError(f"{path} does not fit this model: only one of them has {', '.join(sorted(unknown)[:5])}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != loaded[name].shape:
+                raise TrainingError(
+                    f"{path} does not fit this model: {name} is {list(loaded[name].shape)}, not {list(tensor.shape)}."
+                )
+            tensor.copy_(loaded[name])
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from bertsmith.errors import Interrupted, SettingsError, TrainingError
 from bertsmith.training import plan
+from bertsmith.training.average import WeightAverage
 from bertsmith.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
@@ -31,9 +32,10 @@ from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.interrupt import StopRequest
 from bertsmith.training.loader import Loader, Step
-from bertsmith.training.optim import Budget, Interval, Spent, build_optimizer, rate
+from bertsmith.training.optim import build_optimizer
 from bertsmith.training.plan import Stage, TrainResult, TrainSettings, check_stages
 from bertsmith.training.progress import Reporter
+from bertsmith.training.schedule import Budget, Interval, Spent, rate
 from bertsmith.training.step import StepResult, Totals, take_step
 from bertsmith.training.task import Task
 
@@ -104,7 +106,7 @@ def train(
         if run.state.step > run.state.evaluated_step:
             run.evaluate(reporter)
         checkpoint = run.save(reporter, keep=1)
-        metrics = run.load_best() if settings.keep_best else run.state.metrics
+        metrics = run.choose_weights()
         state = run.state
         result = TrainResult(
             step=state.step,
@@ -160,6 +162,7 @@ class _Run:
         self.precision = resolve_precision(settings.precision, self.device)
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(model, settings.optimizer)
+        self.average = WeightAverage(model, settings.ema_decay)
         self.stages = stages
         self.settings = settings
         self.clock = clock
@@ -188,16 +191,13 @@ class _Run:
         if not resume:
             raise SettingsError(f"{path.parent.parent} already holds a run. Add --resume, or choose another folder.")
         saved = read_state(path)
-        for name in sorted(saved["fingerprint"].keys() | self.fingerprint.keys()):
-            before, now = saved["fingerprint"].get(name), self.fingerprint.get(name)
-            if before != now:
-                raise TrainingError(
-                    f"cannot resume {path}: {name} was {before} and is now {now}. "
-                    "Use the old value, or start a new run in another folder."
-                )
-        load_checkpoint(path, self.model, self.optimizer)
         self.state = _State(**saved["state"])
         self.seconds_before = self.state.seconds
+        plan.check_resumable(path, saved["fingerprint"], self.fingerprint, self.settings.optimizer, self._spent())
+        if saved["fingerprint"]["budget"] != self.settings.budget:
+            # A run that had come to its end goes on with its last stage.
+            self.state.stage = min(self.state.stage, len(self.stages) - 1)
+        load_checkpoint(path, self.model, self.optimizer, self.average.tensors)
         self.last_evaluation_seconds = saved["last_evaluation_seconds"]
         self.metrics_bytes = saved["metrics_bytes"]
         self.resumed_from = path
@@ -241,8 +241,9 @@ class _Run:
         """Go to the start of the next stage's data, unless the run was stopped early."""
         if not self.state.is_stopped_early:
             self.state.stage += 1
-            self.state.epoch = self.state.position = 0
-            self.state.epochs_before_stage = self.state.epochs
+            if self.state.stage < len(self.stages):
+                self.state.epoch = self.state.position = 0
+                self.state.epochs_before_stage = self.state.epochs
 
     def take_step(self, task: Task, step: Step, progress: float, asked: float) -> None:
         """One update, and where the run is afterwards. `asked` is when its data was asked for."""
@@ -263,6 +264,7 @@ class _Run:
         )
         if not result.is_finite:
             raise TrainingError(self._divergence(step, result))
+        self.average.update(state.step)
         state.step += 1
         state.tokens += step.num_tokens
         state.epoch, state.position = step.epoch, step.position
@@ -305,7 +307,8 @@ class _Run:
             return
         began = self.clock()
         task = self.stages[-1].task
-        evaluation = evaluate_task(self.model, task, "dev", device=self.device, precision=self.precision)
+        with self.average.in_place():
+            evaluation = evaluate_task(self.model, task, "dev", device=self.device, precision=self.precision)
         state.metrics, state.evaluated_step = evaluation.metrics, state.step
         objective, best = evaluation.objective, state.best_objective
         sign = 1 if task.greater_is_better else -1
@@ -316,7 +319,8 @@ class _Run:
             state.best_objective, state.best_step, state.evaluations_without_gain = objective, state.step, 0
             if self.settings.keep_best:
                 saved = {"metrics": evaluation.metrics}
-                save_checkpoint(self.checkpoints, state.step, self.model, None, saved, kind="best", keep=1)
+                with self.average.in_place():
+                    save_checkpoint(self.checkpoints, state.step, self.model, None, saved, kind="best", keep=1)
         else:
             state.evaluations_without_gain += 1
             patience = self.settings.early_stopping
@@ -337,14 +341,16 @@ class _Run:
             "last_evaluation_seconds": self.last_evaluation_seconds,
             "metrics_bytes": reporter.position,
         }
-        path = save_checkpoint(self.checkpoints, self.state.step, self.model, self.optimizer, saved, keep=keep)
+        average, step = self.average.tensors, self.state.step
+        path = save_checkpoint(self.checkpoints, step, self.model, self.optimizer, saved, average=average, keep=keep)
         self.last_save_seconds = self.clock() - began
         return path
 
-    def load_best(self) -> dict[str, float]:
-        """Put the best weights into the model and return their metrics; the last ones if none are saved."""
-        path = newest_checkpoint(self.checkpoints, kind="best")
+    def choose_weights(self) -> dict[str, float]:
+        """Leave the best weights in the model, if they are kept, else the last, and return their metrics."""
+        path = newest_checkpoint(self.checkpoints, kind="best") if self.settings.keep_best else None
         if path is None:
+            self.average.keep()
             return self.state.metrics
         metrics: dict[str, float] = load_checkpoint(path, self.model, None)["metrics"]
         return metrics

@@ -1,41 +1,70 @@
-"""AdamW and its parameter groups, and the learning rate as a function of progress.
+"""The optimizers by name, with what their authors set, and which parameters they decay."""
 
-Progress is the share of the budget already used, in [0, 1]. The budget may be time, tokens, steps
-or epochs; the schedule never needs to know which, so every kind ends fully decayed.
-"""
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
-import re
-from dataclasses import dataclass
-from typing import Literal, cast
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
-from torch import nn
-from torch.optim import AdamW
+from bertsmith.errors import SettingsError, did_you_mean
+from bertsmith.model.encoder import Layer
+from bertsmith.training.optimizers import BertAdam, Combined, Lamb, MatrixMuon, StableAdamW
 
-from bertsmith.errors import SettingsError
-
-Unit = Literal["seconds", "tokens", "steps", "epochs", "share"]
+OptimizerName = Literal["adamw", "bert-original", "stable-adamw", "lamb", "muon"]
+ScheduleName = Literal["linear", "bert-original", "cosine", "wsd", "constant"]
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d)
-_MULTIPLIERS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_TIME_UNIT = "(s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)"
-_COUNTED = re.compile(r"([0-9][0-9_,]*\.?[0-9]*)\s*([kKMBG]?)\s*(tokens?|steps?|epochs?)")
-_TIME_PART = re.compile(rf"([0-9]+\.?[0-9]*)\s*{_TIME_UNIT}(?![a-z])")
-_TIMED = re.compile(rf"(?:{_TIME_PART.pattern}\s*)+")
-_PERCENT = re.compile(r"([0-9]+\.?[0-9]*)\s*%")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a name stands for, wherever the settings say nothing else."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    schedule: ScheduleName = "linear"
+
+
+PRESETS: Mapping[OptimizerName, Preset] = MappingProxyType(
+    {
+        # Loshchilov & Hutter 2017 (arXiv 1711.05101), with BERT's epsilon instead of 1e-8.
+        "adamw": Preset(),
+        # google-research/bert, optimization.py.
+        "bert-original": Preset(schedule="bert-original"),
+        # Wortsman et al. 2023 (arXiv 2304.13013), the authors' code.
+        "stable-adamw": Preset(beta2=0.99),
+        # You et al. 2019 (arXiv 1904.00962).
+        "lamb": Preset(),
+        # Liu et al. 2025 (arXiv 2502.16982), the authors' code; these are AdamW's, for what is not a hidden matrix.
+        "muon": Preset(beta2=0.95, epsilon=1e-8),
+    }
+)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW, clipping, and the shape of the learning rate."""
+    """The optimizer, clipping, and the shape of the learning rate."""
 
     learning_rate: float = 5e-5
     """Peak, reached at the end of the warm-up."""
+    optimizer: OptimizerName = "adamw"
+    """adamw (Loshchilov & Hutter 2017); bert-original, without bias correction (google-research/bert); stable-adamw,
+    with update clipping (Wortsman et al. 2023); lamb, for large batches (You et al. 2019); or muon for the hidden
+    matrices with AdamW for the rest (Jordan et al. 2024)."""
+    schedule: ScheduleName | None = None
+    """After the warm-up: linear or cosine (as in transformers) to 0; bert-original (google-research/bert); wsd, which
+    is constant and then falls (Hu et al. 2024); or constant. None: bert-original for that optimizer, else linear."""
+    decay_share: float = 0.2
+    """Share of the budget over which the rate of wsd falls."""
     weight_decay: float = 0.01
     """Decoupled; not applied to norms and biases, applied to embeddings (as google-research/bert)."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-6
+    beta1: float | None = None
+    """Decay of the mean of the gradients; None, here and below: the optimizer's own, of PRESETS."""
+    beta2: float | None = None
+    epsilon: float | None = None
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 never scales."""
     warmup_share: float = 0.1
@@ -44,6 +73,10 @@ class OptimizerSettings:
     """Steps over which the rate rises from 0."""
 
     def __post_init__(self) -> None:
+        for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise SettingsError(f'{name} "{value}" is not known. {did_you_mean(value, get_args(choices))}')
         for name, low, high in (
             ("learning_rate", 0.0, float("inf")),
             ("weight_decay", 0.0, float("inf")),
@@ -52,125 +85,64 @@ class OptimizerSettings:
             ("max_grad_norm", 0.0, float("inf")),
             ("warmup_share", 0.0, 1.0),
             ("warmup_steps", 0.0, float("inf")),
+            ("decay_share", 0.0, 1.0),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value < high:
                 raise SettingsError(f"{name} is {value}; it must be at least {low:g} and below {high:g}.")
-        if self.epsilon <= 0:
+        if self.epsilon is not None and self.epsilon <= 0:
             raise SettingsError(f"epsilon is {self.epsilon}; it must be above 0.")
 
-
-@dataclass(frozen=True)
-class Spent:
-    """What a run has used up so far."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    epochs: float = 0.0
+    @property
+    def preset(self) -> Preset:
+        """The optimizer's preset, with what is given here in its place."""
+        given = {name: getattr(self, name) for name in ("beta1", "beta2", "epsilon", "schedule")}
+        return replace(PRESETS[self.optimizer], **{name: value for name, value in given.items() if value is not None})
 
 
-@dataclass(frozen=True)
-class Budget:
-    """An amount of time, tokens, steps or epochs; or, for an interval, a share of the whole run."""
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+    """The optimizer of the settings, over all parameters that are trained.
 
-    amount: float
-    unit: Unit
+    What decays is decided by the module that owns a parameter and by its number of dimensions, never
+    by its name: a pattern that expects "LayerNorm" misses a module called `norm1`. A tied parameter is
+    in one group, once.
 
-    @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Read what a person writes.
-
-        >>> Budget.parse("1h30m")
-        Budget(amount=5400.0, unit='seconds')
-        >>> Budget.parse("50M tokens")
-        Budget(amount=50000000.0, unit='tokens')
-
-        Raises:
-            SettingsError: unreadable, or not above zero.
-        """
-        stripped = text.strip()
-        if match := _COUNTED.fullmatch(stripped):
-            number, multiplier, unit = match.groups()
-            amount = float(number.replace("_", "").replace(",", "")) * _MULTIPLIERS[multiplier]
-            budget = cls(amount, cast(Unit, unit.rstrip("s") + "s"))
-        elif _TIMED.fullmatch(stripped):
-            seconds = sum(float(number) * _SECONDS[unit[0]] for number, unit in _TIME_PART.findall(stripped))
-            budget = cls(seconds, "seconds")
-        elif match := _PERCENT.fullmatch(stripped):
-            budget = cls(float(match.group(1)) / 100, "share")
-        else:
-            raise SettingsError(
-                f'cannot read "{text}". Write a time (90s, 10m, 1h30m), or a number with its unit '
-                "(50M tokens, 20000 steps, 2 epochs)."
-            )
-        if budget.amount <= 0:
-            raise SettingsError(f'"{text}" is nothing; it must be above 0.')
-        return budget
-
-    def progress(self, spent: Spent, reserve_seconds: float = 0.0) -> float:
-        """The share of this budget that is used, at most 1.
-
-        Args:
-            reserve_seconds: time to leave free at the end of a time budget, for what has to happen
-                after the last step; at most half of the budget is left free.
-        """
-        if self.unit == "seconds":
-            return min(1.0, spent.seconds / max(self.amount - reserve_seconds, self.amount / 2))
-        return min(1.0, self.used(spent) / self.amount)
-
-    def used(self, spent: Spent, progress: float = 0.0) -> float:
-        """How much is used, in the unit of this amount; `progress` is for a share of the run."""
-        used: dict[Unit, float] = {
-            "seconds": spent.seconds,
-            "tokens": spent.tokens,
-            "steps": spent.step,
-            "epochs": spent.epochs,
-            "share": progress,
-        }
-        return used[self.unit]
-
-
-class Interval:
-    """Says when another amount has been used up since it was asked last."""
-
-    def __init__(self, every: Budget) -> None:
-        self._every = every
-        self._times = 0
-
-    def is_due(self, spent: Spent, progress: float) -> bool:
-        """Whether a multiple of the amount was passed since the last call."""
-        # The small number keeps 0.3 / 0.1 = 2.9999... from being late by a step.
-        times = int(self._every.used(spent, progress) / self._every.amount + 1e-9)
-        # The progress of a time budget can go back a little, when a step took long.
-        is_due = times > self._times
-        self._times = max(times, self._times)
-        return is_due
-
-
-def rate(progress: float, step: int, settings: OptimizerSettings) -> float:
-    """The learning rate of the step that follows `step` finished ones: up from 0, then down to 0.
-
-    With a budget of steps this is `transformers.get_linear_schedule_with_warmup`. With `warmup_steps`
-    and any other budget, how many steps there will be is estimated from those so far.
+    Raises:
+        SettingsError: muon, for a model without encoder layers to train.
     """
-    warmup = settings.warmup_share
-    if settings.warmup_steps is not None:
-        if step < settings.warmup_steps:
-            return settings.learning_rate * step / settings.warmup_steps
-        warmup = min(1.0, settings.warmup_steps * progress / step) if step else 0.0
-    if progress < warmup:
-        return settings.learning_rate * progress / warmup
-    return settings.learning_rate * max(0.0, 1.0 - progress) / max(1.0 - warmup, 1e-12)
+    decayed, undecayed = _split(model)
+    preset = settings.preset
+    values: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (preset.beta1, preset.beta2),
+        "eps": preset.epsilon,
+    }
+    match settings.optimizer:
+        case "adamw":
+            return AdamW(_groups(decayed, undecayed, settings), fused=True, **values)
+        case "bert-original":
+            return BertAdam(_groups(decayed, undecayed, settings), **values)
+        case "stable-adamw":
+            return StableAdamW(_groups(decayed, undecayed, settings), **values)
+        case "lamb":
+            return Lamb(_groups(decayed, undecayed, settings), **values)
+        case "muon":
+            num_parts = _hidden_matrices(model)
+            matrices = [parameter for parameter in decayed if parameter in num_parts]
+            others = [parameter for parameter in decayed if parameter not in num_parts]
+            if not matrices:
+                raise SettingsError("optimizer muon trains the matrices of encoder layers, and this model trains none.")
+            by_parts = [
+                {"params": [matrix for matrix in matrices if num_parts[matrix] == number], "num_parts": number}
+                for number in sorted({num_parts[matrix] for matrix in matrices})
+            ]
+            muon = MatrixMuon(by_parts, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+            groups = _groups(others, undecayed, settings)
+            return Combined(muon, *([AdamW(groups, fused=True, **values)] if groups else []))
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
-    """Fused AdamW with two groups: what decays, and what does not.
-
-    Decided by the module that owns a parameter and by its number of dimensions, never by its name:
-    a pattern that expects "LayerNorm" misses a module called `norm1`. A tied parameter is in one
-    group, once.
-    """
+def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that decay, and those that do not; each once, without frozen ones."""
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     seen: set[int] = set()
@@ -181,15 +153,24 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
             seen.add(id(parameter))
             is_exempt = isinstance(module, _NORMS) or parameter.ndim < 2
             (undecayed if is_exempt else decayed).append(parameter)
-    groups = [
-        {"params": parameters, "weight_decay": weight_decay}
-        for parameters, weight_decay in ((decayed, settings.weight_decay), (undecayed, 0.0))
-        if parameters
-    ]
-    return AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        fused=True,
-    )
+    return decayed, undecayed
+
+
+def _groups(
+    decayed: list[nn.Parameter], undecayed: list[nn.Parameter], settings: OptimizerSettings
+) -> list[dict[str, Any]]:
+    """The parameters as torch's optimizers take them; no group is empty."""
+    pairs = ((decayed, settings.weight_decay), (undecayed, 0.0))
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in pairs if parameters]
+
+
+def _hidden_matrices(model: nn.Module) -> dict[Tensor, int]:
+    """The weights of all encoder layers, with how many matrices stand in each one above the other."""
+    found: dict[Tensor, int] = {}
+    for layer in model.modules():
+        if isinstance(layer, Layer):
+            found[layer.qkv.weight] = 3
+            found[layer.attention_out.weight] = 1
+            found[layer.up.weight] = 2 if layer.is_gated else 1
+            found[layer.down.weight] = 1
+    return found

@@ -1,13 +1,14 @@
 """What to train, for how long, and how: the settings of a run, its stages, and its result."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import SettingsError
+from bertsmith.errors import SettingsError, TrainingError
 from bertsmith.training.device import Precision, ResolvedPrecision
-from bertsmith.training.optim import Budget, OptimizerSettings
+from bertsmith.training.optim import OptimizerSettings
+from bertsmith.training.schedule import Budget, Spent, is_stable
 from bertsmith.training.task import Task
 
 
@@ -24,6 +25,8 @@ class TrainSettings:
     seed: int = 42
     """Decides the order of examples and every dropout mask."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    ema_decay: float | None = None
+    """Evaluate and keep an exponential moving average of the weights, with this decay; None: the weights."""
     evaluate_every: str | None = None
     """An interval such as "500 steps", "1 epoch", "10m" or "5%" of the run; without one it is 10%, and
     evaluation takes at most about a tenth of a time budget. The end is always evaluated."""
@@ -49,6 +52,8 @@ class TrainSettings:
                 raise SettingsError(f"{name} is {value}; it must be at least 1.")
         if self.num_workers < 0:
             raise SettingsError(f"num_workers is {self.num_workers}; it must be at least 0.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise SettingsError(f"ema_decay is {self.ema_decay}; it must be above 0 and below 1.")
         if Budget.parse(self.budget).unit == "share":
             raise SettingsError(f'the budget "{self.budget}" is a share of itself; give a time or a number.')
         for every in (self.evaluate_every, self.save_every):
@@ -95,8 +100,9 @@ def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: Res
     Not in it: what cannot change a weight (workers, logging, saving), when to evaluate and to stop,
     and the device, so that a run may move to another machine.
     """
+    optimizer = asdict(settings.optimizer) | asdict(settings.optimizer.preset)
     values: dict[str, Any] = {"budget": settings.budget, "seed": settings.seed, "precision": precision}
-    values |= {f"optimizer.{name}": value for name, value in asdict(settings.optimizer).items()}
+    values |= {f"optimizer.{name}": value for name, value in optimizer.items()} | {"ema_decay": settings.ema_decay}
     for index, stage in enumerate(stages):
         values |= {
             f"stages.{index}.task": stage.task.name,
@@ -106,3 +112,28 @@ def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: Res
             f"stages.{index}.num_examples": stage.task.examples("train").num_examples(0),
         }
     return values
+
+
+def check_resumable(
+    checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any], settings: OptimizerSettings, spent: Spent
+) -> None:
+    """Compare the fingerprint of a checkpoint with that of the run that would go on from it.
+
+    The budget may be another, as long as the learning rate is at its peak under both: what was learnt
+    so far does not depend on it then, but for a warm-up that was a share of it.
+
+    Raises:
+        TrainingError: something differs, with its name and both values.
+    """
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name):
+            continue
+        advice = "Use the old value, or start a new run in another folder."
+        if name == "budget":
+            budgets = [Budget.parse(before[name]), Budget.parse(now[name])]
+            if all(is_stable(budget.progress(spent), spent.step, settings) for budget in budgets):
+                continue
+            advice += " (With schedule wsd or constant it may change while the learning rate is at its peak.)"
+        raise TrainingError(
+            f"cannot resume {checkpoint}: {name} was {before.get(name)} and is now {now.get(name)}. {advice}"
+        )
