@@ -282,10 +282,11 @@ def test_literals_that_the_model_itself_would_find(eager: Tokenizer) -> None:
     assert sorted(set(index.tolist())) == [0, 1, 2, 3]
 
 
-def test_literals_made_by_normalization_are_unknown(eager: Tokenizer) -> None:
-    encoding = eager.encode("the ［MASK］")
-    assert eager.mask_id not in encoding.ids
-    assert eager.unk_id in encoding.ids
+def test_literals_made_by_normalization_are_text_too(eager: Tokenizer) -> None:
+    text = "the ［MASK］"
+    encoding = eager.encode(text)
+    assert eager.tokens(encoding.ids)[-6:] == [*"[MASK]"]
+    assert encoding.offsets[-6:].tolist() == [[i, i + 1] for i in range(4, 10)]
 
 
 def test_words_without_a_piece_are_unknown(shared_data: Path) -> None:

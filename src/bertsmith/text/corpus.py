@@ -70,11 +70,15 @@ class Manifest:
     language: str
     heldout_share: float
     splits: Mapping[str, SplitRecord]
+    word_segmenter: str = "none"  # its name and version
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the manifest: of all shards' hashes, the tokenizer and the options."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        content = asdict(self)
+        if self.word_segmenter == "none":
+            del content["word_segmenter"]  # stores from before there was a choice keep their fingerprint
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @final

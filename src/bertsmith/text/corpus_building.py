@@ -29,6 +29,7 @@ from bertsmith.text.corpus import STORE_VERSION, Manifest, ShardRecord, Split, S
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
 from bertsmith.text.sources import DocumentSeparator, iter_documents
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.text.words import WordSegmenter, load_segmenter
 
 _FEWEST_TO_HOLD_OUT = 10
 # Two, because the held-out side needs a second document for next sentence prediction too.
@@ -52,6 +53,7 @@ def build_corpus(
     out: str | Path,
     *,
     language: str = "en",
+    word_segmenter: WordSegmenter = "none",
     text_column: str = "text",
     document_separator: DocumentSeparator = "file",
     heldout_share: float = 0.01,
@@ -67,6 +69,7 @@ def build_corpus(
         tokenizer: a tokenizer's folder, vocab.txt, tokenizer.json or Hub name; a copy is kept.
         out: the folder to write.
         language: for the sentence splitter ("en", "zh", ...).
+        word_segmenter: "jieba" tells the words of Chinese text, for masking them whole; same tokens.
         text_column: where rows keep their text.
         document_separator: whether a text file is a document, or blank lines part its documents.
         heldout_share: share of documents, by hash of the text, kept for evaluation. Of 10 or more
@@ -80,18 +83,15 @@ def build_corpus(
 
     Raises:
         CorpusError: `out` exists, or there is no text, or a worker died.
-        SettingsError: heldout_share not in [0, 1).
+        SettingsError: heldout_share not in [0, 1), or no such word segmenter.
+        MissingExtraError: the word segmenter is not installed.
     """
     place = Path(out)
-    if not 0 <= heldout_share < 1:
-        raise SettingsError(f"heldout_share must be at least 0 and under 1, not {heldout_share}")
-    if shard_bytes < 1 or (num_workers is not None and num_workers < 1):
-        raise SettingsError("shard_bytes and num_workers must be at least 1")
-    if place.exists() and not overwrite:
-        raise CorpusError(f"{place} already exists. Choose another folder, or replace it with --overwrite.")
+    _check_options(place, heldout_share, shard_bytes, num_workers, overwrite)
     loaded = load_tokenizer(tokenizer)
     scratch = place.absolute().parent / f".{place.name}.building"
-    workshop = Workshop(scratch, loaded.fingerprint, language)
+    load_segmenter(word_segmenter)  # before anything is read: it may not be installed
+    workshop = Workshop(scratch, loaded.fingerprint, language, word_segmenter)
     documents = (
         document.text
         for document in iter_documents(sources, text_column=text_column, document_separator=document_separator)
@@ -119,6 +119,7 @@ def build_corpus(
             language,
             heldout_share,
             splits,
+            workshop.segmenter_name,
         )
         _move_into_place(workshop, manifest, place, overwrite)
     except BaseException:
@@ -126,6 +127,17 @@ def build_corpus(
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     return manifest
+
+
+def _check_options(
+    place: Path, heldout_share: float, shard_bytes: int, num_workers: int | None, overwrite: bool
+) -> None:
+    if not 0 <= heldout_share < 1:
+        raise SettingsError(f"heldout_share must be at least 0 and under 1, not {heldout_share}")
+    if shard_bytes < 1 or (num_workers is not None and num_workers < 1):
+        raise SettingsError("shard_bytes and num_workers must be at least 1")
+    if place.exists() and not overwrite:
+        raise CorpusError(f"{place} already exists. Choose another folder, or replace it with --overwrite.")
 
 
 def _sides(documents: Iterable[str], heldout_share: float) -> Iterator[tuple[Split, str]]:

@@ -27,6 +27,7 @@ _USUAL_NAMES = {
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
+_END_OF_TEXT = ("<|endoftext|>",)
 # Fields of BertNormalizer, and what tokenizer_config.json calls them.
 _BERT_OPTIONS = {
     "lowercase": "do_lower_case",
@@ -117,14 +118,19 @@ def finish_definition(backend: Any, special: SpecialTokens, before: Sequence[Any
     backend.add_special_tokens(
         [tokenizers.AddedToken(name, normalized=False, special=True) for name in special.names()]
     )
-    template = processors.TemplateProcessing(
+    template = pair_template(backend, special)
+    backend.post_processor = processors.Sequence([*before, template]) if before else template
+    definition: str = backend.to_str()
+    return definition
+
+
+def pair_template(backend: Any, special: SpecialTokens) -> Any:
+    """The post-processor that gives transformers [CLS] A [SEP] and [CLS] A [SEP] B [SEP]."""
+    return processors.TemplateProcessing(
         single=f"{special.cls} $A {special.sep}",
         pair=f"{special.cls} $A {special.sep} $B:1 {special.sep}:1",
         special_tokens=[(name, backend.token_to_id(name)) for name in (special.cls, special.sep)],
     )
-    backend.post_processor = processors.Sequence([*before, template]) if before else template
-    definition: str = backend.to_str()
-    return definition
 
 
 def _from_json(path: Path, settings: Mapping[str, Any]) -> tuple[str, SpecialTokens]:
@@ -176,6 +182,10 @@ def _special_tokens(settings: Mapping[str, Any], known: set[str]) -> SpecialToke
         return given if given is not None else next((name for name in _USUAL_NAMES[role] if name in known), None)
 
     pad, unk, cls, sep, mask = (named(role) for role in _USUAL_NAMES)
+    end = settings.get("eos_token") or next((name for name in _END_OF_TEXT if name in known), None)
+    if cls is None and sep is None and isinstance(end, str):
+        # GPT-2 has this one token for everything; it is never masked, so nothing is mistaken for the mask.
+        return SpecialTokens(pad or end, unk, end, end, mask or end)
     if pad is None or cls is None or sep is None or mask is None:
         found = {"[PAD]": pad, "[CLS]": cls, "[SEP]": sep, "[MASK]": mask}
         missing = [name for name, value in found.items() if value is None]

@@ -22,6 +22,7 @@ from bertsmith.files import atomic_folder, read_json, sha256, write_json
 from bertsmith.text.corpus import ARRAYS, STORE_VERSION, ShardRecord, Split
 from bertsmith.text.sentences import split_sentences
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.text.words import Jieba, WordSegmenter, encode_words, load_segmenter
 
 _SENTENCES_A_CALL = 4096
 
@@ -46,7 +47,9 @@ class ShardArrays:
     documents: np.ndarray  # [D + 1] int64
 
 
-def build_shard(documents: Sequence[str], tokenizer: Tokenizer, language: str) -> ShardArrays:
+def build_shard(
+    documents: Sequence[str], tokenizer: Tokenizer, language: str, segmenter: Jieba | None = None
+) -> ShardArrays:
     """Turn documents into arrays. Sentences and documents without any token are left out."""
     sentences: list[str] = []
     counts = []
@@ -55,7 +58,7 @@ def build_shard(documents: Sequence[str], tokenizer: Tokenizer, language: str) -
         sentences += found
         counts.append(len(found))
     calls = [
-        tokenizer.encode_flat(sentences[begin : begin + _SENTENCES_A_CALL])
+        encode_words(tokenizer, sentences[begin : begin + _SENTENCES_A_CALL], segmenter)
         for begin in range(0, len(sentences), _SENTENCES_A_CALL)
     ]
     empty = np.zeros(0, dtype=np.int64)
@@ -77,15 +80,23 @@ class Workshop:
     folder: Path
     tokenizer_fingerprint: str
     language: str
+    word_segmenter: WordSegmenter = "none"
 
     @property
     def tokenizer_folder(self) -> Path:
         """A copy of the tokenizer, for the workers and for the store."""
         return self.folder / "tokenizer"
 
+    @property
+    def segmenter_name(self) -> str:
+        """With the version, since another one may find other words; "none" for none."""
+        segmenter = load_segmenter(self.word_segmenter)
+        return "none" if segmenter is None else segmenter.name
+
     def input_sha256(self, shard: ShardText) -> str:
         """SHA-256 of everything that a shard's arrays depend on."""
-        digest = hashlib.sha256(f"{STORE_VERSION} {self.tokenizer_fingerprint} {self.language}".encode())
+        options = f"{STORE_VERSION} {self.tokenizer_fingerprint} {self.language} {self.segmenter_name}"
+        digest = hashlib.sha256(options.encode())
         for document in shard.documents:
             content = document.encode()
             digest.update(f" {len(content)} ".encode())
@@ -104,7 +115,7 @@ class Workshop:
 
     def make(self, shard: ShardText, tokenizer: Tokenizer) -> ShardRecord:
         """Build a shard and write its folder."""
-        arrays = build_shard(shard.documents, tokenizer, self.language)
+        arrays = build_shard(shard.documents, tokenizer, self.language, load_segmenter(self.word_segmenter))
         columns = {**vars(arrays), "word_starts": np.packbits(arrays.word_starts)}
         with atomic_folder(self.folder / shard.split / shard.name, replace=True) as folder:
             for array in ARRAYS:

@@ -13,9 +13,9 @@ What is added to the library:
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -24,7 +24,7 @@ import tokenizers
 
 from bertsmith.errors import ModelError
 from bertsmith.files import atomic_write, write_json
-from bertsmith.text.definition import SpecialTokens, read_definition
+from bertsmith.text.definition import SpecialTokens, pair_template, read_definition
 from bertsmith.text.sentences import replace_surrogates
 
 
@@ -53,6 +53,7 @@ class Tokenizer:
     Attributes:
         vocab_size: the highest id plus one, which is the number of rows an embedding needs.
         special_ids: the ids of all special tokens, the five roles and any others.
+        separator_ids: the special tokens between the two texts of a pair: one for BERT, two for RoBERTa.
         lowercase: whether the normalizer makes text lower-case.
         fingerprint: SHA-256 of everything that decides the ids of a text.
     """
@@ -82,6 +83,9 @@ class Tokenizer:
         missing = [name for name in special.names() if name not in vocabulary]
         if missing:
             raise ModelError(f"the vocabulary has no {', '.join(missing)}; BERT tasks need these special tokens")
+        if parts["post_processor"] is None:
+            # Some classes of transformers add special tokens only where the file says so.
+            self._backend.post_processor = pair_template(self._backend, special)
         ids = {name: vocabulary[name] for name in special.names()}
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.pad_id: int = ids[special.pad]
@@ -99,8 +103,7 @@ class Tokenizer:
 
         self._is_barred = np.zeros(self.vocab_size, dtype=bool)
         self._is_barred[list(self.special_ids - {self.unk_id})] = True
-        literals = sorted((re.escape(token) for token in self.tokens(self.special_ids)), key=len, reverse=True)
-        self._literal = re.compile("|".join(literals))
+        self.separator_ids: tuple[int, ...] = self._separators() or (self.sep_id,)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, SpecialTokens]]:
         return Tokenizer, (self._backend.to_str(), self._special)
@@ -114,10 +117,11 @@ class Tokenizer:
         results = []
         for text, raw in zip(texts, self._encode(texts), strict=True):
             ids = np.array(raw.ids, dtype=np.int32)
+            if self._is_barred[ids].any():
+                raw = self._blind_backend.encode(replace_surrogates(text), add_special_tokens=False)
+                ids = np.array(raw.ids, dtype=np.int32)
             offsets = np.array(raw.offsets, dtype=np.int32).reshape(-1, 2)
             starts = _changes(np.array(raw.word_ids, dtype=np.int32))
-            if self._is_barred[ids].any():
-                ids, offsets, starts = self._encode_around_literals(text)
             if self._spaces_in_tokens:
                 _trim_spaces(text, offsets)
             results.append(Encoding(ids, offsets, starts))
@@ -154,12 +158,10 @@ class Tokenizer:
         space = " " if self._space_before_words else ""
         spaced = [space + replace_surrogates(word) for word in words]
         raw = self._backend.encode(spaced, is_pretokenized=True, add_special_tokens=False)
+        if self._is_barred[raw.ids].any():
+            raw = self._blind_backend.encode(spaced, is_pretokenized=True, add_special_tokens=False)
         ids = np.array(raw.ids, dtype=np.int32)
         index = np.array(raw.word_ids, dtype=np.int32)
-        if self._is_barred[ids].any():
-            parts = [self._encode_around_literals(word)[0] for word in spaced]
-            ids = np.concatenate(parts)
-            index = np.repeat(np.arange(len(words), dtype=np.int32), [len(part) for part in parts])
         silent = np.setdiff1d(np.arange(len(words), dtype=np.int32), index)
         places = np.searchsorted(index, silent)
         return np.insert(ids, places, self._filler_id), np.insert(index, places, silent)
@@ -179,7 +181,7 @@ class Tokenizer:
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
 
-    def save(self, folder: Path, model_max_length: int = 512) -> None:
+    def save(self, folder: Path, model_max_length: int = 512, *, has_segments: bool = True) -> None:
         """Write a folder that `transformers.AutoTokenizer` loads and that gives it the same ids.
 
         One difference is by design: transformers reads a literal "[MASK]" in a text as the special
@@ -188,6 +190,7 @@ class Tokenizer:
         Args:
             model_max_length: the number of positions of the model this tokenizer goes with, in
                 tokens; transformers truncates to it when asked to truncate.
+            has_segments: whether that model takes segments (token_type_ids); not all families do.
         """
         atomic_write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
         named = {f"{role}_token": name for role, name in asdict(self._special).items() if name is not None}
@@ -205,7 +208,7 @@ class Tokenizer:
             **flags,
             **named,
             "model_max_length": model_max_length,
-            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            "model_input_names": ["input_ids", *(["token_type_ids"] if has_segments else []), "attention_mask"],
         }
         write_json(folder / "tokenizer_config.json", config)
         write_json(folder / "special_tokens_map.json", named)
@@ -213,28 +216,41 @@ class Tokenizer:
             pieces = (self._backend.id_to_token(i) or "" for i in range(self.vocab_size))
             atomic_write(folder / "vocab.txt", "".join(f"{piece}\n" for piece in pieces))
 
+    def _separators(self) -> tuple[int, ...]:
+        """What the tokenizer's own template puts between two texts; nothing if it has no template."""
+        raw = self._backend.encode("a", "a", add_special_tokens=True)
+        sides = list(raw.sequence_ids)
+        if 1 not in sides:
+            return ()
+        middle = raw.ids[: sides.index(1)]
+        return tuple(token_id for token_id, side in zip(middle[1:], sides[1:], strict=False) if side is None)
+
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         clean = [replace_surrogates(text) for text in texts]
         raws: list[Any] = self._backend.encode_batch(clean, add_special_tokens=False)
         return raws
 
-    def _encode_around_literals(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Encode a text whose literal special tokens the model would recognise (Unigram does).
+    @cached_property
+    def _blind_backend(self) -> Any:
+        """For texts in which the model itself would find literal special tokens, as Unigram does.
 
-        The text is cut after the first character of each such literal, so that no part has one. What
-        only becomes one by normalization (in full-width letters) is unknown.
+        The same pieces with the same ids and scores, but the special ones have names that no text has.
         """
-        text = replace_surrogates(text)
-        cuts = [0, *(match.start() + 1 for match in self._literal.finditer(text)), len(text)]
-        ids, offsets, starts = [], [], []
-        for begin, end in itertools.pairwise(cuts):
-            raw = self._backend.encode(text[begin:end], add_special_tokens=False)
-            part = np.array(raw.ids, dtype=np.int32)
-            part[self._is_barred[part]] = self._filler_id
-            ids.append(part)
-            offsets.append(np.array(raw.offsets, dtype=np.int32).reshape(-1, 2) + np.int32(begin))
-            starts.append(_changes(np.array(raw.word_ids, dtype=np.int32)))
-        return np.concatenate(ids), np.concatenate(offsets), np.concatenate(starts)
+        parts = json.loads(self._backend.to_str())
+        barred = np.flatnonzero(self._is_barred).tolist()
+        names = {self._backend.id_to_token(i): f"\0{self.fingerprint} {i}" for i in barred}
+        model = parts["model"]
+        if isinstance(model["vocab"], list):
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        else:
+            model["vocab"] = {names.get(piece, piece): token_id for piece, token_id in model["vocab"].items()}
+        if "merges" in model:
+            model["merges"] = [pair for pair in model["merges"] if not names.keys() & {*pair, "".join(pair)}]
+        for token in parts["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        backend = tokenizers.Tokenizer.from_str(json.dumps({**parts, "post_processor": None}))
+        backend.encode_special_tokens = True
+        return backend
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
