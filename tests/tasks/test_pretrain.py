@@ -15,11 +15,14 @@ from bertsmith.deploy.predict import load
 from bertsmith.errors import CorpusError, InputError, ModelError, SettingsError, TrainingError
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
-from bertsmith.tasks.mlm import Masking, fill_mask
+from bertsmith.tasks.masking import Masker, Masking
+from bertsmith.tasks.mlm import fill_mask
 from bertsmith.tasks.pairs import NO_PAIR, next_sentence
-from bertsmith.tasks.pretrain import PretrainSettings, pretrain
+from bertsmith.tasks.pretrain import pretrain
+from bertsmith.tasks.pretrain_examples import PretrainExamples
 from bertsmith.tasks.pretrain_model import PretrainingModel
-from bertsmith.tasks.pretrain_task import PretrainExamples, unigram_baseline
+from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.tasks.pretrain_task import unigram_baseline
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import load_tokenizer
@@ -157,7 +160,7 @@ def test_mlm_alone_saves_a_masked_language_model(store: Path, tmp_path: Path) ->
         list(load(result.model).predict([{"text": "the cat .", "pair": "the dog ."}]))
 
 
-@pytest.mark.parametrize("mode", ["clean", "original"])
+@pytest.mark.parametrize("mode", ["clean", "original", "doc-sentences"])
 def test_examples_are_what_the_store_says(store: Path, mode: str) -> None:
     corpus, tokenizer = open_corpus(store), load_tokenizer(store / "tokenizer")
     examples = PretrainExamples(
@@ -165,7 +168,7 @@ def test_examples_are_what_the_store_says(store: Path, mode: str) -> None:
         tokenizer,
         max_length=48,
         mode=mode,
-        masking=Masking(),
+        hiding=Masker(tokenizer, Masking()),
         short_sequence_probability=0.1,
         seed=0,  # type: ignore[arg-type]
     )
@@ -215,7 +218,7 @@ def test_one_document_has_no_next_sentence_prediction(
     ordered = pretrain(settings_for(tmp_path / "store", tmp_path / "sop", objective="mlm+sop", budget="2 steps"))
     assert ordered.metrics == {}, "nothing was held out"
     with pytest.raises(SettingsError, match="data_mode"):
-        settings_for(store=tmp_path, out=tmp_path, objective="mlm+sop", data_mode="original")
+        pretrain(settings_for(tmp_path / "store", tmp_path / "x", objective="mlm+sop", data_mode="original"))
 
 
 def test_sentence_order_is_measured_by_its_own_name(store: Path, tmp_path: Path) -> None:

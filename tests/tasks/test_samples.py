@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bertsmith.tasks.mlm import Masked
+from bertsmith.tasks.masking import Masked
 from bertsmith.tasks.pairs import IS_NEXT, IS_RANDOM, NO_PAIR
 from bertsmith.tasks.pretrain_task import PretrainExample
 from bertsmith.tasks.samples import describe

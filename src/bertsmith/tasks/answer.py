@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.model.batch import pack, split
-from bertsmith.model.encoder import Encoder, TokenHead
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.heads import TokenHead
 from bertsmith.tasks.answer_data import (
     AnsweringExample,
     AnsweringSettings,
@@ -51,7 +52,7 @@ class Answering:
     """Extractive question answering, with or without "no answer"."""
 
     name = "answering"
-    architecture = "BertForQuestionAnswering"
+    architecture = "ForQuestionAnswering"
     greater_is_better = True
 
     def __init__(
@@ -130,7 +131,7 @@ class Answering:
         Raises:
             SettingsError: `max_length` is longer than the encoder's position table.
         """
-        longest = encoder.config.max_position_embeddings
+        longest = encoder.config.max_sequence_length
         if self.settings.max_length > longest:
             raise SettingsError(
                 f"max_length is {self.settings.max_length}; this model takes at most {longest} tokens "
@@ -140,16 +141,24 @@ class Answering:
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [T, 2] start and end logits, on the CPU."""
-        return _logits(model, batch).cpu()
+        return _token_logits(model, batch).cpu()
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sum over the sequences of (start + end) / 2, cross-entropies in nats over a sequence's own tokens."""
-        logits_T2, inputs = _logits(model, batch), batch.inputs
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [S, 2, L]: where each sequence's answer starts and ends; -inf behind the end of a sequence."""
+        logits_T2, inputs = _token_logits(model, batch), batch.inputs
         lengths_S = inputs.offsets[1:] - inputs.offsets[:-1]
         sequence_T = torch.repeat_interleave(lengths_S, output_size=len(logits_T2))
         logits_SL2 = logits_T2.new_full((len(inputs.lengths), max(inputs.lengths), 2), -torch.inf)
         logits_SL2 = logits_SL2.index_put((sequence_T, inputs.position_ids), logits_T2)
-        targets_S2 = batch.labels["targets"]
+        return logits_SL2.transpose(1, 2)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sum over the sequences of (start + end) / 2, cross-entropies in nats over a sequence's own tokens."""
+        return self.loss_from(self.logits(model, batch), batch)
+
+    def loss_from(self, logits_S2L: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The same, of `logits`."""
+        logits_SL2, targets_S2 = logits_S2L.transpose(1, 2), batch.labels["targets"]
         return {self.name: nn.functional.cross_entropy(logits_SL2, targets_S2, reduction="sum") / 2}
 
     def decode(self, output: Tensor, batch: Batch) -> list[QuestionAnswer]:
@@ -251,7 +260,7 @@ def find_labels(rows: Sequence[Question], settings: AnsweringSettings) -> tuple[
     return ()
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
+def _token_logits(model: nn.Module, batch: Batch) -> Tensor:
     """float32 [T, 2]."""
     assert isinstance(model, QuestionAnsweringModel)
     logits_T2: Tensor = model.tokens(model.encoder(batch.inputs))

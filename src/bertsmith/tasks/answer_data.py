@@ -84,17 +84,19 @@ class AnsweringExample:
     context: Encoding  # shared by all questions about the context
     windows: tuple[Window, ...]
     targets: tuple[tuple[int, int], ...] = ()
+    num_separators: int = 1
+    """Special tokens between question and context; with one before and one behind they frame both."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all its sequences."""
-        frame = len(self.question_ids) + NUM_SPECIAL_TOKENS
+        frame = len(self.question_ids) + 2 + self.num_separators
         return sum(len(window) + frame for window in self.windows)
 
     @property
     def first_context_token(self) -> int:
         """Where the context starts in each sequence."""
-        return len(self.question_ids) + 2
+        return len(self.question_ids) + 1 + self.num_separators
 
 
 def read_rows(source: str, settings: AnsweringSettings) -> tuple[AnsweringSettings, list[Question]]:
@@ -149,8 +151,10 @@ def encode_questions(
     questions = _encode([row.question for row in rows], tokenizer)
     for row, place, question in zip(rows, places, questions, strict=True):
         ids, context = question.ids[: settings.max_query_length], encodings[place]
-        room = settings.max_length - NUM_SPECIAL_TOKENS - len(ids)
-        yield AnsweringExample(row, ids, context, tuple(windows(len(context.ids), room, settings.doc_stride)))
+        num_separators = len(tokenizer.separator_ids)
+        room = settings.max_length - 2 - num_separators - len(ids)
+        parts = tuple(windows(len(context.ids), room, settings.doc_stride))
+        yield AnsweringExample(row, ids, context, parts, num_separators=num_separators)
 
 
 def training_examples(example: AnsweringExample) -> list[AnsweringExample]:

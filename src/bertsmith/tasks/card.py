@@ -10,7 +10,11 @@ _AUTO_CLASSES = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
+    "feature-extraction": "AutoModel",
 }
+_UNANSWERING = ("text-generation", "feature-extraction")
+"""What `bertsmith predict` has no answers of."""
 _SHOWN_LABELS = 50
 
 
@@ -18,6 +22,7 @@ def model_card(
     title: str,
     pipeline_tag: str,
     *,
+    model_type: str = "bert",
     made_from: str,
     metrics: Mapping[str, Mapping[str, float]],
     labels: Sequence[str] = (),
@@ -28,12 +33,13 @@ def model_card(
 
     Args:
         pipeline_tag: the Hub's name of the task, for example "text-classification".
+        model_type: the family.
         made_from: a sentence on where the weights come from.
         metrics: split -> metric -> value.
         data: file name -> SHA-256.
         settings: those that were not left at their defaults.
     """
-    header = to_yaml({"library_name": "transformers", "pipeline_tag": pipeline_tag, "tags": ["bert", "bertsmith"]})
+    header = to_yaml({"library_name": "transformers", "pipeline_tag": pipeline_tag, "tags": [model_type, "bertsmith"]})
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     lines = [f"---\n{header}---\n", f"# {title}\n", f"{made_from} Made with bertsmith {__version__}.\n"]
     if names:
@@ -58,8 +64,9 @@ def model_card(
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
         f'model = {_AUTO_CLASSES[pipeline_tag]}.from_pretrained("path/to/this/folder")',
         "```\n",
-        "or, from the command line, `bertsmith predict path/to/this/folder`.\n",
     ]
+    if pipeline_tag not in _UNANSWERING:
+        lines.append("or, from the command line, `bertsmith predict path/to/this/folder`.\n")
     return "\n".join(lines)
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.model.batch import pack
-from bertsmith.model.encoder import Encoder, PooledHead
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.heads import PooledHead
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, row_of
-from bertsmith.tasks.pairs import assemble
+from bertsmith.tasks.pairs import assemble, num_pair_specials
 from bertsmith.tasks.rows import ListExamples, class_weights, label_id
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import truncate_pair
@@ -74,7 +75,7 @@ class Classification:
     """Text or pair to a label, or to a number when `settings.regression`."""
 
     name = "classification"
-    architecture = "BertForSequenceClassification"
+    architecture = "ForSequenceClassification"
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class Classification:
         examples = []
         for row, first in zip(rows, firsts, strict=True):
             second = None if row.pair is None else next(seconds)
-            num_special_tokens = 2 if second is None or len(second) == 0 else 3
+            num_special_tokens = 2 if second is None or len(second) == 0 else num_pair_specials(self.tokenizer)
             length = len(first) + (0 if second is None else len(second))
             room = self.settings.max_length - num_special_tokens
             first_length, second_length = truncate_pair(len(first), length - len(first), room)
@@ -169,7 +170,7 @@ class Classification:
         Raises:
             SettingsError: `max_length` is longer than the encoder's position table, or leaves no room for text.
         """
-        longest = encoder.config.max_position_embeddings
+        longest = encoder.config.max_sequence_length
         if not 4 <= self.settings.max_length <= longest:
             raise SettingsError(
                 f"max_length is {self.settings.max_length}; this model takes 4 to {longest} tokens "
@@ -177,16 +178,20 @@ class Classification:
             )
         return SequenceClassifier(encoder, len(self.labels) or 1)
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """float32 [S, C]."""
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [S, C], or [S, 1] numbers of a regression."""
         assert isinstance(model, SequenceClassifier)
         hidden_TD = model.encoder(batch.inputs)
-        logits_SC: Tensor = model.pooled(hidden_TD[batch.inputs.first_tokens])
+        logits_SC: Tensor = model.pooled(hidden_TD, batch.inputs)
         return logits_SC.float()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sum of the weighted, smoothed cross-entropy in nats, or of the squared errors."""
-        logits_SC, targets_S = self._logits(model, batch), batch.labels["targets"]
+        return self.loss_from(self.logits(model, batch), batch)
+
+    def loss_from(self, logits_SC: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The same, of `logits`."""
+        targets_S = batch.labels["targets"]
         if self.settings.regression:
             return {self.name: nn.functional.mse_loss(logits_SC[:, 0], targets_S, reduction="sum")}
         loss = nn.functional.cross_entropy(
@@ -200,7 +205,7 @@ class Classification:
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [S, C] probabilities, or [S, 1] numbers of a regression."""
-        logits_SC = self._logits(model, batch)
+        logits_SC = self.logits(model, batch)
         return (logits_SC if self.settings.regression else logits_SC.softmax(-1)).cpu()
 
     def decode(self, output: Tensor, batch: Batch) -> list[ClassificationAnswer]:

@@ -23,11 +23,15 @@ from torch import nn
 from bertsmith import randomness
 from bertsmith.errors import SettingsError
 from bertsmith.files import atomic_write, sha256
-from bertsmith.model.config import EncoderConfig, named_size
+from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
-from bertsmith.model.folder import load_weights, read_config
+from bertsmith.model.folder import read_config
+from bertsmith.model.resize import load_resized
+from bertsmith.model.sizes import named_size
 from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks.card import model_card
+from bertsmith.tasks.distill import Distillation, distil, source_name
+from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import choose_rows, split_rows
 from bertsmith.tasks.saved import (
     FinetuneTask,
@@ -42,79 +46,10 @@ from bertsmith.tasks.saved import (
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision, resolve_device, resolve_precision
 from bertsmith.training.evaluate import Evaluation, evaluate_task
-from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
-from bertsmith.training.optim import OptimizerSettings
+from bertsmith.training.loop import Stage, TrainResult, train
 from bertsmith.training.report import Section, Table, Text, data_table, training_sections, write_report
 
 _SIZE_PREFIX = "size:"
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """What to start from, what to learn, and how long; what the data looks like is for the task's own settings."""
-
-    model: str
-    """A BERT-like folder, a run's folder, a Hub id; or "size:mini" for random weights, with a tokenizer."""
-    train: str
-    """Labelled training data: CSV, TSV, JSONL, Parquet, hub:NAME, or what else the task reads."""
-    out: Path
-    """The run's folder."""
-    dev: str | None = None
-    """Data that picks the best checkpoint; None: a share of the training data."""
-    test: str | None = None
-    """Data that is only evaluated once, at the end."""
-    dev_share: float = 0.1
-    """Share of the training texts that is held back when there is no dev; 0: no evaluation, the last weights."""
-    max_train_examples: int | None = None
-    """Learn from this many of the training rows, chosen by hash; None: from all."""
-    tokenizer: str | None = None
-    """A tokenizer folder or vocab.txt; None: the model's own."""
-    epochs: float = 3.0
-    """Passes over the training data."""
-    batch_size: int = 32
-    """Examples in an optimizer step."""
-    micro_batch_size: int | None = None
-    """Examples in one forward pass, to save memory; None: the whole batch."""
-    learning_rate: float = 5e-5
-    """Peak of the schedule."""
-    warmup_share: float = 0.1
-    """Share of the steps over which the learning rate rises; then it falls to 0."""
-    warmup_steps: int | None = None
-    """The same in steps; goes before the share."""
-    weight_decay: float = 0.01
-    """Decoupled decay of everything but norms and biases."""
-    max_grad_norm: float = 1.0
-    """Gradients longer than this are scaled down."""
-    dropout: float | None = None
-    """All dropout of the model; None: as its configuration says."""
-    evaluate_every: str = "1 epoch"
-    """How often dev is evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
-    early_stopping: int | None = None
-    """Stop after this many evaluations in a row without a new best; None: never."""
-    save_every: str = "10m"
-    """How often a checkpoint is saved, in the same words; Ctrl-C and the end always save one."""
-    precision: Precision = "auto"
-    """bf16 autocast where the hardware has it, unless said otherwise."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    num_workers: int = 1
-    """Threads that prepare batches ahead; the batches do not depend on it."""
-    seed: int = 0
-    """Fixes the head's initial weights, the order of the data and dropout."""
-    resume: bool = False
-    """Go on from the newest checkpoint in `out`."""
-    overwrite: bool = False
-    """Replace the run in `out`."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dev_share < 1:
-            raise SettingsError(f"dev_share must be in [0, 1), not {self.dev_share}.")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")
-        if self.max_train_examples is not None and self.max_train_examples < 1:
-            raise SettingsError(f"max_train_examples must be at least 1, not {self.max_train_examples}.")
-        if self.resume and self.overwrite:
-            raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
 
 
 @dataclass(frozen=True)
@@ -153,13 +88,20 @@ def finetune(
     options = kind.settings() if options is None else options
     if not isinstance(options, kind.settings):
         raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
-    plan = _train_settings(settings)
+    plan = settings.train_settings(
+        budget=f"{settings.epochs} epochs",
+        learning_rate=settings.learning_rate,
+        evaluate_every=settings.evaluate_every,
+        early_stopping=settings.early_stopping,
+        keep_best=True,
+    )
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
     config, weights, tokenizer = _starting_point(settings)
     work = _make_task(kind, settings, options, tokenizer)
     model, new_tensors = _build_model(work, config, weights, settings)
+    taught = _taught(work, settings)
     data = {str(path): sha256(path) for path in _data_files(settings)}
     if settings.overwrite:
         shutil.rmtree(settings.out, ignore_errors=True)
@@ -169,17 +111,19 @@ def finetune(
         atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
 
     screen = console or Console(stderr=True)
-    for line in [_summary(work), *work.notes()]:
+    for line in [_summary(work), *work.notes(), *(taught.notes() if taught else [])]:
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
     training = train(
         model,
-        [Stage(work)],
+        [Stage(taught or work)],
         plan,
         settings.out,
         resume=settings.resume,
         fingerprint={
             "task": task,
             "model": settings.model,
+            "layers": settings.layers,
+            "teacher": taught.fingerprint if taught else None,
             "options": json.dumps(to_mapping(work.settings), sort_keys=True),
             "data": json.dumps(data, sort_keys=True),
         },
@@ -270,6 +214,8 @@ def _starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, Path | N
         config, _ = read_config(weights)
         tokenizer = load_tokenizer(settings.tokenizer or weights)
     check_vocabulary(tokenizer, config.vocab_size, settings.model)
+    if settings.layers is not None:
+        config = replace(config, num_hidden_layers=settings.layers)
     if settings.dropout is not None:
         config = replace(
             config,
@@ -303,30 +249,14 @@ def _build_model(
     model = task.build(Encoder(config))
     if weights is None:
         return model, list(model.state_dict())
-    return model, load_weights(weights, model, strict=False)
+    return model, load_resized(weights, model, task.build)
 
 
-def _train_settings(settings: FinetuneSettings) -> TrainSettings:
-    return TrainSettings(
-        budget=f"{settings.epochs} epochs",
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        seed=settings.seed,
-        optimizer=OptimizerSettings(
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            warmup_share=settings.warmup_share,
-            warmup_steps=settings.warmup_steps,
-        ),
-        evaluate_every=settings.evaluate_every,
-        early_stopping=settings.early_stopping,
-        keep_best=True,
-        save_every=settings.save_every,
-        num_workers=settings.num_workers,
-        precision=settings.precision,
-        device=settings.device,
-    )
+def _taught(task: FinetuneTask, settings: FinetuneSettings) -> Distillation | None:
+    """The task with its teacher, where there is one."""
+    if settings.teacher is None:
+        return None
+    return distil(task, settings.teacher, weight=settings.distill_weight, temperature=settings.temperature)
 
 
 def _save(
@@ -341,8 +271,12 @@ def _save(
     """The folder `model/` with its card."""
     names = {Path(source).name: digest for source, digest in data.items()}
     is_random = settings.model.startswith(_SIZE_PREFIX)
-    source = Path(settings.model)
-    origin = "random weights" if is_random else f"`{source.parent.name if source.name == 'model' else source.name}`"
+    origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
+    teaching: dict[str, Any] = {}
+    if settings.teacher is not None:
+        name, weight = source_name(settings.teacher), settings.distill_weight
+        teaching = {"teacher": name, "distill_weight": weight, "temperature": settings.temperature}
+        origin = f"{origin}, taught by `{name}`"
     card = model_card(
         f"BERT for {task.name}",
         kind.pipeline_tag,
@@ -355,10 +289,11 @@ def _save(
             "batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
+            **teaching,
             **{name: value for name, value in to_mapping(task.settings).items() if value is not None},
         },
     )
-    facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors}
+    facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors, **teaching}
     encoder = model.encoder
     assert isinstance(encoder, Encoder)
     save_task(settings.out / "model", task, model, encoder, card, facts)

@@ -1,90 +1,21 @@
-"""Masked language model: hide some pieces of a sequence, predict them from both sides.
+"""Masked language model: predict the hidden tokens of a sequence from both sides.
 
-The rules are those of google-research/bert `create_masked_lm_predictions`: an exact count of
-positions, of which 80 % become [MASK], 10 % a random token and 10 % stay, drawn per piece. New
-masks in every epoch, as in RoBERTa (Liu et al. 2019, section 4.1).
-Shape letters: L tokens of a sequence, M masked positions, V vocabulary, D hidden width.
+What is hidden is decided in `masking`, anew in every epoch, as in RoBERTa (Liu et al. 2019, section 4.1).
+Shape letters: M masked positions, V vocabulary, D hidden width.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertsmith.errors import InputError, SettingsError
+from bertsmith.errors import InputError
 from bertsmith.model.batch import pack
+from bertsmith.tasks.masking import Masked
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.text.tokenizer import Tokenizer
-
-_MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1  # of the chosen positions; the rest stay as they are
-
-
-@dataclass(frozen=True)
-class Masked:
-    """A sequence with some of its tokens hidden."""
-
-    token_ids: np.ndarray  # [L] int64
-    positions: np.ndarray  # [M] int64, ascending
-    labels: np.ndarray  # [M] int64, the tokens that were there
-
-
-@dataclass(frozen=True)
-class Masking:
-    """How many tokens are hidden, and by what.
-
-    Attributes:
-        probability: share of the sequence, [CLS] and [SEP] counted as in the original.
-        count: "exact" hides round(length x probability) tokens, at least one; "bernoulli" draws
-            each token by itself, so that the count varies and may be zero.
-        max_predictions: upper bound for one sequence; None: no bound but the probability.
-        random_specials: whether the random tokens may be [CLS], [PAD] and the like, as in the original.
-    """
-
-    probability: float = 0.15
-    count: Literal["exact", "bernoulli"] = "exact"
-    max_predictions: int | None = None
-    random_specials: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.probability < 1:
-            raise SettingsError(f"mask_probability must lie between 0 and 1, not {self.probability}.")
-
-
-class Masker:
-    """Hides tokens of a sequence by the rules of one `Masking`."""
-
-    def __init__(self, tokenizer: Tokenizer, masking: Masking) -> None:
-        self._masking = masking
-        self._mask_id = tokenizer.mask_id
-        self._is_special = np.isin(np.arange(tokenizer.vocab_size), sorted(tokenizer.special_ids))
-        allowed = np.arange(tokenizer.vocab_size)
-        self._random_tokens = allowed if masking.random_specials else allowed[~self._is_special]
-
-    def mask(self, token_ids: np.ndarray, random: np.random.Generator) -> Masked:
-        """Hide tokens of one sequence, int64 [L]; special tokens are never hidden.
-
-        With Python's rounding, 30 tokens at 15 % hide 4 (4.5 rounds to even), as the original does
-        under Python 3.
-        """
-        masking = self._masking
-        candidates = np.flatnonzero(~self._is_special[token_ids])
-        wanted = max(1, round(len(token_ids) * masking.probability))
-        if masking.count == "bernoulli":
-            candidates = candidates[random.random(len(candidates)) < masking.probability]
-            wanted = len(candidates)
-        if masking.max_predictions is not None:
-            wanted = min(wanted, masking.max_predictions)
-        positions = np.sort(random.permutation(candidates)[:wanted])
-        labels = token_ids[positions]
-        fate = random.random(len(positions))
-        random_tokens = self._random_tokens[random.integers(len(self._random_tokens), size=len(positions))]
-        replaced = np.where(fate < _MASK_SHARE + _RANDOM_SHARE, random_tokens, labels)
-        hidden = token_ids.copy()
-        hidden[positions] = np.where(fate < _MASK_SHARE, self._mask_id, replaced)
-        return Masked(hidden, positions, labels)
 
 
 @dataclass(frozen=True)
@@ -122,7 +53,7 @@ def fill_mask(
         InputError: a text has no mask.
     """
     mask_token = tokenizer.tokens([tokenizer.mask_id])[0]
-    room = model.encoder.config.max_position_embeddings - 2
+    room = model.encoder.config.max_sequence_length - 2
     token_ids, positions, offset = [], [], 0
     for number, text in enumerate(texts, start=1):
         pieces = [tokenizer.encode(piece).ids for piece in text.split(mask_token)]

@@ -35,7 +35,7 @@ IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -1
 IN_ORDER, IS_SWAPPED = 0, 1
 """Labels of sentence order, as in google-research/albert."""
 
-_NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
+_NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP], where the tokenizer does not say otherwise
 _RANDOM_DOCUMENT_TRIES = 10
 
 
@@ -75,13 +75,14 @@ class CleanPairs:
         seed: int,
         *,
         sentence_order: bool = False,
+        num_special_tokens: int = _NUM_SPECIAL_TOKENS,
     ) -> None:
         """With `sentence_order` both texts are always neighbours, and the question is which came first."""
         self._sentences = corpus.sentence_offsets
         self._documents = corpus.document_offsets
         self._num_tokens = corpus.num_tokens
         self._is_order = sentence_order
-        self._room = max_length - _NUM_SPECIAL_TOKENS
+        self._room = max_length - num_special_tokens
         self._short = short_sequence_probability
         self._seed = seed
         # A next pair uses up a whole sample of running text, a random pair about half of one.
@@ -268,7 +269,7 @@ def next_sentence(
     Returns:
         One `{"next": p, "random": 1 - p}` a pair.
     """
-    room = model.encoder.config.max_position_embeddings - _NUM_SPECIAL_TOKENS
+    room = model.encoder.config.max_sequence_length - num_pair_specials(tokenizer)
     token_ids, segment_ids = [], []
     for first_text, second_text in pairs:
         first, second = tokenizer.encode(first_text).ids, tokenizer.encode(second_text).ids
@@ -282,17 +283,22 @@ def next_sentence(
     return [{"next": float(row[IS_NEXT]), "random": float(row[IS_RANDOM])} for row in probabilities]
 
 
+def num_pair_specials(tokenizer: Tokenizer) -> int:
+    """How many special tokens `assemble` adds to a pair."""
+    return 2 + len(tokenizer.separator_ids)
+
+
 def assemble(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] A [SEP] B [SEP] and its segments; the first [SEP] belongs to segment 0.
+    """[CLS] A [SEP] B [SEP] and its segments; what stands between the texts belongs to segment 0.
 
     Returns:
         int64 [L] token ids and int64 [L] segment ids.
     """
-    cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+    cls, sep, between = [tokenizer.cls_id], [tokenizer.sep_id], tokenizer.separator_ids
     if second is None or len(second) == 0:
         ids = np.concatenate([cls, first, sep]).astype(np.int64)
         return ids, np.zeros_like(ids)
-    ids = np.concatenate([cls, first, sep, second, sep]).astype(np.int64)
+    ids = np.concatenate([cls, first, between, second, sep]).astype(np.int64)
     segments = np.zeros_like(ids)
-    segments[len(first) + 2 :] = 1
+    segments[len(first) + 1 + len(between) :] = 1
     return ids, segments

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from bertsmith.errors import CorpusError
 from bertsmith.model.batch import PackedBatch
-from bertsmith.model.encoder import Encoder, PooledHead, VocabularyHead
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.heads import PooledHead, VocabularyHead
 
 
 class PretrainingModel(nn.Module):
@@ -27,5 +28,5 @@ class PretrainingModel(nn.Module):
         """
         if self.pooled is None:
             raise CorpusError("this model has no next-sentence head; pre-train with --objective mlm+nsp to get one.")
-        logits_S2: Tensor = self.pooled(hidden_TD[inputs.first_tokens])
+        logits_S2: Tensor = self.pooled(hidden_TD, inputs)
         return logits_S2

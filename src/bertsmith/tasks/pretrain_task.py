@@ -10,88 +10,24 @@ Shape letters: T tokens, S sequences, M masked positions, D hidden width, V voca
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertsmith import randomness
 from bertsmith.model.batch import pack
 from bertsmith.model.encoder import Encoder
-from bertsmith.tasks.mlm import Masked, MaskedLanguageModel, Masker, Masking
-from bertsmith.tasks.pairs import IS_RANDOM, NO_PAIR, CleanPairs, OriginalPairs, PairClassification, Pairs, assemble
+from bertsmith.tasks.mlm import MaskedLanguageModel
+from bertsmith.tasks.pairs import (
+    IS_RANDOM,
+    NO_PAIR,
+    PairClassification,
+)
+from bertsmith.tasks.pretrain_examples import PretrainExample, PretrainExamples
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples
 from bertsmith.text.corpus import Corpus
-from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.training.task import Batch, Examples
-
-DataMode = Literal["clean", "original"]
-
-
-@dataclass(frozen=True)
-class PretrainExample:
-    """One sample: masked tokens [L], their segments [L], and the pair's label."""
-
-    masked: Masked
-    segment_ids: np.ndarray
-    pair_label: int
-
-    @property
-    def num_tokens(self) -> int:
-        """L."""
-        return len(self.segment_ids)
-
-
-class PretrainExamples:
-    """The samples of one split at one length; every access cuts and masks afresh."""
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        tokenizer: Tokenizer,
-        *,
-        max_length: int,
-        mode: DataMode,
-        masking: Masking,
-        short_sequence_probability: float,
-        seed: int,
-        sentence_order: bool = False,
-        num_samples: int | None = None,
-    ) -> None:
-        """`sentence_order` asks for neighbours, some swapped, and goes with the clean mode only."""
-        self.pairs: Pairs
-        if mode == "original":
-            self.pairs = OriginalPairs(corpus, max_length, short_sequence_probability, seed)
-        else:
-            self.pairs = CleanPairs(corpus, max_length, short_sequence_probability, seed, sentence_order=sentence_order)
-        self._corpus = corpus
-        self._tokenizer = tokenizer
-        self._max_length = max_length
-        self._masker = Masker(tokenizer, masking)
-        self._seed = seed
-        self._num_samples = num_samples
-
-    def num_examples(self, epoch: int) -> int:
-        """Samples of the epoch; `num_samples` where a smaller, evenly spread choice was asked for."""
-        whole = self.pairs.num_samples(epoch)
-        return whole if self._num_samples is None else min(whole, self._num_samples)
-
-    def num_tokens(self, index: int) -> int:
-        """The length most samples have."""
-        return self._max_length
-
-    def example(self, index: int, epoch: int) -> PretrainExample:
-        """Cut and mask sample `index` of epoch `epoch`."""
-        if self._num_samples is not None:
-            index = index * self.pairs.num_samples(epoch) // self.num_examples(epoch)
-        cut = self.pairs.cut(index, epoch)
-        first = self._corpus.tokens(cut.first_start, cut.first_end)
-        second = None if cut.label == NO_PAIR else self._corpus.tokens(cut.second_start, cut.second_end)
-        token_ids, segment_ids = assemble(self._tokenizer, first, second)
-        masked = self._masker.mask(token_ids, randomness.generator(self._seed, "mask", epoch, index))
-        return PretrainExample(masked, segment_ids, cut.label)
 
 
 @dataclass(frozen=True)
@@ -108,6 +44,15 @@ def unigram_baseline(train: Corpus, heldout: Corpus) -> UnigramBaseline:
     log_probabilities = np.log((train_counts + 1) / (train_counts.sum() + len(train_counts)))
     shares = heldout_counts / max(1, heldout_counts.sum())
     return UnigramBaseline(float(-(shares * log_probabilities).sum()), float(shares[int(train_counts.argmax())]))
+
+
+@dataclass(frozen=True)
+class PretrainLogits:
+    """What the model makes of a batch, each in the dtype it is computed in; no `pairs_S2` without a head for them."""
+
+    hidden_TD: Tensor
+    masked_MV: Tensor
+    pairs_S2: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -171,23 +116,30 @@ class PretrainTask:
         """A `PretrainingModel` whose heads match the objectives."""
         return PretrainingModel(encoder, pairs=self._pair is not None)
 
-    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def logits(self, model: nn.Module, batch: Batch) -> PretrainLogits:
+        """Hidden states of all tokens, logits of the masked ones and of the pairs."""
         assert isinstance(model, PretrainingModel)
         hidden_TD = model.encoder(batch.inputs)
-        logits_MV = model.vocabulary(hidden_TD[batch.labels["masked_positions"]])
-        return logits_MV, None if self._pair is None else model.pair_logits(hidden_TD, batch.inputs)
+        masked_MV = model.vocabulary(hidden_TD[batch.labels["masked_positions"]])
+        if self._pair is None or model.pooled is None:
+            return PretrainLogits(hidden_TD, masked_MV, None)
+        return PretrainLogits(hidden_TD, masked_MV, model.pair_logits(hidden_TD, batch.inputs))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums in nats: "mlm" over masked tokens, "nsp" or "sop" over labelled sequences."""
-        logits_MV, logits_S2 = self._logits(model, batch)
-        losses = {self._mlm.name: self._mlm.loss(logits_MV, batch.labels)}
-        if self._pair is not None and logits_S2 is not None:
-            losses[self._pair.name] = self._pair.loss(logits_S2, batch.labels)
+        return self.loss_from(self.logits(model, batch), batch)
+
+    def loss_from(self, logits: PretrainLogits, batch: Batch) -> dict[str, Tensor]:
+        """The same, of `logits`."""
+        losses = {self._mlm.name: self._mlm.loss(logits.masked_MV, batch.labels)}
+        if self._pair is not None and logits.pairs_S2 is not None:
+            losses[self._pair.name] = self._pair.loss(logits.pairs_S2, batch.labels)
         return losses
 
     def predict(self, model: nn.Module, batch: Batch) -> PretrainOutput:
         """Losses and hits of every masked token and every pair."""
-        logits_MV, logits_S2 = self._logits(model, batch)
+        logits = self.logits(model, batch)
+        logits_MV, logits_S2 = logits.masked_MV, logits.pairs_S2
         labels_M = batch.labels["masked_labels"]
         nats_M = nn.functional.cross_entropy(logits_MV.float(), labels_M, reduction="none")
         hits_M = logits_MV.argmax(-1) == labels_M
@@ -226,17 +178,18 @@ class PretrainTask:
                 f"{self._pair.name}_accuracy_baseline": max(random_share, 1 - random_share),
                 f"{self._pair.name}_loss": pair_nats,
             }
+        name = self._mlm.name
         metrics |= {
-            "mlm_loss": nats,
-            "mlm_bits": nats / math.log(2),
-            "mlm_perplexity": math.exp(min(nats, 700.0)),
-            "mlm_accuracy": sum(one.hits for one in answers) / num_masked,
+            f"{name}_loss": nats,
+            f"{name}_bits": nats / math.log(2),
+            f"{name}_perplexity": math.exp(min(nats, 700.0)),
+            f"{name}_accuracy": sum(one.hits for one in answers) / num_masked,
         }
         if self.baseline is not None:
             metrics |= {
-                "mlm_loss_baseline": self.baseline.nats,
-                "mlm_bits_baseline": self.baseline.nats / math.log(2),
-                "mlm_perplexity_baseline": math.exp(self.baseline.nats),
-                "mlm_accuracy_baseline": self.baseline.accuracy,
+                f"{name}_loss_baseline": self.baseline.nats,
+                f"{name}_bits_baseline": self.baseline.nats / math.log(2),
+                f"{name}_perplexity_baseline": math.exp(self.baseline.nats),
+                f"{name}_accuracy_baseline": self.baseline.accuracy,
             }
         return metrics

@@ -4,27 +4,35 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bertsmith.tasks.mlm import Masking
+from bertsmith.tasks.masking import Masker, Masking, MaskUnit
 from bertsmith.tasks.pairs import IS_NEXT, NO_PAIR
-from bertsmith.tasks.pretrain_task import DataMode, PretrainExample, PretrainExamples
+from bertsmith.tasks.pretrain_examples import DataMode, PretrainExample, PretrainExamples
 from bertsmith.text.corpus import Corpus
 from bertsmith.text.tokenizer import Tokenizer
 
 
 def describe_samples(
-    corpus: Corpus, tokenizer: Tokenizer, *, number: int, max_length: int, mode: DataMode, seed: int
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    number: int,
+    max_length: int,
+    mode: DataMode,
+    seed: int,
+    mask_unit: MaskUnit = "piece",
 ) -> Iterator[str]:
     """`number` samples of the first epoch, spread evenly over the corpus, cut and masked as in training.
 
     Raises:
         CorpusError: the corpus cannot give pairs; for example it has one document.
     """
+    masking = Masking(unit=mask_unit, random_specials=mode == "original", mask_unknown=mode == "original")
     examples = PretrainExamples(
         corpus,
         tokenizer,
         max_length=max_length,
         mode=mode,
-        masking=Masking(),
+        hiding=Masker(tokenizer, masking),
         short_sequence_probability=0.1,
         seed=seed,
         num_samples=number,

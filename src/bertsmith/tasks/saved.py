@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from bertsmith import __version__
 from bertsmith.errors import ModelError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
 from bertsmith.model.encoder import Encoder
+from bertsmith.model.families import family
 from bertsmith.model.folder import load_weights, read_config, save_model
 from bertsmith.settings import from_mapping, to_mapping
 from bertsmith.tasks import answer, answer_data, classify_data, tag_data
@@ -24,7 +25,7 @@ from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Section
-from bertsmith.training.task import Task
+from bertsmith.training.task import Batch, Task
 
 _FORMAT = 1
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
@@ -43,6 +44,12 @@ class FinetuneTask(Task, Protocol):
 
     def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Rows as examples, one each, in order."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [*, C], a row of C logits for each of the batch's targets: what a teacher is asked for."""
+
+    def loss_from(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, of logits that are there already."""
 
     def notes(self) -> list[str]:
         """Sentences worth reading before training: how long text is cut, and how much of it."""
@@ -66,6 +73,7 @@ class Kind:
     make: Callable[[Tokenizer, Sequence[str], Any, Mapping[str, Sequence[Any]]], FinetuneTask]
     """(tokenizer, labels, settings, rows by split) -> the task."""
     architecture: str
+    """What the name of its architecture ends in, in any family."""
     pipeline_tag: str
 
 
@@ -182,11 +190,15 @@ def save_task(
             temporary,
             model,
             encoder.config,
-            kind.architecture,
+            family(encoder.config.model_type).architecture(kind.architecture),
             id2label=dict(enumerate(labels)) or None,
             problem_type=problem_type,
         )
-        task.tokenizer.save(temporary, model_max_length=encoder.config.max_position_embeddings)
+        task.tokenizer.save(
+            temporary,
+            model_max_length=encoder.config.max_sequence_length,
+            has_segments=encoder.config.type_vocab_size > 1,
+        )
         write_json(temporary / "bertsmith.json", saved)
         atomic_write(temporary / "README.md", card)
 
@@ -204,7 +216,7 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     place = model_folder(folder)
     config, raw = read_config(place)
-    name, labels, values = _saved_task(Path(place), raw, config.max_position_embeddings)
+    name, labels, values = _saved_task(Path(place), raw, config.max_sequence_length)
     kind = TASKS[name]
     settings = from_mapping(kind.settings, {**values, **(overrides or {})}, f"settings of {place}")
     tokenizer = load_tokenizer(place)
@@ -215,8 +227,12 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return task, model.eval()
 
 
+def _is_written_as(kind: Kind, architectures: Sequence[str]) -> bool:
+    return any(name.endswith(kind.architecture) for name in architectures)
+
+
 def _saved_task(
-    folder: Path, raw_config: Mapping[str, Any], max_position_embeddings: int
+    folder: Path, raw_config: Mapping[str, Any], max_sequence_length: int
 ) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     """Task name, labels and settings: as saved by us, else as far as `config.json` tells."""
     if (folder / "bertsmith.json").is_file():
@@ -225,18 +241,18 @@ def _saved_task(
             raise ModelError(f"{folder / 'bertsmith.json'} is not of this version (format {_FORMAT}) or not of a task.")
         return saved["task"], tuple(saved["labels"]), saved["settings"]
     architectures = raw_config.get("architectures") or []
-    name = next((name for name, kind in TASKS.items() if kind.architecture in architectures), None)
+    name = next((name for name, kind in TASKS.items() if _is_written_as(kind, architectures)), None)
     if name is None:
         raise ModelError(
             f"{folder}: architectures is {architectures}, which is no fine-tuned model. "
             f"Choices: {', '.join(kind.architecture for kind in TASKS.values())}."
         )
-    values: dict[str, Any] = {"max_length": min(_LONGEST, max_position_embeddings)}
+    values: dict[str, Any] = {"max_length": min(_LONGEST, max_sequence_length)}
     # transformers leaves id2label out where it is its default of two labels.
     id2label = raw_config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = tuple(str(id2label[index]) for index in sorted(id2label, key=int))
     if name == "answering":
-        longest = min(_LONGEST_WINDOW, max_position_embeddings)
+        longest = min(_LONGEST_WINDOW, max_sequence_length)
         values, labels = {"max_length": longest, "max_query_length": longest // 6}, ()
     if name == "classification" and (raw_config.get("problem_type") == "regression" or len(labels) == 1):
         values["regression"], labels = True, ()

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bertsmith.errors import SettingsError
 from bertsmith.model.batch import pack
-from bertsmith.model.encoder import Encoder, TokenHead
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.heads import TokenHead
 from bertsmith.tasks.entities import Scores, Span, detect_scheme, read_spans, score_entities
 from bertsmith.tasks.rows import ListExamples, class_weights, label_id
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, row_of
@@ -92,7 +93,7 @@ class Tagging:
     """Words to entities or labels."""
 
     name = "tagging"
-    architecture = "BertForTokenClassification"
+    architecture = "ForTokenClassification"
     greater_is_better = True
 
     def __init__(
@@ -199,7 +200,7 @@ class Tagging:
         Raises:
             SettingsError: `max_length` is longer than the encoder's position table.
         """
-        longest = encoder.config.max_position_embeddings
+        longest = encoder.config.max_sequence_length
         if self.settings.max_length > longest:
             raise SettingsError(
                 f"max_length is {self.settings.max_length}; this model takes at most {longest} tokens "
@@ -207,7 +208,7 @@ class Tagging:
             )
         return TokenClassificationModel(encoder, len(self.labels))
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [W, C], at first pieces only."""
         assert isinstance(model, TokenClassificationModel)
         hidden_TD = model.encoder(batch.inputs)
@@ -216,8 +217,12 @@ class Tagging:
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sum of the weighted, smoothed cross-entropy over the words, in nats."""
+        return self.loss_from(self.logits(model, batch), batch)
+
+    def loss_from(self, logits_WC: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The same, of `logits`."""
         loss = nn.functional.cross_entropy(
-            self._logits(model, batch),
+            logits_WC,
             batch.labels["targets"],
             weight=self._class_weights_C.to(batch.labels["targets"].device),
             label_smoothing=self.settings.label_smoothing,
@@ -227,7 +232,7 @@ class Tagging:
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [W, C] probabilities, on the CPU."""
-        return self._logits(model, batch).softmax(-1).cpu()
+        return self.logits(model, batch).softmax(-1).cpu()
 
     def decode(self, output: Tensor, batch: Batch) -> list[TaggingAnswer]:
         """One answer a sentence."""

@@ -1,0 +1,319 @@
+"""Distillation: any task, with a teacher whose answers the student learns beside the labels.
+
+What is learnt of the teacher are its probabilities at a temperature, which say more than the label alone (Hinton
+et al. 2015, arXiv 1503.02531); in pre-training also where its last hidden states point to (DistilBERT, Sanh et
+al. 2019, arXiv 1910.01108). The losses are those of huggingface/transformers `distiller.py` (with its option
+`restrict_ce_to_mask`: the vocabulary at every token would cost seven times as much) and
+`run_squad_w_distillation.py`. Those scripts take means of micro-batches, and of padding too; here they are sums, and
+the step normalises each by its own count. The teacher is no part of what is trained or saved, and draws nothing: the
+student's dropout masks are the same with and without it.
+Shape letters: T tokens, M masked positions, D hidden width, C choices, V vocabulary.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bertsmith.errors import ModelError
+from bertsmith.files import sha256
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.families import family
+from bertsmith.model.folder import load_weights, read_config, resolve
+from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.pretrain_model import PretrainingModel
+from bertsmith.tasks.pretrain_task import PretrainLogits, PretrainTask
+from bertsmith.tasks.saved import FinetuneTask, load_task, model_folder
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.task import Batch, Examples, Task
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Sum of KL(teacher || student) over rows of logits, at a temperature and times its square.
+
+    The square keeps the gradient's size when the temperature changes (Hinton et al. 2015, section 2).
+
+    Args:
+        student: [*, C]; -inf where there is nothing to choose, in both.
+        teacher: [*, C].
+
+    Returns:
+        A float32 scalar, in nats.
+    """
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    # Where the teacher's probability is 0 because there is nothing, 0 times infinity would be NaN.
+    log_student = log_student.masked_fill(student.isneginf(), 0.0)
+    return F.kl_div(log_student, F.softmax(teacher.float() / temperature, dim=-1), reduction="sum") * temperature**2
+
+
+def cosine_distance(student_TD: Tensor, teacher_TD: Tensor) -> Tensor:
+    """Sum over tokens of 1 - cos(student's hidden state, teacher's): a float32 scalar."""
+    same_T = student_TD.new_ones(len(student_TD))
+    return F.cosine_embedding_loss(student_TD.float(), teacher_TD.float(), same_T, reduction="sum")
+
+
+@dataclass(frozen=True)
+class SoftLoss:
+    """One loss against the teacher: a sum over as many items as `count` finds in a batch."""
+
+    name: str
+    weight: float
+    count: Callable[[Batch], float]
+    total: Callable[[Any, Any], Tensor]
+    """(student's logits, teacher's logits), as the task's `logits` gives them -> the sum."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A finished model, in evaluation mode and without gradients."""
+
+    name: str
+    """Its folder's last name, for cards."""
+    model: nn.Module
+    weights: Mapping[str, str]
+    """File name -> SHA-256."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """Without the head."""
+        encoder = self.model.encoder
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+
+class Teachable(Task, Protocol):
+    """A task that can be asked for logits, and for its losses given them, so that both need one forward pass."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> Any:
+        """What the losses are computed from."""
+
+    def loss_from(self, logits: Any, batch: Batch, /) -> dict[str, Tensor]:
+        """`loss`, of `logits`."""
+
+
+class Distillation:
+    """A task with further losses against a teacher; in all else the task itself, and so are its saved models."""
+
+    def __init__(
+        self,
+        task: Teachable,
+        teacher: Teacher,
+        soft_losses: Sequence[SoftLoss],
+        *,
+        hard_weight: float = 1.0,
+        temperature: float,
+        remarks: Sequence[str] = (),
+    ) -> None:
+        """`hard_weight` multiplies the weights of the task's own losses; `remarks` are added to the notes."""
+        self.name = task.name
+        self.greater_is_better = task.greater_is_better
+        self.teacher = teacher
+        self._task = task
+        self._soft_losses = soft_losses
+        self._temperature = temperature
+        self._remarks = remarks
+        self.loss_weights: Mapping[str, float] = {
+            **{name: weight * hard_weight for name, weight in task.loss_weights.items()},
+            **{one.name: one.weight for one in soft_losses},
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """What a run must be resumed with unchanged."""
+        values = [self.teacher.weights, self._temperature, self.loss_weights]
+        return json.dumps(values, sort_keys=True)
+
+    def notes(self) -> list[str]:
+        """What is learnt of whom."""
+        config = self.teacher.encoder.config
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in self.loss_weights.items())
+        return [
+            f"The teacher {self.teacher.name} has {config.num_hidden_layers} layers of width {config.hidden_size}; "
+            f"temperature {self._temperature:g}, weights of the losses: {weights}.",
+            *self._remarks,
+        ]
+
+    def examples(self, split: str) -> Examples:
+        """The task's."""
+        return self._task.examples(split)
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """The task's batch, with the counts of the soft losses."""
+        batch = self._task.collate(examples)
+        counts = {**batch.counts, **{one.name: one.count(batch) for one in self._soft_losses}}
+        return Batch(batch.inputs, batch.labels, counts, batch.examples)
+
+    def build(self, encoder: Encoder) -> nn.Module:
+        """The student."""
+        return self._task.build(encoder)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The task's sums and the soft ones, from one pass through the student and one through the teacher."""
+        student = self._task.logits(model, batch)
+        with torch.no_grad():
+            teacher = self._task.logits(self.teacher.model.to(batch.inputs.token_ids.device), batch)
+        losses = self._task.loss_from(student, batch)
+        return {**losses, **{one.name: one.total(student, teacher) for one in self._soft_losses}}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """The task's."""
+        return self._task.predict(model, batch)
+
+    def decode(self, output: Any, batch: Batch) -> list[Any]:
+        """The task's."""
+        return self._task.decode(output, batch)
+
+    def score(self, answers: Sequence[Any], examples: Sequence[Any]) -> dict[str, float]:
+        """The task's: how well the teacher is matched is no figure of its own."""
+        return self._task.score(answers, examples)
+
+
+def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float) -> Distillation:
+    """A fine-tuning task with a teacher that was trained for it.
+
+    Classification and tagging learn the probabilities of the labels, of each text or labelled word; answering those
+    of start and end, over the tokens of a sequence; a regression learns the number, by its squared error and
+    without temperature.
+
+    Args:
+        task: of the student; its settings and data are what counts.
+        folder: of the teacher: a run's, a model's, or a Hub id.
+        weight: in [0, 1], of the soft targets; the labels have the rest.
+
+    Raises:
+        ModelError: no such model; another task, tokenizer or labels; too few positions for the student's
+            sequences.
+    """
+    theirs, model = load_task(folder)
+    where = f"teacher {folder}"
+    if theirs.name != task.name:
+        raise ModelError(f"{where}: it was trained for {theirs.name}, not for {task.name}")
+    _check_tokenizer(where, task.tokenizer, theirs.tokenizer)
+    _check_length(where, model, task.settings.max_length)
+    if theirs.labels != task.labels:
+        _reorder_labels(where, model, theirs.labels, task.labels)
+
+    def total(student: Tensor, teacher: Tensor) -> Tensor:
+        if isinstance(task, Classification) and task.settings.regression:
+            return F.mse_loss(student, teacher, reduction="sum")
+        return divergence(student, teacher, temperature)
+
+    soft = SoftLoss("soft", weight, lambda batch: _num_labels(batch, "targets"), total)
+    return Distillation(task, _teacher(folder, model), [soft], hard_weight=1 - weight, temperature=temperature)
+
+
+def load_pretrained_teacher(folder: str, tokenizer: Tokenizer, max_length: int) -> Teacher:
+    """The teacher of a pre-training: a model with a masked-language-model head; whether it judges pairs is no matter.
+
+    Args:
+        folder: of a run, of a model, or a Hub id.
+        tokenizer: the corpus's.
+        max_length: of the longest sequence to come.
+
+    Raises:
+        ModelError: no such model, one without that head or causal; another tokenizer; too few positions.
+    """
+    where, place = f"teacher {folder}", model_folder(folder)
+    config, _ = read_config(place)
+    if family(config.model_type).structure.is_causal:
+        raise ModelError(f"{where}: a {config.model_type} model predicts the next token, not masked ones")
+    _check_tokenizer(where, tokenizer, load_tokenizer(place))
+    model = PretrainingModel(Encoder(config), pairs=False)
+    _check_length(where, model, max_length)
+    try:
+        load_weights(place, model, strict=True)
+    except ModelError as error:
+        raise ModelError(f"{where}: pre-training needs one with a masked-language-model head ({error})") from error
+    return _teacher(folder, model)
+
+
+def distil_pretraining(
+    task: PretrainTask,
+    teacher: Teacher,
+    *,
+    weight: float,
+    cosine_weight: float,
+    temperature: float,
+    hidden_size: int,
+    num_tokens: int,
+) -> Distillation:
+    """Pre-training with a teacher: its probabilities at the masked positions, and its last hidden states of all tokens.
+
+    Next sentence prediction, or sentence order, stays as it is.
+
+    Args:
+        weight: of the probabilities; DistilBERT's is 5, beside 2 for the masked language model.
+        cosine_weight: of the hidden states, which are left out where the student's are not as wide; DistilBERT's is 1.
+        hidden_size: the student's.
+        num_tokens: of the vocabulary. Either model may have more rows, which mean nothing.
+    """
+
+    def of_vocabulary(student: PretrainLogits, found: PretrainLogits) -> Tensor:
+        return divergence(student.masked_MV[:, :num_tokens], found.masked_MV[:, :num_tokens], temperature)
+
+    def of_hidden(student: PretrainLogits, found: PretrainLogits) -> Tensor:
+        return cosine_distance(student.hidden_TD, found.hidden_TD)
+
+    soft_losses = [SoftLoss("soft", weight, lambda batch: _num_labels(batch, "masked_labels"), of_vocabulary)]
+    remarks = []
+    if hidden_size != teacher.encoder.config.hidden_size:
+        remarks = [f"Its hidden states are not learnt: the student's are {hidden_size} wide."]
+    elif cosine_weight:
+        soft_losses.append(SoftLoss("cosine", cosine_weight, lambda batch: float(sum(batch.inputs.lengths)), of_hidden))
+    return Distillation(task, teacher, soft_losses, temperature=temperature, remarks=remarks)
+
+
+def source_name(folder: str) -> str:
+    """What a card calls a model: the name of its folder, or of its run's, without the way there."""
+    path = Path(folder)
+    return path.parent.name if path.name == "model" else path.name
+
+
+def _teacher(folder: str, model: nn.Module) -> Teacher:
+    place = resolve(model_folder(folder))
+    weights = {path.name: sha256(path) for path in sorted(place.glob("*.safetensors"))}
+    return Teacher(source_name(folder), model.eval().requires_grad_(False), weights)
+
+
+def _num_labels(batch: Batch, name: str) -> float:
+    """How many rows of logits a batch has, one for each label; 0 where there are none to learn."""
+    return float(batch.labels[name].numel()) if name in batch.labels else 0.0
+
+
+def _check_tokenizer(where: str, ours: Tokenizer, theirs: Tokenizer) -> None:
+    if ours.fingerprint != theirs.fingerprint:
+        raise ModelError(
+            f"{where}: it has another tokenizer than the student ({theirs.vocab_size} and {ours.vocab_size} tokens, "
+            f"fingerprints {theirs.fingerprint[:12]} and {ours.fingerprint[:12]}), and would not know its tokens. "
+            "Give the student the teacher's tokenizer, or choose another teacher."
+        )
+
+
+def _check_length(where: str, model: nn.Module, max_length: int) -> None:
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder)
+    longest = encoder.config.max_sequence_length
+    if max_length > longest:
+        raise ModelError(
+            f"{where}: it takes {longest} tokens, the student {max_length} (max_length). Give a smaller one."
+        )
+
+
+def _reorder_labels(where: str, model: nn.Module, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Put the outputs of the teacher's head into the order of the student's labels."""
+    unknown, unused = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+    if unknown or unused:
+        raise ModelError(
+            f"{where}: it tells other labels apart. Only the student has: {', '.join(unknown) or 'none'}; only the "
+            f"teacher has: {', '.join(unused) or 'none'}."
+        )
+    order = [list(theirs).index(label) for label in ours]
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith((".out.weight", ".out.bias")):
+                tensor.copy_(tensor[order])

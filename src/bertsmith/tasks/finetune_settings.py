@@ -1,0 +1,55 @@
+"""What the verb `finetune` can be told, whatever the task."""
+
+from dataclasses import dataclass
+
+from bertsmith.errors import SettingsError
+from bertsmith.tasks.run_settings import RunSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(RunSettings):
+    """What to start from, what to learn, and how long; what the data looks like is for the task's own settings."""
+
+    model: str
+    """A BERT-like folder, a run's folder, a Hub id; or "size:mini" for random weights, with a tokenizer."""
+    train: str
+    """Labelled training data: CSV, TSV, JSONL, Parquet, hub:NAME, or what else the task reads."""
+    dev: str | None = None
+    """Data that picks the best checkpoint; None: a share of the training data."""
+    test: str | None = None
+    """Data that is only evaluated once, at the end."""
+    dev_share: float = 0.1
+    """Share of the training texts that is held back when there is no dev; 0: no evaluation, the last weights."""
+    max_train_examples: int | None = None
+    """Learn from this many of the training rows, chosen by hash; None: from all."""
+    tokenizer: str | None = None
+    """A tokenizer folder or vocab.txt; None: the model's own."""
+    layers: int | None = None
+    """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
+    teacher: str | None = None
+    """A model fine-tuned for the same task and labels, whose answers are learnt too; None: the data alone."""
+    distill_weight: float = 0.5
+    """Weight of the teacher's answers in the loss, in [0, 1]; the labels have the rest."""
+    temperature: float = 2.0
+    """Softens the probabilities of teacher and student alike, where one learns from the other."""
+    epochs: float = 3.0
+    """Passes over the training data."""
+    learning_rate: float = 5e-5
+    """Peak of the schedule."""
+    evaluate_every: str = "1 epoch"
+    """How often dev is evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
+    early_stopping: int | None = None
+    """Stop after this many evaluations in a row without a new best; None: never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dev_share < 1:
+            raise SettingsError(f"dev_share must be in [0, 1), not {self.dev_share}.")
+        if self.max_train_examples is not None and self.max_train_examples < 1:
+            raise SettingsError(f"max_train_examples must be at least 1, not {self.max_train_examples}.")
+        if self.layers is not None and self.layers < 1:
+            raise SettingsError(f"layers must be at least 1, not {self.layers}.")
+        if not 0 <= self.distill_weight <= 1:
+            raise SettingsError(f"distill_weight must be in [0, 1], not {self.distill_weight}.")
+        if not self.temperature > 0:
+            raise SettingsError(f"temperature must be positive, not {self.temperature}.")

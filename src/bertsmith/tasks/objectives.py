@@ -1,0 +1,150 @@
+"""The objectives of pre-training by name, which family learns what, and the task that each of them makes.
+
+| objective | text | loss |
+|---|---|---|
+| mlm+nsp | pairs | masked tokens + does B follow A (BERT) |
+| mlm+sop | pairs | masked tokens + do A and B stand in their order (ALBERT) |
+| mlm | running text | masked tokens (RoBERTa, DistilBERT, ModernBERT) |
+| rtd | running text | masked tokens of a generator + which tokens are not the original ones (ELECTRA) |
+| clm | running text | every next token, from those before it (GPT) |
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from bertsmith import randomness
+from bertsmith.errors import CorpusError, SettingsError
+from bertsmith.tasks.causal import NextTokens
+from bertsmith.tasks.masking import Masker, Masking
+from bertsmith.tasks.mlm import MaskedLanguageModel
+from bertsmith.tasks.pairs import PairClassification
+from bertsmith.tasks.pretrain_examples import Hiding, PretrainExamples
+from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainSettings
+from bertsmith.tasks.pretrain_task import PretrainTask, unigram_baseline
+from bertsmith.tasks.replaced_tokens import MASK_SHARE, RANDOM_SHARE, ReplacedTokensTask
+from bertsmith.text.corpus import Corpus
+from bertsmith.text.tokenizer import Tokenizer
+
+PAIR_NAMES: Mapping[ObjectiveName, str] = MappingProxyType({"mlm+nsp": "nsp", "mlm+sop": "sop"})
+OBJECTIVES: Mapping[str, tuple[ObjectiveName, ...]] = MappingProxyType(
+    {
+        "bert": ("mlm+nsp", "mlm+sop", "mlm"),
+        "roberta": ("mlm",),
+        "xlm-roberta": ("mlm",),
+        "camembert": ("mlm",),
+        "distilbert": ("mlm",),
+        "albert": ("mlm+sop", "mlm+nsp", "mlm"),
+        "electra": ("rtd", "mlm"),
+        "modernbert": ("mlm",),
+        "gpt2": ("clm",),
+    }
+)
+"""What each family can be saved with; the first is how it was trained."""
+
+
+def with_objective(settings: PretrainSettings, model_type: str) -> PretrainSettings:
+    """The settings with objective and data mode decided.
+
+    Raises:
+        SettingsError: the family has no head for the objective, or the data mode does not give its text.
+    """
+    possible = OBJECTIVES[model_type]
+    objective = settings.objective or possible[0]
+    if objective not in possible:
+        raise SettingsError(
+            f"a {model_type} model cannot learn {objective}: it has no head for it. Choices: {', '.join(possible)}."
+        )
+    mode = settings.data_mode or ("clean" if objective in PAIR_NAMES else "full-sentences")
+    if objective in PAIR_NAMES and mode.endswith("sentences"):
+        raise SettingsError(f"data_mode {mode} gives no pairs, which {objective} asks about. Use clean or original.")
+    if objective == "mlm+sop" and mode == "original":
+        raise SettingsError("data_mode original knows next sentence prediction only; sentence order needs clean.")
+    if settings.teacher is not None and objective in ("rtd", "clm"):
+        raise SettingsError(f"a teacher of masked tokens is no help for {objective}; leave teacher out.")
+    if objective == "rtd" and settings.layers is not None:
+        raise SettingsError("layers chooses among the layers of one model, and rtd trains two; leave layers out.")
+    return replace(settings, objective=objective, data_mode=mode)
+
+
+def check_pairs_possible(corpus: Corpus, objective: ObjectiveName | None) -> None:
+    """Next sentence prediction needs a second document to draw a random sentence from.
+
+    Raises:
+        CorpusError: there is only one document.
+    """
+    if objective == "mlm+nsp" and corpus.num_documents < 2:
+        raise CorpusError(
+            f"the corpus has {corpus.num_documents} training document, and next sentence prediction draws its random "
+            "sentences from other documents. Use --objective mlm+sop (sentence order) or mlm; or build the corpus with "
+            "--document-separator blank-lines, or from several files, so that it has more documents."
+        )
+
+
+def make_task(
+    settings: PretrainSettings, max_length: int, tokenizer: Tokenizer, corpora: Mapping[str, Corpus]
+) -> PretrainTask | ReplacedTokensTask:
+    """The task of settings that came from `with_objective`, at one length, with both splits.
+
+    Args:
+        corpora: "train" and, if documents are held out, "dev".
+    """
+    objective, mode = settings.objective, settings.data_mode
+    assert objective is not None and mode is not None  # with_objective decided
+    pair_name = PAIR_NAMES.get(objective)
+    hiding = _hiding(settings, max_length, tokenizer)
+    splits = {
+        split: PretrainExamples(
+            corpus,
+            tokenizer,
+            max_length=max_length,
+            mode=mode,
+            hiding=hiding,
+            short_sequence_probability=settings.short_sequence_probability,
+            seed=randomness.integer(settings.seed, split, max_length),
+            sentence_order=pair_name == "sop",
+            num_samples=settings.evaluation_samples if split == "dev" else None,
+        )
+        for split, corpus in corpora.items()
+    }
+    baseline = unigram_baseline(corpora["train"], corpora["dev"]) if "dev" in corpora else None
+    if objective == "rtd":
+        return ReplacedTokensTask(
+            splits,
+            baseline,
+            masked_language_model=MaskedLanguageModel(settings.masked_weight),
+            detection_weight=settings.detection_weight,
+            generator_share=settings.generator_share,
+        )
+    return PretrainTask(
+        splits,
+        baseline,
+        masked_language_model=MaskedLanguageModel(settings.masked_weight, "clm" if objective == "clm" else "mlm"),
+        pair=None if pair_name is None else PairClassification(pair_name, settings.pair_weight),
+    )
+
+
+def _hiding(settings: PretrainSettings, max_length: int, tokenizer: Tokenizer) -> Hiding:
+    """What is asked of a sample."""
+    if settings.objective == "clm":
+        return NextTokens()
+    masking = Masking(
+        settings.mask_probability,
+        settings.mask_count,
+        settings.mask_unit,
+        # The original's max_predictions_per_seq: 20 of 128 tokens at 15 %.
+        max_predictions=math.ceil(max_length * settings.mask_probability),
+        random_specials=settings.data_mode == "original",
+        mask_unknown=settings.data_mode == "original",
+    )
+    if settings.objective == "rtd":
+        masking = replace(masking, mask_share=MASK_SHARE, random_share=RANDOM_SHARE)
+    return Masker(tokenizer, masking)
+
+
+def architecture_kind(objective: ObjectiveName | None) -> str:
+    """What the name of the trained model's architecture ends in, in any family."""
+    if objective in PAIR_NAMES or objective == "rtd":
+        return "ForPreTraining"
+    return "LMHeadModel" if objective == "clm" else "ForMaskedLM"

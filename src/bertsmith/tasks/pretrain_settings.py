@@ -1,0 +1,116 @@
+"""What the verb `pretrain` can be told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bertsmith.errors import SettingsError
+from bertsmith.tasks.masking import MaskUnit
+from bertsmith.tasks.pretrain_examples import DataMode
+from bertsmith.tasks.run_settings import RunSettings
+
+ObjectiveName = Literal["mlm+nsp", "mlm+sop", "mlm", "rtd", "clm"]
+
+LEARNING_RATES: Mapping[str, float] = {
+    "tiny": 2e-3,
+    "mini": 1e-3,
+    "small": 7e-4,
+    "medium": 5e-4,
+    "base": 2e-4,
+    "large": 1e-4,
+}
+"""Defaults for batches of 32 to 256 sequences; the paper's 1e-4 is for base and large with 256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(RunSettings):
+    """What to pre-train on, what to build, and for how long."""
+
+    corpus: Path
+    """The token store made by `bertsmith corpus build`."""
+    family: str = "bert"
+    """Of a new model: bert, roberta, xlm-roberta, camembert, distilbert, albert, electra, modernbert or gpt2."""
+    size: str = "mini"
+    """A named size: tiny, mini, small, medium, base or large."""
+    from_model: str | None = None
+    """Continue from this BERT-like folder instead of random weights; it also gives the size."""
+    layers: int | None = None
+    """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
+    initializer_range: float = 0.02
+    """Deviation of the initial weights. BERT's 0.02 is for a width of 768; try 0.06 for tiny."""
+    objective: ObjectiveName | None = None
+    """Masked tokens with next sentence (nsp) or sentence order (sop) or alone (mlm), replaced tokens (rtd),
+    or every next token (clm). None: as the family was trained."""
+    data_mode: DataMode | None = None
+    """Pairs, "clean" or "original" (google-research/bert to the letter); or running text, "full-sentences"
+    over the borders of documents or "doc-sentences" within them. None: clean with pairs, else full-sentences."""
+    budget: str = "1 epochs"
+    """When to stop: 10m, 3h, "50M tokens", "20000 steps" or "2 epochs"."""
+    max_length: int = 128
+    """Tokens in a sequence, [CLS] and [SEP] included."""
+    long_length: int | None = None
+    """Length of a second phase (512 in the paper) that ends the run; None: one phase."""
+    long_share: float = 0.1
+    """Share of the budget that the second phase takes."""
+    mask_probability: float = 0.15
+    """Share of the tokens to predict."""
+    mask_count: Literal["exact", "bernoulli"] = "exact"
+    """Exactly that share of each sequence, or each unit drawn by itself."""
+    mask_unit: MaskUnit = "piece"
+    """What is hidden together: a piece, a whole word, a span of 1 to 10 words, an n-gram of 1 to 3."""
+    short_sequence_probability: float = 0.1
+    """Share of samples with a random shorter length, so that the model knows short inputs."""
+    mlm_weight: float | None = None
+    """Weight of the masked language model in the loss; None: 1, or beside a teacher 2, as for DistilBERT."""
+    pair_weight: float = 1.0
+    """Weight of next sentence prediction, or of sentence order, in the loss."""
+    detection_weight: float = 50.0
+    """Weight of replaced token detection beside its generator's masked language model."""
+    generator_share: float = 0.25
+    """Width of that generator as a share of the discriminator's."""
+    teacher: str | None = None
+    """A pre-trained model with the corpus's tokenizer, which is learnt too; None: the text alone."""
+    distill_weight: float = 5.0
+    """Weight of the teacher's probabilities of the masked tokens in the loss."""
+    cosine_weight: float = 1.0
+    """Weight of the direction of the teacher's last hidden states, where the model is as wide."""
+    temperature: float = 2.0
+    """Softens the probabilities of teacher and student alike, where one learns from the other."""
+    learning_rate: float | None = None
+    """Peak of the schedule; None: a default by size."""
+    evaluate_every: str | None = None
+    """How often the held-out documents are evaluated: "500 steps", "10m", "5%"; None: ten times in a run."""
+    evaluation_samples: int = 500
+    """Held-out samples in an evaluation, spread evenly over the documents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.long_length is not None and self.long_length <= self.max_length:
+            raise SettingsError(f"long_length {self.long_length} must be above max_length {self.max_length}.")
+        if not 0 < self.long_share < 1:
+            raise SettingsError(f"long_share must lie between 0 and 1, not {self.long_share}.")
+        if not 0 < self.generator_share <= 1:
+            raise SettingsError(f"generator_share must be in (0, 1], not {self.generator_share}.")
+        if self.max_length < 8:
+            raise SettingsError(f"max_length {self.max_length} leaves no room for a pair; 8 is the least.")
+        if self.layers is not None and self.layers < 1:
+            raise SettingsError(f"layers must be at least 1, not {self.layers}.")
+        if min(self.distill_weight, self.cosine_weight) < 0:
+            raise SettingsError("distill_weight and cosine_weight must not be negative.")
+        if not self.temperature > 0:
+            raise SettingsError(f"temperature must be positive, not {self.temperature}.")
+        if not 0 <= self.short_sequence_probability <= 1:
+            raise SettingsError(f"short_sequence_probability must be in [0, 1], not {self.short_sequence_probability}.")
+
+    @property
+    def masked_weight(self) -> float:
+        """`mlm_weight`, or what it stands for."""
+        if self.mlm_weight is not None:
+            return self.mlm_weight
+        return 1.0 if self.teacher is None else 2.0
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The length of each phase."""
+        return (self.max_length,) if self.long_length is None else (self.max_length, self.long_length)

@@ -1,0 +1,98 @@
+"""What every verb that trains can be told: steps, optimizer, device, and the run's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bertsmith.errors import SettingsError
+from bertsmith.training.device import Precision
+from bertsmith.training.optim import OptimizerName, OptimizerSettings, ScheduleName
+from bertsmith.training.plan import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The settings that pre-training and fine-tuning have in common."""
+
+    out: Path
+    """The run's folder: configuration, metrics, report, checkpoints and the finished model."""
+    batch_size: int = 32
+    """Examples (sequences, in pre-training) in an optimizer step."""
+    micro_batch_size: int | None = None
+    """Examples in one forward pass; smaller ones are accumulated to a step. None: the whole batch."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, bert-original (no bias correction), stable-adamw, lamb (large batches), or muon (hidden matrices)."""
+    schedule: ScheduleName | None = None
+    """The learning rate after the warm-up: linear, cosine, bert-original, wsd or constant; None: the optimizer's."""
+    decay_share: float = 0.2
+    """Share of the run over which the learning rate of wsd falls, at its end."""
+    warmup_share: float = 0.1
+    """Share of the run over which the learning rate rises; then it goes as the schedule says."""
+    warmup_steps: int | None = None
+    """The same in steps; goes before the share."""
+    weight_decay: float = 0.01
+    """Decoupled decay of everything but norms and biases."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are scaled down."""
+    ema_decay: float | None = None
+    """Evaluate and save a moving average of the weights with this decay, such as 0.999; None: the weights."""
+    dropout: float | None = None
+    """All dropout of the model while it learns; None: as its configuration says (0.1 for the named sizes)."""
+    save_every: str = "10m"
+    """How often a checkpoint is saved: "500 steps", "10m", "5%"; Ctrl-C and the end always save one."""
+    precision: Precision = "auto"
+    """bf16 autocast where the hardware has it, unless said otherwise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    num_workers: int = 1
+    """Threads that prepare batches ahead; the batches do not depend on it."""
+    seed: int = 0
+    """Fixes initial weights, the order of the data, every other draw and dropout."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `out`."""
+    overwrite: bool = False
+    """Replace the run in `out`."""
+
+    def __post_init__(self) -> None:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")
+        if self.resume and self.overwrite:
+            raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
+
+    def train_settings(
+        self,
+        *,
+        budget: str,
+        learning_rate: float,
+        evaluate_every: str | None,
+        early_stopping: int | None = None,
+        keep_best: bool = False,
+    ) -> TrainSettings:
+        """The loop's settings, from these and what the verb adds.
+
+        Raises:
+            SettingsError: a value out of range.
+        """
+        return TrainSettings(
+            budget=budget,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            optimizer=OptimizerSettings(
+                learning_rate=learning_rate,
+                optimizer=self.optimizer,
+                schedule=self.schedule,
+                decay_share=self.decay_share,
+                weight_decay=self.weight_decay,
+                max_grad_norm=self.max_grad_norm,
+                warmup_share=self.warmup_share,
+                warmup_steps=self.warmup_steps,
+            ),
+            ema_decay=self.ema_decay,
+            evaluate_every=evaluate_every,
+            early_stopping=early_stopping,
+            keep_best=keep_best,
+            save_every=self.save_every,
+            num_workers=self.num_workers,
+            precision=self.precision,
+            device=self.device,
+        )

@@ -1,0 +1,45 @@
+"""What a verb that trains can be told reaches the loop."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertsmith.errors import SettingsError
+from bertsmith.tasks.run_settings import RunSettings
+from bertsmith.training.optim import OptimizerSettings
+from bertsmith.training.plan import TrainSettings
+
+
+def plan(**options: Any) -> TrainSettings:
+    settings = RunSettings(out=Path("out"), **options)
+    return settings.train_settings(budget="10m", learning_rate=2e-4, evaluate_every="5%")
+
+
+def test_every_setting_of_the_optimizer_is_passed_on() -> None:
+    options: dict[str, Any] = {
+        "optimizer": "muon",
+        "schedule": "wsd",
+        "decay_share": 0.3,
+        "warmup_share": 0.05,
+        "warmup_steps": 7,
+        "weight_decay": 0.2,
+        "max_grad_norm": 3.0,
+    }
+    chosen = plan(ema_decay=0.99, **options)
+    assert chosen.optimizer == OptimizerSettings(learning_rate=2e-4, **options)
+    assert chosen.ema_decay == 0.99
+
+
+def test_the_defaults_are_those_of_the_loop() -> None:
+    assert plan().optimizer == OptimizerSettings(learning_rate=2e-4)
+    assert plan().ema_decay is TrainSettings().ema_decay
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"decay_share": 1.0}, "decay_share is 1.0"), ({"ema_decay": 0.0}, "ema_decay is 0.0")],
+)
+def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        plan(**options)
