@@ -21,7 +21,7 @@ from bertsmith.cli.app import build_app
 from bertsmith.cli.config import SECTIONS
 from bertsmith.errors import InputError, Interrupted
 from bertsmith.settings import save_yaml
-from bertsmith.tasks.pretrain import PretrainSettings
+from bertsmith.tasks.pretrain_settings import PretrainSettings
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 
@@ -218,7 +218,9 @@ def test_a_section_a_verb(run: Run, pretrained: list[PretrainSettings], tmp_path
 def test_the_configuration_of_a_run_can_be_given_back(
     run: Run, pretrained: list[PretrainSettings], tmp_path: Path
 ) -> None:
-    settings = PretrainSettings(Path("store"), Path("out"), from_model="m", long_length=256, learning_rate=1e-5)
+    settings = PretrainSettings(
+        corpus=Path("store"), out=Path("out"), from_model="m", long_length=256, learning_rate=1e-5
+    )
     save_yaml(tmp_path / "config.yaml", settings)
     code, _, err = run("pretrain", "--config", tmp_path / "config.yaml")
     assert code == 0, err
@@ -237,7 +239,7 @@ def test_the_configuration_of_a_run_can_be_given_back(
         ("tokenizer:\n  vocab_size: 3\n", 'there is no section "pretrain". Choices: tokenizer.'),
         ("pretrain: 3\n", 'unknown key "pretrain"'),
         ("pretrain: {}\ncorpus: 3\n", "a section holds keys and values"),
-        ("optimizer:\n  seed: 3\nseed: 4\n", 'unknown key "optimizer.seed"'),
+        ("trainer:\n  seed: 3\nseed: 4\n", 'unknown key "trainer.seed"'),
     ],
 )
 def test_wrong_keys_are_answered_with_the_right_ones(run: Run, tmp_path: Path, content: str, message: str) -> None:

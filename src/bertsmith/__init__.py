@@ -17,15 +17,26 @@ if TYPE_CHECKING:
     from bertsmith.tasks.finetune import evaluate, finetune
     from bertsmith.tasks.pretrain import pretrain
     from bertsmith.text.corpus_building import build_corpus
+    from bertsmith.text.domain_words import extend_tokenizer
     from bertsmith.text.tokenizer_training import train_tokenizer
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "build_corpus", "evaluate", "finetune", "load", "pretrain", "train_tokenizer"]
+__all__ = [
+    "__version__",
+    "build_corpus",
+    "evaluate",
+    "extend_tokenizer",
+    "finetune",
+    "load",
+    "pretrain",
+    "train_tokenizer",
+]
 
 _HOMES = {
     "build_corpus": "bertsmith.text.corpus_building",
     "evaluate": "bertsmith.tasks.finetune",
+    "extend_tokenizer": "bertsmith.text.domain_words",
     "finetune": "bertsmith.tasks.finetune",
     "load": "bertsmith.deploy.predict",
     "pretrain": "bertsmith.tasks.pretrain",

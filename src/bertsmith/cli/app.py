@@ -39,12 +39,13 @@ def build_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    tokenizer = App(name="tokenizer", help="Train a vocabulary.", sort_key=1)
+    tokenizer = App(name="tokenizer", help="Train a vocabulary, or add words to one.", sort_key=1)
     corpus = App(name="corpus", help="Build and check the token store that pre-training reads.", sort_key=2)
     finetune = App(name="finetune", help="Teach a model a task on labelled data.", sort_key=4)
     for group in (tokenizer, corpus, finetune):
         app.command(group)
     tokenizer.command(f"{_TEXT}:tokenizer_train", name="train", help="Train a WordPiece, BPE or Unigram vocabulary.")
+    tokenizer.command(f"{_TEXT}:tokenizer_extend", name="extend", help="Add the words of a domain to a vocabulary.")
     corpus.command(f"{_TEXT}:corpus_build", name="build", help="Tokenize text once into a memory-mapped store.")
     corpus.command(f"{_MODEL}:corpus_check", name="check", help="Say what is in a store before it costs a night.")
     app.command(f"{_MODEL}:pretrain", name="pretrain", help="Train a BERT on a store, within a budget.", sort_key=3)

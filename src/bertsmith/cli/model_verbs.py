@@ -20,11 +20,13 @@ from bertsmith.files import atomic_file
 from bertsmith.settings import read_value
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
-from bertsmith.tasks.finetune import FinetuneResult, FinetuneSettings, finetune
+from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune import evaluate as evaluate_model
-from bertsmith.tasks.pretrain import PretrainSettings
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.masking import MaskUnit
 from bertsmith.tasks.pretrain import pretrain as pretrain_model
-from bertsmith.tasks.pretrain_task import DataMode
+from bertsmith.tasks.pretrain_examples import DataMode
+from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.tasks.samples import describe_samples
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.corpus import open_corpus
@@ -44,6 +46,7 @@ def corpus_check(
     samples: int = 3,
     max_length: int = 128,
     data_mode: DataMode = "clean",
+    mask_unit: MaskUnit = "piece",
     seed: int = 0,
     verify: bool = False,
     config: ConfigFile = None,
@@ -55,6 +58,7 @@ def corpus_check(
         samples: How many samples to show.
         max_length: Tokens in a sample.
         data_mode: How samples are cut, as for pretrain.
+        mask_unit: What is hidden together, as for pretrain.
         seed: Other seeds show other samples.
         verify: Also compare every file with its SHA-256.
     """
@@ -64,7 +68,9 @@ def corpus_check(
     if corpus.num_documents < 2 or samples < 1:
         return
     tokenizer = load_tokenizer(corpus.tokenizer_path)
-    for text in describe_samples(corpus, tokenizer, number=samples, max_length=max_length, mode=data_mode, seed=seed):
+    for text in describe_samples(
+        corpus, tokenizer, number=samples, max_length=max_length, mode=data_mode, seed=seed, mask_unit=mask_unit
+    ):
         screen.print(Text(f"\n{text}"), soft_wrap=True)
 
 

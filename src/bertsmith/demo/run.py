@@ -28,15 +28,17 @@ from bertsmith.files import write_json
 from bertsmith.settings import to_mapping
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
-from bertsmith.tasks.finetune import FinetuneResult, FinetuneSettings, finetune
-from bertsmith.tasks.pretrain import PretrainResult, PretrainSettings, pretrain
+from bertsmith.tasks.finetune import FinetuneResult, finetune
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.pretrain import PretrainResult, pretrain
+from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.python_docs import PythonDoc, iter_docstrings
 from bertsmith.text.tokenizer_training import train_tokenizer
-from bertsmith.training.optim import Budget
 from bertsmith.training.progress import duration
 from bertsmith.training.report import Table
+from bertsmith.training.schedule import Budget
 
 _MARKER = "demo.json"
 _NUM_STAGES = 6

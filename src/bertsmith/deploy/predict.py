@@ -14,6 +14,7 @@ from torch import nn
 
 from bertsmith.errors import InputError, ModelError, SettingsError
 from bertsmith.model.encoder import Encoder
+from bertsmith.model.families import family
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.tasks.mlm import fill_mask
 from bertsmith.tasks.pairs import next_sentence
@@ -28,7 +29,7 @@ Value = str | Mapping[str, Any]
 """What a user may ask about: a text, or a row with the columns of the task."""
 
 _PRETRAINED_ROWS = 32  # at once: each may be as long as the model allows
-_PRETRAINED = ("BertForPreTraining", "BertForMaskedLM")
+_PAIRS, _MASKS = "ForPreTraining", "ForMaskedLM"  # what the names of architectures end in
 
 
 class Predictor(Protocol):
@@ -66,15 +67,20 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
     on = resolve_device(device)
     resolved = resolve_precision(precision, on)
     config, raw = read_config(place)
-    architectures = raw.get("architectures") or []
-    pretrained = next((name for name in _PRETRAINED if name in architectures), None)
-    if pretrained is not None:
+    architectures = [name for name in raw.get("architectures") or [] if isinstance(name, str)]
+    heads = [family(config.model_type).heads.get(name, {}) for name in architectures]
+    if any("detection.out" in head for head in heads):
+        raise ModelError(
+            f"{place}: a discriminator does not say which words it expects. Fine-tune it, or ask its generator, "
+            "which a pre-training run keeps in the folder generator."
+        )
+    if any(name.endswith((_PAIRS, _MASKS)) for name in architectures):
         tokenizer = load_tokenizer(place)
         check_vocabulary(tokenizer, config.vocab_size, place)
-        model = PretrainingModel(Encoder(config), pairs=pretrained == "BertForPreTraining")
+        model = PretrainingModel(Encoder(config), pairs=any(name.endswith(_PAIRS) for name in architectures))
         load_weights(Path(place), model, strict=True)
         return PretrainedPredictor(model.to(on).eval(), tokenizer, on, resolved, top_k)
-    if not any(kind.architecture in architectures for kind in TASKS.values()):
+    if not any(name.endswith(kind.architecture) for name in architectures for kind in TASKS.values()):
         raise ModelError(
             f"{place}: a model of architectures {architectures} has no head that answers. Fine-tune it first: "
             "bertsmith finetune classification|tagging|answering."
