@@ -5,6 +5,7 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,15 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cyclopts import App, Argument
+from torch import nn
 
 import bertsmith
 from bertsmith.cli import main, model_verbs
 from bertsmith.cli.app import build_app
 from bertsmith.cli.config import SECTIONS
+from bertsmith.deploy.predict import TaskPredictor
 from bertsmith.errors import InputError, Interrupted
 from bertsmith.settings import save_yaml
+from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.text.tokenizer import load_tokenizer
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 
@@ -197,6 +204,25 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert (process.wait(), errors) == (141, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said_in_one_line() -> None:
+    program = (
+        "import sys, types\n"
+        "verbs = types.ModuleType('bertsmith.cli.model_verbs')\n"
+        "verbs.demo = lambda: print('x')\n"
+        "sys.modules['bertsmith.cli.model_verbs'] = verbs\n"
+        "from bertsmith.cli import main\n"
+        "sys.exit(main(['demo']))\n"
+    )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: No space left on device. Free some space")
+    assert done.stderr.count("\n") == 1
+
+
 def test_flags_go_before_the_file(run: Run, pretrained: list[PretrainSettings], tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("learning_rate: 1e-4\nseed: 3\nresume: true\nlong_length: null\nfrom: models/a\nbudget: 10m\n")
@@ -301,10 +327,29 @@ def test_predict_a_line(
 def test_predict_standard_input(
     echo: Echo, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO('one\n{"text": "two"}\n{not json}\n[3]\n\nlast'))
+    give(monkeypatch, '\ufeffone\r\n{"text": "two\\ud800"}\n{not json}\n[3]\n\n{"a":' + "[" * 100_000 + "\nlast")
     assert main(["predict", "model"]) == 0
-    assert asked(capfdbinary.readouterr().out.decode()) == ["one", {"text": "two"}, "{not json}", "[3]", "", "last"]
+    first, row, *others, deep, last = asked(capfdbinary.readouterr().out.decode())
+    assert (first, row) == ("one", {"text": "two\ufffd"})
+    assert others == ["{not json}", "[3]", ""] and len(deep) > 100_000 and last == "last"
     assert echo.read_ahead > 1
+
+
+def give(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    """Standard input, in a locale that is not UTF-8."""
+    content = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+
+
+def test_predict_standard_input_that_is_not_utf8(run: Run, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, "one\ncafé\n".encode("latin-1"))
+    code, _, err = run("predict", "model")
+    assert code == 2 and "standard input:2: byte 0xe9 at place 4 of the line is not UTF-8" in err
+
+
+def test_predict_a_command_line_that_is_not_utf8(echo: Echo, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["predict", "model", "caf\udce9", "--pair", "\udce9"]) == 0
+    assert asked(capfdbinary.readouterr().out.decode()) == [{"text": "caf\ufffd", "pair": "\ufffd"}]
 
 
 @pytest.mark.parametrize(
@@ -320,6 +365,22 @@ def test_predict_a_file_to_a_file(run: Run, echo: Echo, tmp_path: Path, name: st
     code, out, err = run("predict", "model", "--file", tmp_path / name, "--out", tmp_path / "out" / "answers.jsonl")
     assert (code, out) == (0, ""), err
     assert asked((tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8")) == rows
+
+
+def test_predict_reads_tables_as_the_fine_tuning_did(
+    run: Run, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = ClassificationSettings(
+        text_column="text", label_column="label", columns="label, text", delimiter=";", quoting=False
+    )
+    task = Classification(load_tokenizer(tiny_tokenizer), ("a", "b"), settings, {})
+    predictor = TaskPredictor(task, nn.Identity(), torch.device("cpu"), "fp32")
+    monkeypatch.setattr(model_verbs, "load", lambda *_, **__: predictor)
+    monkeypatch.setattr(predictor, "_answer", lambda examples: [{"asked": one.row.text} for one in examples.items])
+    (tmp_path / "a.csv").write_text('a;"the cat\nb;a dog\n')
+    code, out, err = run("predict", "model", "--file", tmp_path / "a.csv", "--out", tmp_path / "answers.jsonl")
+    assert (code, out) == (0, ""), err
+    assert asked((tmp_path / "answers.jsonl").read_text(encoding="utf-8")) == ['"the cat', "a dog"]
 
 
 def test_predict_leaves_no_half_file(run: Run, echo: Echo, tmp_path: Path) -> None:
@@ -376,6 +437,45 @@ def test_corpus_check_shows_samples_as_training_sees_them(run: Run, tiny_store: 
     assert "duplicate sentences" in out and "very few to pre-train on" in out
     assert out.count("  A  [CLS] ") == 5 == out.count("B follows A") + out.count("B is random")
     assert " -> [MASK]}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-length", 4], "max_length 4 leaves no room"),
+        (["--max-length", 2, "--data-mode", "full-sentences"], "max_length 2 leaves no room"),
+        (["--seed", -1], "seed must be at least 0"),
+    ],
+)
+def test_corpus_check_refuses_what_training_would(
+    run: Run, tmp_path: Path, arguments: list[object], message: str
+) -> None:
+    code, _, err = run("corpus", "check", tmp_path, *arguments)
+    assert code == 2 and message in err
+
+
+def test_corpus_check_says_why_there_are_no_samples(run: Run, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("The old king sat by the river. A small cat saw the bird. " * 20)
+    build = ("--tokenizer", tiny_tokenizer, "--out", tmp_path / "store", "--heldout-share", 0)
+    code, _, err = run("corpus", "build", tmp_path / "one.txt", *build)
+    assert code == 0, err
+    code, out, err = run("corpus", "check", tmp_path / "store")
+    assert code == 0 and "No samples: the store has one document" in out, err
+    code, out, err = run("corpus", "check", tmp_path / "store", "--data-mode", "full-sentences", "--max-length", 32)
+    assert code == 0 and out.count("  A  [CLS] ") == 3, err
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_seeds_out_of_range_are_named(run: Run, tmp_path: Path, seed: int) -> None:
+    out = ("--out", tmp_path / "out")
+    for verb in (
+        ("pretrain", "--corpus", "c"),
+        ("finetune", "tagging", "--model", "m", "--train", "t.conll"),
+        ("demo",),
+    ):
+        code, _, err = run(*verb, *out, "--seed", seed)
+        assert code == 2 and "seed must be at least 0 and below 2^63" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

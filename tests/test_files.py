@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,7 +126,13 @@ def test_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert names(target) == {"new"} and names(tmp_path) == {"store"}
 
 
-def test_the_old_folder_comes_back_when_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [(OSError(errno.ENOSPC, "No space left on device"), StorageError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_the_old_folder_comes_back_when_the_swap_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, error: type[BaseException]
+) -> None:
     target = tmp_path / "store"
     target.mkdir()
     (target / "old").write_text("x")
@@ -132,13 +140,45 @@ def test_the_old_folder_comes_back_when_the_swap_fails(tmp_path: Path, monkeypat
 
     def refuse_the_new_one(source: Path, destination: Path) -> None:
         if Path(source).name.startswith(".store.tmp-"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise failure
         rename(source, destination)
 
     monkeypatch.setattr(os, "rename", refuse_the_new_one)
-    with pytest.raises(StorageError, match="no space left"), files.atomic_folder(target, replace=True) as folder:
+    with pytest.raises(error), files.atomic_folder(target, replace=True) as folder:
         (folder / "new").write_text("y")
     assert names(target) == {"old"} and names(tmp_path) == {"store"}
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from bertsmith import files
+
+rename, count = os.rename, [0]
+
+def last(source, destination):
+    rename(source, destination)
+    count[0] += 1
+    if count[0] == int(sys.argv[2]):
+        os._exit(9)
+
+os.rename = last
+with files.atomic_folder(Path(sys.argv[1]), replace=True) as folder:
+    (folder / "new").write_text("y")
+"""
+
+
+@pytest.mark.parametrize(("renames", "there"), [(1, "old"), (2, "new")])
+def test_a_process_that_was_killed_in_the_swap_loses_nothing(tmp_path: Path, renames: int, there: str) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").write_text("x")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(target), str(renames)], check=False)
+    assert killed.returncode == 9
+    assert target.exists() == (renames == 2)
+    files.bring_back(tmp_path)
+    assert names(target) == {there}
+    files.bring_back(tmp_path / "none")
 
 
 def test_no_space_inside_the_block_is_explained(tmp_path: Path) -> None:
@@ -186,7 +226,13 @@ def test_json_round_trip_keeps_order_and_characters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b'{"a": 1,\n "b" 2}', r"v\.json:2: not JSON"), (b'{"a": "\xff"}', "not UTF-8.*byte 7"), (None, "no such file")],
+    [
+        (b'{"a": 1,\n "b" 2}', r"v\.json:2: not JSON"),
+        (b'{"a": "\xff"}', "not UTF-8.*byte 7"),
+        (b"[" * 100_000, "not JSON: nested too deeply"),
+        (b"9" * 5000, "not JSON: .*digits"),
+        (None, "no such file"),
+    ],
 )
 def test_unreadable_json_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "v.json"

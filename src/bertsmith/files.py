@@ -121,6 +121,14 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         _fsync_folder(path.parent)
 
 
+def bring_back(folder: Path) -> None:
+    """Undo replacements that a killed process left half done: of a folder that had been moved aside in `folder` when
+    the new one was not yet in its place. The next process wants this before it removes anything."""
+    for old in folder.glob(".*.old-*/*"):
+        if old.parent.name.startswith(f".{old.name}.old-") and not (folder / old.name).exists():
+            os.rename(old, folder / old.name)
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
@@ -135,6 +143,10 @@ def read_json(path: Path) -> Any:
         raise InputError(f"not JSON: {error.msg} (column {error.colno})", f"{path}:{error.lineno}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8: {error.reason} at byte {error.start}", str(path)) from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise InputError(f"not JSON: {error}", str(path)) from None
+    except RecursionError:
+        raise InputError("not JSON: nested too deeply", str(path)) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -153,13 +165,12 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent)) / path.name
-    os.rename(path, old)
     try:
+        os.rename(path, old)
         os.rename(temporary, path)
-    except OSError:
-        os.rename(old, path)
-        raise
     finally:
+        if not path.exists():
+            os.rename(old, path)
         shutil.rmtree(old.parent, ignore_errors=True)
 
 

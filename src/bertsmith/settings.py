@@ -121,6 +121,8 @@ def _parse(path: Path, text: str) -> Any:
         raise SettingsError(f"{path}:{line}: {error.problem}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: cannot be read: nested too deeply") from None
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -187,7 +189,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     elif hint is Path and isinstance(value, str | Path):
         return Path(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise SettingsError(f"{where}: the number is too large.") from None
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     elif hint is None and value is None:

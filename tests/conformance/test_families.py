@@ -13,6 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from bertsmith.errors import ModelError
+from bertsmith.model import attention as attention_module
+from bertsmith.model import dropout as dropout_module
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
@@ -39,11 +41,31 @@ ROBERTA_VALUES = {
     "hidden_act": "relu",
 }
 THEIR_CONFIGS: dict[str, Sequence[dict[str, Any]]] = {
-    "bert": ({"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 2},),
+    # Of each family one with an activation that is not its own, so that it is seen which heads follow it.
+    "bert": [
+        {
+            "hidden_size": 24,
+            "num_attention_heads": 3,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "hidden_act": activation,
+        }
+        for activation in ("gelu", "relu")
+    ],
     "roberta": (ROBERTA_VALUES,),
     "xlm-roberta": (ROBERTA_VALUES,),
     "camembert": (ROBERTA_VALUES,),
-    "distilbert": ({"dim": 24, "n_heads": 2, "hidden_dim": 40, "n_layers": 2, "max_position_embeddings": 40},),
+    "distilbert": [
+        {
+            "dim": 24,
+            "n_heads": 2,
+            "hidden_dim": 40,
+            "n_layers": 2,
+            "max_position_embeddings": 40,
+            "activation": activation,
+        }
+        for activation in ("gelu", "relu")
+    ],
     "albert": [
         {
             "embedding_size": 8,
@@ -52,8 +74,9 @@ THEIR_CONFIGS: dict[str, Sequence[dict[str, Any]]] = {
             "intermediate_size": 40,
             "num_hidden_layers": 4,
             "num_hidden_groups": groups,
+            "hidden_act": activation,
         }
-        for groups in (1, 2)
+        for groups, activation in ((1, "gelu_new"), (2, "relu"))
     ],
     "electra": [
         {
@@ -62,8 +85,9 @@ THEIR_CONFIGS: dict[str, Sequence[dict[str, Any]]] = {
             "num_attention_heads": 3,
             "intermediate_size": 40,
             "num_hidden_layers": 2,
+            "hidden_act": activation,
         }
-        for embedding_size in (8, 24)
+        for embedding_size, activation in ((8, "gelu"), (24, "relu"))
     ],
     "modernbert": [
         {
@@ -78,10 +102,22 @@ THEIR_CONFIGS: dict[str, Sequence[dict[str, Any]]] = {
             "bos_token_id": 1,
             "eos_token_id": 2,
             "classifier_pooling": pooling,
+            "hidden_activation": activation,
         }
-        for pooling in ("cls", "mean")
+        for pooling, activation in (("cls", "gelu"), ("mean", "relu"))
     ],
-    "gpt2": ({"n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 40, "bos_token_id": 0, "eos_token_id": 0},),
+    "gpt2": [
+        {
+            "n_embd": 24,
+            "n_head": 3,
+            "n_layer": 2,
+            "n_positions": 40,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "activation_function": activation,
+        }
+        for activation in ("gelu_new", "relu")
+    ],
 }
 CASES = [
     pytest.param(model_type, architecture, {**COMMON, **values}, id=f"{architecture}-{number}")
@@ -219,6 +255,63 @@ def test_our_folder_gives_our_logits_there(
     assert theirs.dtype == torch.float32
 
 
+@pytest.mark.parametrize("pad_token_id", [5, None])
+@torch.no_grad()
+def test_a_text_that_ends_with_the_paddings_token(pad_token_id: int | None, tmp_path: Path) -> None:
+    """As GPT-2's do, in most folders: what is classified is the last token before, as Transformers has it."""
+    values = {**COMMON, **THEIR_CONFIGS["gpt2"][0], "eos_token_id": 5, "pad_token_id": pad_token_id}
+    theirs = their_model("gpt2", "GPT2ForSequenceClassification", values)
+    theirs.save_pretrained(tmp_path)
+    ours = Model(read_config(tmp_path)[0], "GPT2ForSequenceClassification").eval()
+    load_weights(tmp_path, ours, strict=True)
+    rows = [np.array(row) for row in ([5, 9, 8, 5], [7, 5, 8], [9, 5, 5], [5, 5, 5], [6])]
+    expected = torch.cat([theirs(input_ids=torch.from_numpy(row)[None]).logits for row in rows])
+    assert_same(ours.outputs(pack(rows)), [expected])
+
+
+PROBABILITIES = {
+    "hidden_dropout_prob": 0.1,  # GPT-2's token classifier has 0.1, whatever the config says
+    "embedding_dropout_prob": 0.2,
+    "attention_probs_dropout_prob": 0.3,
+    "classifier_dropout": 0.4,
+}
+# Their ALBERT leaves out the dropout that google-research/albert has after the feed-forward network.
+OTHER_PROBABILITIES = {"albert": {"hidden_dropout_prob": 0.0}}
+
+
+def stand_in(shape: Sequence[int], probability: float, dtype: torch.dtype) -> Tensor:
+    """Instead of a mask: what it does is always the same, and in another place would do something else."""
+    return (1 - probability * (torch.arange(shape[-1]) % 2)).to(dtype).expand(tuple(shape)).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "values"),
+    # Not those in which our tasks set the dropout themselves.
+    [case for case in CASES if not str(case.values[1]).endswith(("ForQuestionAnswering", "ForPreTraining"))],
+)
+@torch.no_grad()
+def test_dropout_is_where_theirs_is(
+    model_type: str, architecture: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, given = FAMILIES[model_type].config_names, PROBABILITIES | OTHER_PROBABILITIES.get(model_type, {})
+    dropouts = {names[field]: probability for field, probability in given.items() if field in names}
+    theirs = their_model(model_type, architecture, {**values, **dropouts, "attn_implementation": "eager"}).train()
+    theirs.save_pretrained(tmp_path)
+    ours = Model(read_config(tmp_path)[0], architecture).train()
+    load_weights(tmp_path, ours, strict=True)
+
+    def drop(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return values * stand_in(values.shape, p, values.dtype) if training else values
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", drop)
+    monkeypatch.setattr(dropout_module, "keep_mask", stand_in)
+    monkeypatch.setattr(attention_module, "keep_mask", stand_in)
+    packed, padded = batches(values["pad_token_id"], ours.encoder.config.type_vocab_size)
+    found = ours.outputs(packed)
+    assert_same(found, their_outputs(theirs, padded))
+    assert not torch.allclose(found[0], ours.eval().outputs(packed)[0], atol=0.01)
+
+
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "albert", "modernbert"])
 @torch.no_grad()
 def test_attention_maps_are_theirs(model_type: str, tmp_path: Path) -> None:
@@ -250,6 +343,29 @@ def test_a_new_model_of_a_named_size_is_the_same_there(model_type: str, tmp_path
     assert load_encoder(tmp_path)[1] == config
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_a_config_does_not_say_is_what_they_take_it_for(model_type: str, tmp_path: Path) -> None:
+    theirs = transformers.AutoConfig.for_model(model_type)
+    theirs.to_json_file(tmp_path / "config.json", use_diff=False)
+    everything, raw = read_config(tmp_path)
+    said = {name: raw[name] for name in ("model_type", "vocab_size")}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert read_config(tmp_path)[0] == everything
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fields_by_their_other_names(model_type: str, tmp_path: Path) -> None:
+    others = FAMILIES[model_type].also_called
+    theirs = transformers.AutoConfig.for_model(model_type, **{**COMMON, **THEIR_CONFIGS[model_type][0]})
+    assert others == theirs.attribute_map
+    theirs.save_pretrained(tmp_path)
+    expected, raw = read_config(tmp_path)
+    renamed = {name: value for name, value in raw.items() if name not in others.values()}
+    renamed |= {other: raw[name] for other, name in others.items()}
+    (tmp_path / "config.json").write_text(json.dumps(renamed))
+    assert read_config(tmp_path)[0] == expected
+
+
 @pytest.mark.parametrize(
     ("model_type", "change", "message"),
     [
@@ -258,9 +374,21 @@ def test_a_new_model_of_a_named_size_is_the_same_there(model_type: str, tmp_path
         ("modernbert", {"attention_bias": True}, "attention_bias is true"),
         ("modernbert", {"layer_types": ["sliding_attention"] * 4}, "layer_types must be full_attention in every n-th"),
         ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, 'type "yarn" are not supported'),
+        (
+            "modernbert",
+            {"rope_parameters": {"sliding_attention": {"type": "linear"}}},
+            'type "linear" are not supported',
+        ),
+        ("modernbert", {"rope_parameters": "linear"}, 'rope_parameters must be a mapping, not "linear"'),
+        ("modernbert", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters, rope_type must be a mapping"),
+        ("modernbert", {"rope_parameters": {"full_attention": {"rope_theta": None}}}, "global_rope_theta is null"),
+        ("modernbert", {"rope_parameters": None, "local_rope_theta": None}, "local_rope_theta is null"),
+        ("modernbert", {"rope_scaling": {"type": "linear", "factor": 2.0}}, 'rope_scaling is {"type": "linear"'),
+        ("modernbert", {"layer_types": 3}, "layer_types must be a list, not 3"),
         ("modernbert", {"classifier_pooling": "max"}, 'pooling "max" is unknown'),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is true"),
-        ("electra", {"summary_type": "mean"}, 'summary_type is "mean"'),
+        ("gpt2", {"n_embd": None}, "hidden_size: nothing None given, a whole number wanted"),
+        ("gpt2", {"num_attention_heads": None}, "num_attention_heads: nothing None given"),
         ("roberta", {"is_decoder": True}, "is_decoder is true"),
         ("distilbert", {"activation": "mish"}, 'hidden_act "mish" is unknown'),
     ],

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
+    AlbertForPreTraining,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -16,6 +18,7 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     PreTrainedModel,
+    pipeline,
 )
 
 from bertsmith.deploy.predict import PretrainedPredictor, TaskPredictor, load
@@ -175,6 +178,55 @@ def test_masks_are_filled_as_by_transformers(tiny_tokenizer: Path, tmp_path: Pat
         assert [guess["token"] for guess in answer["guesses"]] == tokenizer.convert_ids_to_tokens(best.indices.tolist())
 
 
+def test_each_of_several_masks_is_filled_as_by_transformers(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    where = folder(tiny_tokenizer, tmp_path, BertForMaskedLM)
+    text = "the [MASK] sat by the [MASK] ."
+    theirs = pipeline("fill-mask", model=str(where), top_k=3, device="cpu")(text)
+    ours, one = load(where, device="cpu", top_k=3).predict([text, "the [MASK] ."])
+    assert len(ours["guesses"]) == len(theirs) == 2 and isinstance(one["guesses"][0], dict)
+    for guesses, expected in zip(ours["guesses"], theirs, strict=True):
+        assert [guess["token"] for guess in guesses] == [guess["token_str"] for guess in expected]
+        assert [guess["score"] for guess in guesses] == pytest.approx([guess["score"] for guess in expected], abs=1e-5)
+    (king, *_), (river, *_) = ours["guesses"]
+    assert king["text"] == f"the {king['token'].removeprefix('##')} sat by the [MASK] ."
+    assert river["text"] == f"the [MASK] sat by the {river['token'].removeprefix('##')} ."
+
+
+def test_a_mask_in_a_long_text_sees_what_stands_around_it(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    predictor = load(folder(tiny_tokenizer, tmp_path, BertForMaskedLM), device="cpu", top_k=1)
+    around = ["the cat [MASK] ." + " and" * 90, "and" + " and" * 60 + " the [MASK] ." + " and" * 29]
+    (long,) = predictor.predict([f"{around[0]} {around[1]}"])
+    for guesses, text in zip(long["guesses"], around, strict=True):
+        (alone,) = predictor.predict([text])
+        assert guesses[0]["token"] == alone["guesses"][0]["token"]
+        assert guesses[0]["score"] == pytest.approx(alone["guesses"][0]["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop", ["odd"], None])
+def test_pairs_are_judged_by_what_the_model_was_asked(tiny_tokenizer: Path, tmp_path: Path, objective: object) -> None:
+    where = folder(tiny_tokenizer, tmp_path, BertForPreTraining)
+    (where / "bertsmith.json").write_text(json.dumps({"task": "pretraining", "objective": objective}))
+    (answer,) = load(where, device="cpu").predict([{"text": "a", "pair": "b"}])
+    assert set(answer) == ({"in_order", "swapped"} if objective == "mlm+sop" else {"next", "random"})
+
+
+def test_albert_judges_the_order_of_sentences(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    sizes = {"hidden_size": 32, "embedding_size": 16, "num_attention_heads": 4, "intermediate_size": 48}
+    model = AlbertForPreTraining(AlbertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (answer,) = load(tmp_path, device="cpu").predict([{"text": "the king sat .", "pair": "he reads ."}])
+    with torch.inference_mode():
+        logits = model(**tokenizer("the king sat .", "he reads .", return_tensors="pt")).sop_logits
+    assert [answer["in_order"], answer["swapped"]] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
+
+
+def test_at_least_one_guess_is_given(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="top_k must be at least 1, not 0"):
+        load(tmp_path, top_k=0)
+
+
 def test_pairs_are_judged_as_by_transformers(tiny_tokenizer: Path, tmp_path: Path) -> None:
     where = folder(tiny_tokenizer, tmp_path, BertForPreTraining)
     tokenizer, theirs = AutoTokenizer.from_pretrained(where), BertForPreTraining.from_pretrained(where).eval()
@@ -197,6 +249,11 @@ def test_what_cannot_answer_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> 
     bare = folder(tiny_tokenizer, tmp_path / "bare", BertModel)
     with pytest.raises(ModelError, match=r"has no head that answers\. Fine-tune it first"):
         load(bare)
+    many = folder(
+        tiny_tokenizer, tmp_path / "many", BertForSequenceClassification, problem_type="multi_label_classification"
+    )
+    with pytest.raises(ModelError, match="problem_type is multi_label_classification"):
+        load(many)
     with pytest.raises(ModelError, match="nowhere"):
         load(tmp_path / "nowhere")
     run = tmp_path / "run"

@@ -1,5 +1,7 @@
 from collections.abc import Callable
 from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -191,15 +193,36 @@ def test_devices_of_other_kinds_use_pytorchs_kernels() -> None:
     assert attention(qkv, Layout((3, 9, 2), 2, meta), 0.1).shape == (14, 2, 8)
 
 
+@pytest.mark.parametrize(
+    ("size", "dtype", "dropout", "kernel"),
+    [
+        (256, torch.bfloat16, 0.0, "flash"),
+        (264, torch.bfloat16, 0.0, "grouped_sdpa"),
+        (20, torch.bfloat16, 0.0, "grouped_sdpa"),
+        (64, torch.float32, 0.0, "grouped_sdpa"),
+        (64, torch.float16, 0.1, "grouped_sdpa"),
+    ],
+)
+def test_the_variable_length_kernel_is_given_only_what_it_takes(
+    size: int, dtype: torch.dtype, dropout: float, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("flash", "grouped_sdpa"):
+        monkeypatch.setattr(attention_module, name, lambda *_, name=name: name)
+    qkv: Any = SimpleNamespace(device=torch.device("cuda"), is_cuda=True, dtype=dtype, shape=(14, 3, 2, size))
+    assert attention(qkv, Layout((14,), 2, CPU), dropout) == kernel  # type: ignore[comparison-overlap]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("size", [32, 264])
+@pytest.mark.parametrize("reach", REACHES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_on_cuda(dtype: torch.dtype) -> None:
+def test_on_cuda(dtype: torch.dtype, reach: Reach, size: int) -> None:
     lengths = (33, 7, 128, 33)
     device = torch.device("cuda")
-    qkv = random_qkv(lengths, 4, 32, torch.float32).detach().to(device, dtype).requires_grad_()
-    output = attention(qkv, Layout(lengths, 4, device), 0.0)
-    expected = reference_attention(qkv.float(), lengths)
+    qkv = random_qkv(lengths, 4, size, torch.float32).detach().to(device, dtype).requires_grad_()
+    output = attention(qkv, Layout(lengths, 4, device), 0.0, reach)
+    expected = reference_attention(qkv.float(), lengths, reach)
     assert output.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(output.float(), expected, rtol=0, atol=tolerance)

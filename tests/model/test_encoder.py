@@ -4,9 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bertsmith.errors import ModelError
+from bertsmith.model import attention as attention_module
+from bertsmith.model import encoder as encoder_module
 from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
@@ -100,13 +102,30 @@ def test_a_seed_repeats_training_and_evaluation_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_each_dropout_field_has_its_place() -> None:
-    batch = some_batch()
-    for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        model = encoder(replace(CONFIG, **{**none, field: 0.5}))
-        quiet = model(batch)
-        assert not torch.allclose(model.train()(batch), quiet)
+@pytest.mark.parametrize(
+    ("model_type", "of_a_layer"),
+    [("bert", [0.3, 0.1, 0.1]), ("distilbert", [0.3, 0.0, 0.1]), ("modernbert", [0.3, 0.3, 0.1])],
+)
+def test_each_dropout_field_has_its_place(
+    model_type: str, of_a_layer: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the computation: the embeddings, then attention's weights, its output and the feed-forward
+    network of each layer. (That these are the places of Transformers: conformance/test_families.py.)"""
+    drawn: list[float] = []
+
+    def mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> Tensor:
+        drawn.append(probability)
+        return torch.ones(shape, dtype=dtype)
+
+    def drop(values: Tensor, probability: float, training: bool) -> Tensor:
+        drawn.append(probability)
+        return values
+
+    monkeypatch.setattr(attention_module, "keep_mask", mask)
+    monkeypatch.setattr(encoder_module, "dropout", drop)
+    shape = replace(CONFIG, model_type=model_type, rope_theta=10.0 if model_type == "modernbert" else None)
+    encoder(shape.with_dropout(0.1, 0.3, 0.2)).train()(some_batch((5, 5)))
+    assert drawn == [0.2, *of_a_layer, *of_a_layer]
 
 
 def test_bf16_autocast_is_near_fp32_with_fp32_gradients() -> None:
@@ -177,3 +196,20 @@ def test_the_vocabulary_head_is_tied() -> None:
     with torch.no_grad():
         twin.encoder.token_embedding.weight[7] += 1
     assert torch.equal(twin.vocabulary(hidden_MD), after)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "modernbert", "gpt2"])
+def test_chosen_tokens_are_as_they_are_among_all(family: str) -> None:
+    """The last layer may leave out the other tokens: the same states, and the same gradients of all weights."""
+    torch.manual_seed(0)
+    model = Encoder(named_size("tiny", 60, model_type=family)).double().eval()
+    batch, positions_M = some_batch(), torch.tensor([0, 4, 5, 9, 12, 31, 4])
+    found = []
+    for states_MD in (model(batch)[positions_M], model(batch, positions_M)):
+        model.zero_grad()
+        (states_MD * torch.arange(1, 8)[:, None]).square().sum().backward()
+        found.append((states_MD.detach(), [parameter.grad for parameter in model.parameters()]))
+    (states, gradients), (chosen_states, chosen_gradients) = found
+    torch.testing.assert_close(chosen_states, states, rtol=0, atol=1e-5)
+    for gradient, expected in zip(chosen_gradients, gradients, strict=True):
+        torch.testing.assert_close(gradient, expected)

@@ -1,7 +1,8 @@
 import pytest
 
 from bertsmith.errors import ModelError
-from bertsmith.model.families import BERT, family
+from bertsmith.model.families import BERT, FAMILIES, family
+from bertsmith.model.families.family import Family
 
 
 @pytest.mark.parametrize(
@@ -33,12 +34,15 @@ def test_names(architecture: str, ours: str, theirs: tuple[str, ...]) -> None:
     assert BERT.theirs(architecture, ours) == theirs
 
 
-def test_no_two_of_our_names_share_one_of_theirs() -> None:
-    for architecture, head in BERT.heads.items():
-        stems = [stem.replace("{i}", "3") for stem in BERT.encoder]
-        ours = [f"encoder.{stem}.weight" for stem in stems] + [*head, "pooled.dense.weight"]
-        theirs = [name for one in ours for name in BERT.theirs(architecture, one)]
-        assert len(set(theirs)) == len(theirs) >= len(stems) + 2
+@pytest.mark.parametrize("row", FAMILIES.values(), ids=FAMILIES)
+def test_no_two_of_our_names_share_one_of_theirs(row: Family) -> None:
+    for architecture, head in row.heads.items():
+        stems = [stem.replace("{i}", "3") for stem in row.encoder]
+        heads = {*head, *(row.pooler if architecture == row.bare or "pooled.out" in head else ())}
+        theirs = [row.theirs(architecture, one) for one in [*(f"encoder.{stem}.weight" for stem in stems), *heads]]
+        assert all(theirs)
+        names = [name for several in theirs for name in several]
+        assert len(set(names)) == len(names) >= len(stems) + len(heads)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from bertsmith.tasks.answer_data import (
     training_examples,
 )
 from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer, choose_answer
+from bertsmith.tasks.rows import sub_batches
 from bertsmith.text.labelled import Answer, Question, read_squad
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Table
@@ -239,6 +240,19 @@ def logits_for(example: AnsweringExample, scores: dict[tuple[int, int], float], 
 
 def encoded(tokenizer: Tokenizer, row: Question, chosen: AnsweringSettings = SMALL) -> AnsweringExample:
     return make(tokenizer, chosen=chosen).encode([row])[0]
+
+
+def test_windows_of_a_long_context_go_through_the_model_in_parts(tokenizer, monkeypatch):
+    task = make(tokenizer, question(context=CONTEXT * 3), question())
+    batch = task.collate(items(task, "dev"))
+    model = task.build(encoder(tokenizer)).eval()
+    sizes: list[int] = []
+    model.encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0].token_ids)))
+    with torch.inference_mode():
+        whole = task.predict(model, batch)
+        monkeypatch.setattr(sub_batches, "__defaults__", (60,))
+        torch.testing.assert_close(task.predict(model, batch), whole)
+    assert sizes[0] == len(batch.inputs.token_ids) > 400 and max(sizes[1:]) <= 60
 
 
 def test_the_best_span_is_a_slice_of_the_context(tokenizer):

@@ -1,5 +1,6 @@
 """Classification: columns, sequences, loss, metrics and what the report shows."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,27 @@ def test_rows_need_labels(make_files: MakeFiles, content: str, message: str) -> 
         read_rows(str(make_files({"a.csv": content}) / "a.csv"), ClassificationSettings())
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x", "label": ["a", "b"]}, r"a\.jsonl:1, label: text or a number wanted, list found.*several labels"),
+        ({"text": {"en": "x"}, "label": "a"}, r"a\.jsonl:1, text: text or a number wanted, dict found"),
+    ],
+)
+def test_lists_and_objects_are_no_text(make_files: MakeFiles, row: dict[str, object], message: str) -> None:
+    path = make_files({"a.jsonl": json.dumps(row)}) / "a.jsonl"
+    with pytest.raises(InputError, match=message):
+        read_rows(str(path), ClassificationSettings(text_column="text", label_column="label"))
+
+
+def test_numbers_are_text(make_files: MakeFiles) -> None:
+    path = make_files({"a.jsonl": '{"text": 7.5, "label": true}\n{"text": 7, "label": 2}'}) / "a.jsonl"
+    assert [(row.text, row.label) for row in read_rows(str(path), ClassificationSettings())[1]] == [
+        ("7.5", "True"),
+        ("7", "2"),
+    ]
+
+
 def test_labels_that_cannot_be_learnt() -> None:
     with pytest.raises(InputError, match='every row has the label "animal"'):
         find_labels(rows(labels=("animal",) * 5), ClassificationSettings())
@@ -250,6 +272,8 @@ def test_rows_to_predict(tokenizer: Tokenizer) -> None:
     pairs = Classification(tokenizer, ("a", "b"), ClassificationSettings(text_column="q", pair_column="s"), {})
     assert pairs.row({"q": "x", "s": "y"}, "row 1").pair == "y"
     assert pairs.row({"text": "x", "pair": "y"}, "row 1").pair == "y"
+    with pytest.raises(InputError, match="row 1, q: text or a number wanted, list found"):
+        pairs.row({"q": ["x"], "s": "y"}, "row 1")
     with pytest.raises(InputError, match="this model reads pairs"):
         pairs.row("x", "row 1")
     unknown = Classification(tokenizer, ("a", "b"), ClassificationSettings(), {})

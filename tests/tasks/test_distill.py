@@ -110,7 +110,7 @@ def batch_of(task: Any) -> Batch:
 def saved(task: FinetuneTask, folder: Path, seed: int = 7, **changes: Any) -> str:
     """A teacher's folder: random weights, so that its answers are its own."""
     body = encoder(task.tokenizer, seed, **changes)
-    save_task(folder, task, task.build(body), body, "", {})
+    save_task(folder, task, task.build(body), body.config, "", {})
     return str(folder)
 
 
@@ -184,7 +184,7 @@ def teacher_of(model: nn.Module) -> Teacher:
 
 
 def mlm_task(pair: PairClassification | None = None, weight: float = 2.0) -> PretrainTask:
-    return PretrainTask({}, None, masked_language_model=MaskedLanguageModel(weight), pair=pair)
+    return PretrainTask({}, None, masked_language_model=MaskedLanguageModel(weight), pair=pair, keeps_hidden=True)
 
 
 def distilled(task: PretrainTask, teacher: nn.Module, tokenizer: Tokenizer, **changes: Any) -> Distillation:

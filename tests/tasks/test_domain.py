@@ -200,10 +200,28 @@ def test_another_tokenizer_is_refused(general: tuple[Path, Path], domain: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_another_tokenizer_of_no_more_tokens_is_refused(general: tuple[Path, Path], tmp_path: Path) -> None:
+    own = load_tokenizer(general[0] / "tokenizer")
+    names = own.tokens(range(own.vocab_size))
+
+    def refused(message: str, lines: list[str], lowercase: bool = True) -> None:
+        (tmp_path / "vocab.txt").write_text("\n".join(lines), encoding="utf-8")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+        with pytest.raises(ModelError, match=message):
+            added_tokens(str(general[1]), load_tokenizer(tmp_path))
+
+    refused('does not extend the model\'s: token 77 is "elephant"', [*names[:77], "elephant", *names[78:]])
+    refused(f'has no token {len(names) - 1}, the model\'s is "{names[-1]}"', names[:-1])
+    refused("the model's makes text lower-case, it does not", names, lowercase=False)
+
+
 def test_a_model_without_a_tokenizer_cannot_grow(general: tuple[Path, Path], domain: Path, tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_pretrained(general[1] / "model").save_pretrained(tmp_path / "bare")
     with pytest.raises(ModelError, match=r"its own tokenizer is needed.*no tokenizer\.json"):
         added_tokens(str(tmp_path / "bare"), load_tokenizer(domain / "tokenizer"))
-    assert not added_tokens(str(tmp_path / "bare"), load_tokenizer(general[0] / "tokenizer")).pieces
+    unknown = added_tokens(str(tmp_path / "bare"), load_tokenizer(general[0] / "tokenizer"))
+    assert not unknown.pieces and not unknown.facts()
+    (note,) = unknown.notes()
+    assert note.startswith(f"Nothing says whether the corpus was made with the tokenizer of {tmp_path / 'bare'}")
     assert not added_tokens(str(general[1]), load_tokenizer(general[0] / "tokenizer")).notes()
     assert not added_tokens(None, load_tokenizer(domain / "tokenizer")).facts()

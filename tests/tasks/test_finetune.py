@@ -2,22 +2,31 @@
 
 import io
 import json
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError, TrainingError
 from bertsmith.files import sha256
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.families import family
+from bertsmith.model.folder import read_config as read_config_of
+from bertsmith.model.folder import save_model
+from bertsmith.model.sizes import named_size
 from bertsmith.settings import from_mapping, read_config
+from bertsmith.tasks import finetune as finetune_module
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
@@ -25,6 +34,8 @@ from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import load_task, model_folder
 from bertsmith.tasks.tag_data import TaggingSettings
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.loop import train
 from bertsmith.training.task import Batch
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
@@ -221,6 +232,13 @@ def test_overwrite_replaces_a_run(data: Path, tiny_tokenizer: Path, tmp_path: Pa
     finetune("classification", first, OPTIONS, console=QUIET)
     with pytest.raises(TrainingError, match="cannot resume"):
         finetune("classification", replace(first, resume=True, batch_size=8), OPTIONS, console=QUIET)
+    with pytest.raises(TrainingError, match=r"cannot resume .*: dropout was 0\.0 and is now 0\.1"):
+        finetune("classification", replace(first, resume=True, dropout=0.1), OPTIONS, console=QUIET)
+    cased = tmp_path / "tokenizer"
+    shutil.copytree(tiny_tokenizer, cased)
+    (cased / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(TrainingError, match=r"cannot resume .*: tokenizer was"):
+        finetune("classification", replace(first, resume=True, tokenizer=str(cased)), OPTIONS, console=QUIET)
     finetune("classification", replace(first, batch_size=8, overwrite=True), OPTIONS, console=QUIET)
     assert read_config(tmp_path / "run" / "config.yaml")["batch_size"] == 8
 
@@ -247,6 +265,25 @@ def test_bad_input_leaves_nothing_behind(
     with pytest.raises(error, match=message):
         finetune("classification", settings(data, tiny_tokenizer, out=out, **changes), OPTIONS, console=QUIET)
     assert not out.exists()
+
+
+def test_overwrite_removes_nothing_but_runs(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "notes").mkdir(parents=True)
+    base = settings(data, tiny_tokenizer, out=out, overwrite=True, epochs=0.1, dev_share=0.0)
+    (out / "config.yaml").write_text("# bertsmith finetune classification --config config.yaml\n")
+    with pytest.raises(SettingsError, match="holds files that are not of a run"):
+        finetune("classification", base, OPTIONS, console=QUIET)
+    (out / "notes").rmdir()
+    finetune("classification", base, OPTIONS, console=QUIET)  # what failed before its first step
+    (out / "rows.csv").write_text(animals_or_places())
+    for changes in ({"train": str(out / "*.csv")}, {"model": str(out), "tokenizer": None}, {"teacher": str(out)}):
+        with pytest.raises(SettingsError, match=f"--overwrite would remove {out}.*, which this run reads"):
+            finetune("classification", replace(base, **changes), OPTIONS, console=QUIET)  # type: ignore[arg-type]
+    assert (out / "rows.csv").is_file() and (out / "model").is_dir()
+    (out / "config.yaml").unlink()
+    with pytest.raises(SettingsError, match="holds files that are not of a run"):
+        finetune("classification", base, OPTIONS, console=QUIET)
 
 
 def test_tasks_and_options_by_name(data: Path, tiny_tokenizer: Path) -> None:
@@ -321,3 +358,108 @@ def test_tagging_and_answering_go_the_same_way(data: Path, tiny_tokenizer: Path,
     answering = finetune("answering", changed, options, console=QUIET)
     assert evaluate(answering.folder, str(tmp_path / "train.jsonl"), device="cpu")["exact_match"] > 0.7
     assert np.isfinite(answering.metrics["dev"]["f1"])
+
+
+def encoder_folder(model_type: str, tokenizer: Tokenizer, where: Path) -> Path:
+    """Random weights of a family."""
+    config = named_size("tiny", tokenizer.vocab_size, model_type=model_type)
+    where.mkdir()
+    save_model(where, nn.ModuleDict({"encoder": Encoder(config)}), config, family(model_type).bare)
+    tokenizer.save(where)
+    return where
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("model_type", ["roberta", "albert", "distilbert", "modernbert"])
+def test_dropout_is_for_training_only(
+    data: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """All of it while the model learns; the saved model has that of the one it comes from, under the family's name."""
+    where = encoder_folder(model_type, load_tokenizer(tiny_tokenizer), tmp_path / "encoder")
+    trained: list[nn.Module] = []
+
+    def recorded(model: nn.Module, *arguments: Any, **named: Any) -> Any:
+        trained.append(model)
+        return train(model, *arguments, **named)
+
+    monkeypatch.setattr(finetune_module, "train", recorded)
+    changed = settings(data, tiny_tokenizer, model=str(where), tokenizer=None, out=tmp_path / "run", dropout=0.3)
+    result = finetune("classification", replace(changed, epochs=0.1, dev_share=0.0), OPTIONS, console=QUIET)
+    config = trained[0].encoder.config
+    assert {
+        config.hidden_dropout_prob,
+        config.attention_probs_dropout_prob,
+        config.embedding_dropout,
+        trained[0].pooled.dropout,
+    } == {0.3}
+    theirs = AutoModelForSequenceClassification.from_pretrained(result.model)
+    before, _ = read_config_of(where)
+    after, raw = read_config_of(result.model)
+    assert after == before and theirs.config.model_type == model_type
+    assert raw["architectures"] == [type(theirs).__name__]
+    card = (result.model / "README.md").read_text(encoding="utf-8")
+    assert f"# {family(model_type).class_prefix} for classification" in card
+    assert yaml.safe_load(card.split("---")[1])["tags"] == [model_type, "bertsmith"]
+
+
+def test_kinds_of_entities_that_only_some_splits_have(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    for name, nouns in (("train", (*ANIMALS, *PLACES) * 6), ("dev", ANIMALS), ("test", PLACES)):
+        rows = ({"words": ["the", noun, "sat"], "tags": ["O", tag_of(noun), "O"]} for noun in nouns)
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "dev", "test")}
+    changed = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=10, **files)
+    result = finetune("tagging", changed, TaggingSettings(max_length=24, doc_stride=12), console=QUIET)
+    assert "f1_PLACE" not in result.metrics["dev"] and "f1_LIVING" not in result.metrics["test"]
+    report = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "f1_PLACE" in report and "f1_LIVING" in report
+
+
+def tag_of(noun: str) -> str:
+    return "B-LIVING" if noun in ANIMALS else "B-PLACE"
+
+
+def test_the_outputs_of_another_task_are_not_gone_on_from(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """A tagger of two labels has as many outputs as answering, under a name that is shared with other heads."""
+    rows = ({"words": ["the", noun], "tags": ["DET", "NOUN"]} for noun in ANIMALS)
+    (tmp_path / "tags.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    row = {"question": "who", "context": "the cat sat", "answers": [{"text": "cat", "answer_start": 4}]}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row))
+    still = {"epochs": 1, "learning_rate": 1e-12, "dev_share": 0.0}
+    tags = settings(data, tiny_tokenizer, train=str(tmp_path / "tags.jsonl"), out=tmp_path / "tags", **still)
+    tagger = finetune("tagging", tags, TaggingSettings(max_length=24), console=QUIET)
+    answers = replace(
+        tags, train=str(tmp_path / "answers.jsonl"), model=str(tagger.folder), out=tmp_path / "answers", seed=1
+    )
+    options = AnsweringSettings(max_length=40, max_query_length=12)
+    answering = finetune("answering", answers, options, console=QUIET)
+    old, new = (load_file(run.model / "model.safetensors") for run in (tagger, answering))
+    assert not torch.allclose(new["qa_outputs.weight"], old["classifier.weight"], atol=1e-3)
+    assert json.loads((answering.model / "bertsmith.json").read_text())["new_tensors"] == [
+        "tokens.out.weight",
+        "tokens.out.bias",
+    ]
+    body = "bert.encoder.layer.0.output.dense.weight"
+    torch.testing.assert_close(new[body], old[body], rtol=0, atol=1e-6)
+    again = replace(answers, model=str(answering.folder), out=tmp_path / "again", seed=2)
+    kept = load_file(finetune("answering", again, options, console=QUIET).model / "model.safetensors")
+    torch.testing.assert_close(kept["qa_outputs.weight"], new["qa_outputs.weight"], rtol=0, atol=1e-6)
+
+
+def test_a_model_of_the_hub_keeps_its_settings(
+    run: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(name: str, file_patterns: Sequence[str], instead: str) -> Path:
+        asked.extend(file_patterns)
+        return run.model
+
+    for module in ("bertsmith.model.folder", "bertsmith.text.definition"):
+        monkeypatch.setattr(f"{module}.fetch", fetch)
+    (tmp_path / "me" / "reviews").mkdir(parents=True)  # not where we are
+    task, _ = load_task("me/reviews")
+    assert task.settings == replace(OPTIONS, text_column="text", label_column="label") and task.labels == (
+        "animal",
+        "place",
+    )
+    assert "bertsmith.json" in asked

@@ -1,10 +1,17 @@
 """The objective: where the hidden tokens lie in a flat batch, and the loss on them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
+from transformers import AutoTokenizer
 
 from bertsmith.tasks.masking import Masked
-from bertsmith.tasks.mlm import MaskedLanguageModel
+from bertsmith.tasks.mlm import MaskedLanguageModel, encode_masked, strips_before_mask
+from bertsmith.text.tokenizer import load_tokenizer
+from bertsmith.text.tokenizer_training import train_tokenizer
 
 VOCABULARY = 50
 
@@ -30,3 +37,30 @@ def test_loss_is_the_sum_of_cross_entropies_and_zero_on_nothing() -> None:
     nothing, none = objective.labels([masked([2, 3], [], [])])
     assert none == 0
     assert objective.loss(torch.randn(0, VOCABULARY), nothing) == 0
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize("strips", [False, True])
+def test_texts_with_masks_are_those_of_transformers(
+    tiny_documents: Path, tmp_path: Path, kind: str, strips: bool
+) -> None:
+    """With the mask token as we make it, and as RoBERTa's tokenizer has it: together with the space before it."""
+    folder = tmp_path / "tokenizer"
+    train_tokenizer([str(tiny_documents)], folder, kind=kind, vocab_size=400)  # type: ignore[arg-type]
+    definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in definition["added_tokens"]:
+        token["lstrip"] = strips and token["content"] == "[MASK]"
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    assert strips_before_mask(folder) == strips
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in (
+        "The old [MASK] sat by the river.",
+        "[MASK] sat",
+        "the [MASK] [MASK]",
+        "The[MASK], or  [MASK]  the\n[MASK]king",
+        "[MASK]",
+    ):
+        ids, masks = encode_masked(ours, text, strips_before=strips)
+        assert ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+        assert ids[masks].tolist() == [ours.mask_id] * text.count("[MASK]")

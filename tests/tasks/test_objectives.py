@@ -204,6 +204,19 @@ def load_model(task: Any, folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
+def test_drawn_masks_are_as_many_as_their_probability_says(store: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    settings = settings_for(store, tmp_path / "run", objective="mlm", mask_count="bernoulli", data_mode="doc-sentences")
+    examples = make_task(settings, 32, tokenizer, {"train": open_corpus(store)}).examples("train")
+    masked = possible = 0
+    for epoch in range(20):
+        for index in range(examples.num_examples(epoch)):
+            one = examples.example(index, epoch).masked
+            masked += len(one.positions)
+            possible += len(one.token_ids) - 2
+    # Three deviations; a bound at the mean of the longest samples takes away more.
+    assert masked / possible == pytest.approx(0.15, abs=3 * math.sqrt(0.15 * 0.85 / possible))
+
+
 def test_next_tokens() -> None:
     masked = NextTokens().mask(np.array([5, 6, 7, 8]), randomness.generator(0, "x"))
     assert masked.positions.tolist() == [0, 1, 2] and masked.labels.tolist() == [6, 7, 8]

@@ -17,7 +17,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.tasks.masking import Masker, Masking
 from bertsmith.tasks.mlm import fill_mask
-from bertsmith.tasks.pairs import NO_PAIR, next_sentence
+from bertsmith.tasks.pairs import NO_PAIR, judge_pairs
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_examples import PretrainExamples
 from bertsmith.tasks.pretrain_model import PretrainingModel
@@ -92,7 +92,7 @@ def test_transformers_loads_the_model_with_equal_logits(run: Path) -> None:
     with torch.inference_mode():
         expected = theirs(**inputs)
     probabilities = expected.seq_relationship_logits.softmax(-1)[0]
-    found = next_sentence(ours, mine, [(first, second)])[0]
+    found = judge_pairs(ours, mine, [(first, second)], "nsp")[0]
     assert found["next"] == pytest.approx(float(probabilities[0]), abs=1e-5)
 
     masked = "the [MASK] sat by the river"
@@ -101,15 +101,15 @@ def test_transformers_loads_the_model_with_equal_logits(run: Path) -> None:
             AutoModelForMaskedLM.from_pretrained(run / "model").eval()(**tokenizer(masked, return_tensors="pt")).logits
         )
     best = logits[0, 2].softmax(-1).topk(3)
-    guesses = fill_mask(ours, mine, [masked], top_k=3)[0]
-    assert [guess["score"] for guess in guesses] == pytest.approx(best.values.tolist(), abs=1e-5)
-    assert guesses[0]["text"].startswith("the ") and "[MASK]" not in guesses[0]["text"]
+    ((guesses,),) = fill_mask(ours, mine, [masked], top_k=3)
+    assert [guess.score for guess in guesses] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert guesses[0].text.startswith("the ") and "[MASK]" not in guesses[0].text
 
 
 def test_the_predictor_fills_masks_and_judges_pairs(run: Path) -> None:
     predictor = load(run)
-    answers = list(predictor.predict(["the [MASK] sat .", {"text": "the cat sat .", "pair": "the dog runs ."}]))
-    assert len(answers) == 2
+    _, judged = predictor.predict(["the [MASK] sat .", {"text": "the cat sat .", "pair": "the dog runs ."}])
+    assert set(judged) == {"next", "random"}
     with pytest.raises(InputError, match="MASK"):
         list(predictor.predict(["there is nothing to fill"]))
 
@@ -206,6 +206,9 @@ def test_refusals(store: Path, run: Path, tiny_documents: Path, tiny_tokenizer: 
     with pytest.raises(SettingsError, match="long_length"):
         settings_for(store, tmp_path / "y", max_length=64, long_length=32)
     assert not (tmp_path / "long").exists(), "nothing half-written"
+    with pytest.raises(SettingsError, match=f"--overwrite would remove {run}, which this run reads"):
+        pretrain(settings_for(store, run, from_model=str(run), overwrite=True))
+    assert (run / "model" / "config.json").is_file()
 
 
 def test_one_document_has_no_next_sentence_prediction(
@@ -226,6 +229,8 @@ def test_sentence_order_is_measured_by_its_own_name(store: Path, tmp_path: Path)
     assert {"sop_accuracy", "sop_accuracy_baseline"} <= result.metrics.keys()
     assert "nsp_accuracy" not in result.metrics
     AutoModelForPreTraining.from_pretrained(result.model)
+    (answer,) = load(result.model).predict([{"text": "the cat sat .", "pair": "the dog runs ."}])
+    assert set(answer) == {"in_order", "swapped"} and sum(answer.values()) == pytest.approx(1)
 
 
 def test_resuming_with_other_settings_is_refused_and_changes_nothing(store: Path, tmp_path: Path) -> None:

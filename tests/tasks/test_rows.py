@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
 from bertsmith.errors import InputError, SettingsError
+from bertsmith.model.batch import pack
 from bertsmith.tasks.rows import (
     choose_rows,
     class_weights,
@@ -16,6 +17,7 @@ from bertsmith.tasks.rows import (
     label_id,
     sorted_labels,
     split_rows,
+    sub_batches,
     value_of,
 )
 
@@ -112,3 +114,20 @@ def test_columns_are_detected_only_without_doubt() -> None:
     assert detect_column(["Review", "stars"], known) == "Review"
     assert detect_column(["text", "review"], known) is None
     assert detect_column(["text", "review"], known, taken=("text",)) == "review"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 20))
+def test_sub_batches_are_the_sequences_in_order(lengths: list[int], budget: int) -> None:
+    ids = [np.arange(length) + 100 * number for number, length in enumerate(lengths)]
+    whole = pack(ids)
+    found, begin = [], 0
+    for start, inputs in sub_batches(whole, budget):
+        assert start == begin and (len(inputs.lengths) == 1 or len(inputs.token_ids) <= budget)
+        expected = pack(ids[len(found) : len(found) + len(inputs.lengths)])
+        for name in ("token_ids", "segment_ids", "position_ids", "offsets"):
+            assert getattr(inputs, name).tolist() == getattr(expected, name).tolist()
+        assert inputs.lengths == expected.lengths
+        found += inputs.lengths
+        begin += len(inputs.token_ids)
+    assert found == lengths

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from sklearn import metrics
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
+from bertsmith.tasks import rows as rows_module
 from bertsmith.tasks.tag import Tagging, TaggingAnswer, TaggingExample
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, find_labels, read_rows
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.text.tokenizer_training import train_tokenizer
 from bertsmith.text.windows import windows
 from bertsmith.training.report import Matrix, Table
 from bertsmith.training.task import Batch
@@ -39,6 +41,17 @@ def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def minilm_tokenizer(minilm: Path) -> Tokenizer:
     return load_tokenizer(minilm)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(minilm: Path, tiny_documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Tokenizer]:
+    """One of each kind."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    trained = {
+        kind: train_tokenizer([str(tiny_documents)], folder / kind, kind=kind, vocab_size=400)
+        for kind in ("bpe", "unigram")
+    }
+    return {"wordpiece": load_tokenizer(minilm), **trained}
 
 
 def sentence(words: Sequence[str] = WORDS, tags: Sequence[str] | None = TAGS) -> TaggingRow:
@@ -101,10 +114,11 @@ def test_the_labels_of_words_come_back_whatever_the_words_are(minilm_tokenizer, 
         assert max(map(len, example.token_ids)) <= SMALL.max_length
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(max_size=60), data=st.data())
-def test_what_is_found_in_raw_text_is_a_slice_of_it(minilm_tokenizer, text, data):
-    task = make(minilm_tokenizer)
+@given(text=st.text(max_size=60) | st.text("a .\n\t\u3000中", max_size=20), data=st.data())
+def test_what_is_found_in_raw_text_is_a_slice_of_it(tokenizers, kind, text, data):
+    task = make(tokenizers[kind])
     (example,) = task.encode([task.row(text, "stdin:1")])
     batch = task.collate([example])
     number = len(example.word_positions)
@@ -143,6 +157,30 @@ def test_a_long_sentence_gives_each_word_to_the_window_that_sees_most_around_it(
         assert piece == position - starts[owner] - 1 + parts[owner].start
         seen = [min(piece - w.start, w.end - 1 - piece) if w.start <= piece < w.end else -1 for w in parts]
         assert seen[owner] == max(seen)
+
+
+def test_windows_of_a_long_sentence_go_through_the_model_in_parts(tokenizer, monkeypatch):
+    task = make(tokenizer, sentence(WORDS * 6, None), sentence(("cat",), None))
+    batch = task.collate(items(task))
+    model = task.build(encoder(tokenizer)).eval()
+    with torch.inference_mode():
+        whole = task.predict(model, batch)
+        monkeypatch.setattr(task, "logits", recorded := Recorded(task.logits))
+        monkeypatch.setattr(rows_module.sub_batches, "__defaults__", (30,))
+        torch.testing.assert_close(task.predict(model, batch), whole)
+    assert len(recorded.sizes) > 3 and max(recorded.sizes) <= 30
+
+
+class Recorded:
+    """`logits` of a task, and how many tokens it was asked about each time."""
+
+    def __init__(self, logits: Callable[..., torch.Tensor]) -> None:
+        self.sizes: list[int] = []
+        self._logits = logits
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        self.sizes.append(sum(batch.inputs.lengths))
+        return self._logits(model, batch)
 
 
 def test_a_sentence_without_words_is_answered_with_nothing(tokenizer):

@@ -81,13 +81,6 @@ def test_ranges_outside_a_shard(built: Path) -> None:
             corpus.tokens(start, end)
 
 
-def test_store_knows_its_tokenizer(built: Path, minilm: Path) -> None:
-    corpus = open_corpus(built)
-    corpus.check_tokenizer(load_tokenizer(corpus.tokenizer_path))
-    with pytest.raises(CorpusError, match="another tokenizer"):
-        corpus.check_tokenizer(load_tokenizer(minilm))
-
-
 def test_fingerprint_is_of_the_content(built: Path, store: Path, tiny_documents: Path, tiny_tokenizer: Path) -> None:
     assert open_corpus(store).fingerprint == open_corpus(built, "heldout").fingerprint
     other = store.parent / "other"

@@ -1,5 +1,6 @@
 """Building stores: what is in them, and that workers, interruptions and restarts change nothing."""
 
+import errno
 import json
 import os
 import subprocess
@@ -141,7 +142,7 @@ def test_interrupted_build_goes_on(
     assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["text", "tokenizer", "language"])
+@pytest.mark.parametrize("change", ["text", "tokenizer", "language", "rules"])
 def test_shards_of_other_input_are_not_used(
     many: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -152,6 +153,9 @@ def test_shards_of_other_input_are_not_used(
     options: dict[str, Any] = {"shard_bytes": 9000, "num_workers": 1, "language": "en"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(corpus_building, "iter_documents", stopping)
+        if change == "rules":
+            patch.setattr(shards, "_RULES_VERSION", 1)
+            patch.setattr(shards, "_sentences", lambda document, *_: [document])
         build_corpus([str(many)], tiny_tokenizer, tmp_path / "store", **options)
     tokenizer = tiny_tokenizer
     if change == "text":
@@ -159,12 +163,40 @@ def test_shards_of_other_input_are_not_used(
     elif change == "tokenizer":
         tokenizer = tmp_path / "vocab.txt"
         tokenizer.write_text((tiny_tokenizer / "vocab.txt").read_text().replace("cat\n", "dogs\n"))
-    else:
+    elif change == "language":
         options["language"] = "zh"
         monkeypatch.setattr(shards, "split_sentences", lambda text, language: [text])
     for name in ("store", "fresh"):
         build_corpus([str(many)], tokenizer, tmp_path / name, **options)
     assert snapshot(tmp_path / "store") == snapshot(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_interrupted_while_the_store_is_gathered(
+    many: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """Nothing is tokenized twice, though every shard was in the new folder already."""
+
+    def build(name: str) -> None:
+        build_corpus([str(many)], tiny_tokenizer, tmp_path / name, shard_bytes=9000, num_workers=1)
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    def no_links(*args: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    build("whole")
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(corpus_building, "write_json", interrupt)
+        build("store")
+    assert not (tmp_path / "store").exists()
+    monkeypatch.setattr(shards, "build_shard", lambda *args: pytest.fail("a shard is made again"))
+    build("store")
+    assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
+    assert not list(tmp_path.glob(".store*"))
 
 
 def test_progress_counts_up(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -289,6 +321,21 @@ def test_dead_worker_is_explained() -> None:
     lost.set_exception(BrokenProcessPool("gone"))
     with pytest.raises(CorpusError, match="fewer --num-workers"):
         corpus_building._first(deque([("train", lost)]))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "roberta"])
+def test_sentences_are_the_running_text(published: Callable[[str], Path], name: str) -> None:
+    """Byte-level vocabularies that add no space of their own: "ĠA" behind a full stop, as when a text is encoded."""
+    tokenizer = load_tokenizer(published(name))
+    texts = ["\n The river. A cat sat\n\n'Why?' 3 days! \n", "你好。再见! Good.Bye", "A dog."]
+    arrays = build_shard(texts, tokenizer, "en")
+    running = ["The river. A cat sat 'Why?' 3 days!", *texts[1:]]
+    expected = tokenizer.encode_flat(running)
+    assert arrays.tokens.tolist() == expected.ids.tolist()
+    assert arrays.word_starts.tolist() == expected.word_starts.tolist()
+    assert arrays.sentences[arrays.documents[1:]].tolist() == np.cumsum(expected.lengths).tolist()
+    starts = tokenizer.tokens(arrays.tokens[arrays.sentences[:-1]])
+    assert "ĠA" in starts and starts.count("A") == 1, starts
 
 
 def test_no_documents_is_a_shard_too(tiny_tokenizer: Path) -> None:

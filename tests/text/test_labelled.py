@@ -95,6 +95,8 @@ def test_a_column_name_for_a_file_without_names_is_refused(make_files):
     path = make_files({"a.conll": "x O\n"}) / "a.conll"
     with pytest.raises(SettingsError, match='tag_column "ner"'):
         list(read_columns(path, None, "ner"))
+    with pytest.raises(SettingsError, match='CoNLL-U has no column "0"'):
+        list(read_columns(make_files({"a.conllu": ""}) / "a.conllu", None, 0))
 
 
 def squad(*questions: dict, context: str = "The cat sat.") -> str:
@@ -139,6 +141,9 @@ def test_a_misplaced_answer_is_an_error_or_keeps_its_text_when_lenient(make_file
         (squad({"id": "1", "quesion": "x"}), 'Did you mean "quesion"'),
         (squad({"id": "1", "question": 5}), "text wanted, int found"),
         (squad({"id": "1", "question": "x", "answers": ["y"]}), "object with 'text' wanted, str found"),
+        (squad({"id": "1", "question": "x", "answers": 5}), "question 1, answers: a list wanted, int found"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"data": ' + "9" * 5000 + "}", "not JSON: .*digits"),
     ],
 )
 def test_what_is_not_squad_is_refused_with_its_place(make_files, text, message):
@@ -159,12 +164,36 @@ def test_rows_in_both_layouts_of_answers():
         question_row({**row, "answers": {"text": ["a", "b"], "answer_start": [1]}}, "r")
 
 
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"text": "cat", "answer_start": 4}, 'r, answers: there is no list "text"'),
+        ({"text": ["cat"], "answer_start": None}, 'r, answers: there is no list "answer_start"'),
+        (5, "r, answers: a list wanted, int found"),
+        (0, "r, answers: a list wanted, int found"),
+        ("cat", "r, answers: a list wanted, str found"),
+    ],
+)
+def test_answers_that_are_no_lists(answers, message):
+    with pytest.raises(InputError, match=message):
+        question_row({"question": "Who?", "context": "The cat sat.", "answers": answers}, "r")
+
+
+def test_no_text_has_lone_surrogates(make_files):
+    text = squad({"id": "\ud801", "question": "wh\ud800?", "answers": []})
+    (question,) = read_squad(make_files({"dev.json": text}) / "dev.json")
+    assert (question.id, question.question) == ("\ufffd", "wh\ufffd?")
+
+
 def test_lists_of_words():
     assert string_list({"words": ["a", 1]}, "words", "r") == ("a", "1")
     with pytest.raises(InputError, match='Did you mean "words"'):
         string_list({"words": []}, "word", "r")
     with pytest.raises(InputError, match="r, words: a list wanted, str found"):
         string_list({"words": "a b"}, "words", "r")
+    for unfit, name in ((None, "null"), (["b"], "list"), ({"b": 1}, "dict")):
+        with pytest.raises(InputError, match=f"r, words: a list of texts wanted, {name} found in it"):
+            string_list({"words": ["a", unfit]}, "words", "r")
 
 
 def test_rows_are_told_from_files_by_name():

@@ -1,8 +1,11 @@
 """Files: compressed or not, found by name, folder or pattern, and what is said when they cannot be read."""
 
+import errno
 import gzip
+import io
 import lzma
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertsmith.errors import InputError
+from bertsmith.errors import InputError, StorageError
 from bertsmith.text.reading import open_text
 from bertsmith.text.sources import expand_sources, iter_documents
 
@@ -89,6 +92,21 @@ def test_damaged_compression(make_files: MakeFiles, compression: str, suffix: st
         with pytest.raises(InputError, match="damaged or cut short") as caught:
             texts(path)
         assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+def test_no_room_to_unpack(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
+    """The file is not to blame."""
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = make_files({f"a.parquet{compression}": PACK[compression](b"PAR1 content")})
+    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
+    with pytest.raises(StorageError, match=r"a\.parquet.*No space left on device.*TMPDIR") as caught:
+        texts(folder)
+    assert "damaged" not in str(caught.value)
 
 
 def test_unreadable_file(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:

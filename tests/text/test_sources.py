@@ -140,11 +140,15 @@ def test_unknown_separator(make_files: MakeFiles) -> None:
 
 
 def test_a_corpus_is_no_document(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_files({"a.txt": "one\n\n" * 30})
+    folder = make_files({"parted/a.txt": "one\n\n" * 30, "not/a.txt": "one\n\n" * 2 + "two\n" * 30})
     monkeypatch.setattr(sources, "_DOCUMENT_LIMIT", 100)
     with pytest.raises(InputError, match="set document_separator"):
-        texts(folder)
-    assert len(texts(folder, document_separator="blank-lines")) == 30
+        texts(folder / "parted")
+    assert len(texts(folder / "parted", document_separator="blank-lines")) == 30
+    with pytest.raises(
+        InputError, match=r"a\.txt:5: one document of more than 100 .* Part its documents by blank lines"
+    ):
+        texts(folder / "not", document_separator="blank-lines")
 
 
 def test_documents_are_streamed(make_files: MakeFiles) -> None:

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, RobertaTokenizer
 
 from bertsmith.errors import InputError, ModelError
@@ -164,20 +164,13 @@ def test_vocab_file_saved_for_transformers(shared_data: Path, tmp_path: Path, na
 
 
 @pytest.mark.conformance
-def test_words_as_roberta_sees_them(shared_data: Path, tmp_path: Path) -> None:
-    vocabulary = json.loads((shared_data / "vocab" / "roberta-base-vocab.json").read_text(encoding="utf-8"))
-    lines = (shared_data / "vocab" / "gpt2-merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.post_processor = processors.ByteLevel(trim_offsets=True)
-    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    backend.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-    backend.save(str(tmp_path / "tokenizer.json"))
-    ours = load_tokenizer(tmp_path)
+def test_words_as_roberta_sees_them(published: Callable[[str], Path]) -> None:
+    ours = load_tokenizer(published("roberta"))
     assert (ours.pad_id, ours.cls_id, ours.sep_id, ours.unk_id) == (1, 0, 2, 3)
 
-    theirs = RobertaTokenizer(vocab=vocabulary, merges=merges, add_prefix_space=True)
+    model = json.loads((published("roberta") / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    theirs = RobertaTokenizer(vocab=model["vocab"], merges=merges, add_prefix_space=True)
     words = ["Hello", "New York", "isn't", "naïve", "😀", ","]
     ids, index = ours.encode_words(words)
     encoded = theirs(words, is_split_into_words=True, add_special_tokens=False)
@@ -187,6 +180,32 @@ def test_words_as_roberta_sees_them(shared_data: Path, tmp_path: Path) -> None:
     assert ours.mask_id not in ours.encode(text).ids
     for (start, end), starts in zip(ours.encode(text).offsets.tolist(), ours.encode(text).word_starts, strict=True):
         assert not starts or not text[start:end].startswith(" ")
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("name", ["gpt2", "roberta"])
+def test_special_tokens_of_byte_level_folders_in_transformers(
+    published: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """GPT-2's own file adds none; its `ByteLevel`, which trims offsets or not, stays."""
+    tokenizer = load_tokenizer(published(name))
+    tokenizer.save(tmp_path)
+    assert_same_as_transformers(tokenizer, tmp_path, NASTY[:-1])  # the last has a special token of RoBERTa's in it
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    first, second = tokenizer.encode("The king").ids.tolist(), tokenizer.encode(" a cat").ids.tolist()
+    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    assert theirs("The king")["input_ids"] == [cls, *first, sep]
+    assert theirs("The king", " a cat")["input_ids"] == [cls, *first, *tokenizer.separator_ids, *second, sep]
+    types = [part["type"] for part in _post_processors(tmp_path)]
+    assert types == (["ByteLevel", "TemplateProcessing"] if name == "gpt2" else ["RobertaProcessing"])
+    load_tokenizer(tmp_path).save(tmp_path / "again")
+    assert _post_processors(tmp_path / "again") == _post_processors(tmp_path), "and is added once"
+
+
+def _post_processors(folder: Path) -> list[dict[str, Any]]:
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["post_processor"]
+    parts: list[dict[str, Any]] = whole.get("processors", [whole])
+    return parts
 
 
 # Properties
@@ -349,6 +368,16 @@ def test_settings_beside_the_file_win(tmp_path: Path, minilm: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.lowercase is False
     assert tokenizer.tokens([tokenizer.cls_id]) == ["[unused0]"]
+
+
+@pytest.mark.parametrize("written", ["<end>", {"__type": "AddedToken", "content": "<end>", "lstrip": False}])
+def test_one_token_for_everything(tmp_path: Path, written: Any) -> None:
+    """As in GPT-2's folder, where older versions of transformers wrote the token out."""
+    backend = tokenizers.Tokenizer(models.BPE({"a": 0, "<end>": 1}, []))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": written}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.mask_id} == {1}
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -184,6 +184,12 @@ def test_when_none_is_whole_the_run_does_not_quietly_start_again(toy: SimpleName
         newest_checkpoint(tmp_path)
 
 
+def test_a_run_can_do_without_its_best(toy: SimpleNamespace, tmp_path: Path) -> None:
+    flip(save_checkpoint(tmp_path, 1, toy.Model(), None, {}, kind="best") / "model.safetensors")
+    with pytest.warns(RuntimeWarning, match="best-00000001 is damaged"):
+        assert newest_checkpoint(tmp_path, "best") is None
+
+
 @pytest.mark.parametrize("failing", ["save_file", "write_json", "sha256"])
 def test_a_failure_while_writing_leaves_the_last_checkpoint_alone(
     toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
@@ -228,6 +234,7 @@ def test_what_a_killed_process_left_is_cleared_away(toy: SimpleNamespace, tmp_pa
     path = save_checkpoint(tmp_path, 1, *make(toy), {})
     (tmp_path / ".step-00000002.tmp-abc").mkdir()
     (tmp_path / ".best-00000002.old-abc").mkdir()
+    (tmp_path / ".stable-00000002.tmp-abc").mkdir()
     (tmp_path / "notes").mkdir()
     remove_checkpoints(tmp_path, kind="step", after_step=1)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "notes", path]

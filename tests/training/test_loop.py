@@ -228,6 +228,42 @@ def test_the_best_weights_come_back(toy: SimpleNamespace, tmp_path: Path, greate
     assert newest_checkpoint(tmp_path / "checkpoints", "best") is not None
 
 
+def test_a_best_that_is_lost_is_not_waited_for(toy: SimpleNamespace, tmp_path: Path) -> None:
+    """Killed after a better one had replaced it, a run goes on from before that, where nothing as good may come."""
+    chosen = settings("8 steps", evaluate_every="2 steps", save_every="3 steps", keep_best=True)
+    task = toy.Task(scores=[2.0, 1.0])
+
+    def die(batch: Any) -> None:
+        if len(task.seen) == 4:
+            raise RuntimeError("killed")
+
+    task.before_loss = die
+    with pytest.raises(RuntimeError, match="killed"):
+        run(toy.Model(), task, tmp_path, chosen)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best-00000004", "step-00000003"]
+    result = run(toy.Model(), toy.Task(scores=[4.0, 3.0, 5.0]), tmp_path, chosen, resume=True)
+    assert (result.best_step, result.metrics["error"]) == (6, 3.0)
+    assert [line["best"] for line in lines(tmp_path, "eval")] == [True, True, True, False]
+
+
+def test_a_damaged_best_leaves_the_last(toy: SimpleNamespace, tmp_path: Path) -> None:
+    model, task = toy.Model(), toy.Task(scores=[1.0, 2.0])
+    chosen = settings("4 steps", evaluate_every="2 steps", keep_best=True)
+
+    def damage(batch: Any) -> None:
+        for path in (tmp_path / "checkpoints").glob("best-*/model.safetensors"):
+            path.write_bytes(b"")
+
+    task.before_loss = damage
+    last: list[dict[str, torch.Tensor]] = []
+    score = task.score
+    task.score = lambda *arguments: (last.append(states(model)), score(*arguments))[1]
+    with pytest.warns(RuntimeWarning, match="best-00000002 is damaged"):
+        result = run(model, task, tmp_path, chosen)
+    assert (result.best_step, result.metrics["error"]) == (None, 2.0)
+    assert all(torch.equal(tensor, last[-1][name]) for name, tensor in states(model).items())
+
+
 def test_without_keep_best_the_last_weights_stay(toy: SimpleNamespace, tmp_path: Path) -> None:
     task = toy.Task(scores=[1.0, 2.0])
     result = run(toy.Model(), task, tmp_path, settings("4 steps", evaluate_every="2 steps"))

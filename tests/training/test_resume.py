@@ -195,6 +195,18 @@ def test_resuming_a_finished_run_does_nothing_more(toy: SimpleNamespace, tmp_pat
     assert run.everything() == before
 
 
+def test_a_run_killed_while_it_replaced_a_checkpoint_still_has_the_old(toy: SimpleNamespace, tmp_path: Path) -> None:
+    run = Run(toy, tmp_path, budget="5 steps")
+    run.go()
+    before, checkpoints = run.everything(), tmp_path / "checkpoints"
+    for name in (".step-00000005.tmp-new", ".step-00000005.old-aside"):
+        (checkpoints / name).mkdir()
+    (checkpoints / "step-00000005").rename(checkpoints / ".step-00000005.old-aside" / "step-00000005")
+    run.go()
+    assert run.everything() == before
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000005"]
+
+
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(toy: SimpleNamespace, tmp_path: Path) -> None:
     options = {"budget": "12 steps", "save_every": "4 steps"}
     straight, damaged = Run(toy, tmp_path / "a", **options), Run(toy, tmp_path / "b", **options)
@@ -262,6 +274,10 @@ def test_a_setting_that_changed_is_named(
         ("constant", "20 steps", 10, "4 epochs"),
         # A constant rate is stable to the end, so that a finished run can go on.
         ("constant", "20 steps", None, "30 steps"),
+        # Back to before the fall, which began with the 18th step.
+        ("wsd", "20 steps", 18, "30 steps"),
+        ("wsd", "20 steps", None, "30 steps"),
+        ("wsd", "20 steps", None, "22 steps"),
     ],
 )
 def test_a_run_with_a_stable_rate_can_be_given_another_budget(
@@ -281,6 +297,29 @@ def test_a_run_with_a_stable_rate_can_be_given_another_budget(
     assert longer.lines("run")[-1]["budget"] == long
 
 
+@pytest.mark.parametrize("budget", ["20 steps", "3 epochs", "600 tokens"])
+def test_the_moment_before_the_fall_is_kept(toy: SimpleNamespace, tmp_path: Path, budget: str) -> None:
+    run = Run(toy, tmp_path, budget=budget, optimizer={"schedule": "wsd", "warmup_steps": 4}, save_every="3 steps")
+    run.go()
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert [name.split("-")[0] for name in kept] == ["stable", "step"]
+    stable = int(kept[0].split("-")[1])
+    rates = [line["learning_rate"] for line in run.lines("train")]
+    assert set(rates[4:stable]) == {0.05}
+    assert all(rate < 0.05 for rate in rates[stable:]) and len(rates) > stable
+
+
+def test_a_run_that_dies_in_its_fall_has_all_before_it(toy: SimpleNamespace, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"budget": "20 steps", "optimizer": {"schedule": "wsd"}}
+    straight, died = Run(toy, tmp_path / "a", **options), Run(toy, tmp_path / "b", **options)
+    straight.go()
+    with pytest.raises(Power):
+        died.go(fail_in=19)
+    died.go()
+    assert died.lines("run")[-1]["resumed_from"] == "stable-00000017"
+    assert_same(died, straight)
+
+
 def test_a_finished_run_of_two_stages_goes_on_in_the_second(toy: SimpleNamespace, tmp_path: Path) -> None:
     options: dict[str, Any] = {"two_stages": True, "optimizer": {"schedule": "constant", "warmup_steps": 2}}
     assert Run(toy, tmp_path, budget="12 steps", **options).go() is not None
@@ -298,9 +337,9 @@ def test_a_finished_run_of_two_stages_goes_on_in_the_second(toy: SimpleNamespace
     [
         ("linear", 10, "30 steps"),
         ("wsd", 2, "30 steps"),  # still warming up
-        ("wsd", 18, "30 steps"),  # already falling
-        ("wsd", None, "30 steps"),  # fallen
+        ("linear", None, "30 steps"),
         ("wsd", 10, "11 steps"),  # would have had to fall before
+        ("wsd", None, "21 steps"),  # the same: its fall begins with the 17th step
     ],
 )
 def test_another_budget_needs_a_stable_rate(

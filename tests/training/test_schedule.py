@@ -156,6 +156,7 @@ def test_where_the_rate_does_not_depend_on_the_end(schedule: str, stable: Any, w
         ("1.5k tokens", 1500, "tokens"),
         ("20_000 steps", 20000, "steps"),
         ("20,000 steps", 20000, "steps"),
+        ("1,234,567.5 tokens", 1234567.5, "tokens"),
         ("1 step", 1, "steps"),
         ("2 epochs", 2, "epochs"),
         ("0.5 epoch", 0.5, "epochs"),
@@ -166,7 +167,13 @@ def test_budgets_are_read(text: str, amount: float, unit: str) -> None:
     assert Budget.parse(text) == Budget(pytest.approx(amount), unit)
 
 
-@pytest.mark.parametrize("text", ["", "10", "ten minutes", "5 M", "3 apples", "-1 steps", "10m tokens", "1h 2x", "%"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "10", "ten minutes", "5 M", "3 apples", "-1 steps", "10m tokens", "1h 2x", "%"),
+        *("1,5 epochs", "1_5 epochs", "1,5000 steps", "1000,000 steps", "1,000_000 steps", "1,5h"),
+    ],
+)
 def test_an_unreadable_budget_says_what_can_be_written(text: str) -> None:
     with pytest.raises(SettingsError, match="Write a time") as caught:
         Budget.parse(text)

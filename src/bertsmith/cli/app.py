@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a fault of ours, with its traceback; 2 something the user 
 after the checkpoint was saved; 141 the reader of our output has gone (`bertsmith predict ... | head`).
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         build_app()(sys.argv[1:] if arguments is None else list(arguments), exit_on_error=False, print_error=False)
+        print(end="", flush=True)  # what the disk refuses is refused here, not when Python exits
     except (BertsmithError, CycloptsError) as error:
         return _say(f"error: {error}", "red", 2)
     except Interrupted as message:
@@ -76,10 +78,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("Stopped.", "yellow", 130)
     except BrokenPipeError:
-        # What is still buffered would fail again when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _forget_output()
+        place = f"{error.filename}: " if error.filename else ""  # no name: standard output, or a file that is open
+        return _say(
+            f"error: {place}{error.strerror}. Free some space where the output goes, or write elsewhere.", "red", 2
+        )
     return 0
+
+
+def _forget_output() -> None:
+    """What is still buffered would fail again when Python flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str, style: str, code: int) -> int:

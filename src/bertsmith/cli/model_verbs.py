@@ -14,24 +14,26 @@ from rich.text import Text
 from bertsmith.cli.config import ConfigFile, as_verb
 from bertsmith.demo.run import run_demo
 from bertsmith.demo.summary import DemoResult
-from bertsmith.deploy.predict import Value, load
-from bertsmith.errors import SettingsError
+from bertsmith.deploy.predict import Predictor, TaskPredictor, Value, load
+from bertsmith.errors import InputError, SettingsError
 from bertsmith.files import atomic_file
 from bertsmith.settings import read_value
 from bertsmith.tasks.answer_data import AnsweringSettings
-from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.classify_data import ClassificationSettings, iter_records
 from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune import evaluate as evaluate_model
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.masking import MaskUnit
 from bertsmith.tasks.pretrain import pretrain as pretrain_model
 from bertsmith.tasks.pretrain_examples import DataMode
-from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
+from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.doctor import check_corpus, render
 from bertsmith.text.reading import open_text, suffix_of
+from bertsmith.text.sentences import replace_surrogates
 from bertsmith.text.sources import iter_rows
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import Precision
@@ -62,10 +64,19 @@ def corpus_check(
         seed: Other seeds show other samples.
         verify: Also compare every file with its SHA-256.
     """
+    check_max_length(max_length)
+    check_seed(seed)
     screen = Console(highlight=False)
     screen.print(render(check_corpus(store, verify=verify)))
     corpus = open_corpus(store, "train")
-    if corpus.num_documents < 2 or samples < 1:
+    if samples < 1:
+        return
+    if corpus.num_documents < 2 and not data_mode.endswith("sentences"):
+        screen.print(
+            "\nNo samples: the store has one document, and the random sentences of next sentence prediction come from "
+            "others. See running text with --data-mode full-sentences.",
+            soft_wrap=True,
+        )
         return
     tokenizer = load_tokenizer(corpus.tokenizer_path)
     for text in describe_samples(
@@ -158,18 +169,23 @@ def predict(
     Args:
         model: A run's folder, a model folder, or a Hub id.
         text: What to answer; without it and --file, standard input is read.
-        pair: The second text, for a model that reads pairs or judges the next sentence.
+        pair: The second text, for a model that reads pairs, or judges the next sentence or the order of two.
         question: The question; TEXT is then the context that answers it.
-        file: Lines of text, CSV, TSV, JSONL, Parquet or hub:NAME.
+        file: Lines of text, CSV, TSV, JSONL, Parquet or hub:NAME; tables are read as those of the fine-tuning were.
         out: Write there instead of to standard output; the file appears when all is answered.
-        top_k: Guesses for each [MASK].
+        top_k: Guesses for each [MASK]. A text with several gets a list of guesses for each, the others left masked.
         precision: fp32 gives what transformers gives; bf16 is faster where the hardware has it.
         device: auto, cpu, cuda or cuda:N.
     """
-    rows, read_ahead = _rows(text, pair, question, file)
+    if text is None and (pair is not None or question is not None):
+        raise SettingsError("--pair and --question go with a TEXT on the command line.")
+    if text is not None and file is not None:
+        raise SettingsError("give a TEXT or --file, not both.")
     predictor = load(model, device=device, precision=precision, top_k=top_k)
+    rows = _rows(text, pair, question) if file is None else _rows_of_file(file, predictor)
+    is_typed = text is None and file is None and sys.stdin.isatty()
     with nullcontext(sys.stdout.buffer) if out is None else atomic_file(out) as stream:
-        for answer in predictor.predict(rows, read_ahead=read_ahead):
+        for answer in predictor.predict(rows, read_ahead=1 if is_typed else 256):
             _write_line(stream, answer, is_flushed=out is None)
 
 
@@ -180,25 +196,37 @@ def _show_nothing(result: DemoResult) -> None:
 demo = as_verb(run_demo, _show_nothing, fixed={"settings": None, "docs": None, "console": None})
 
 
-def _rows(text: str | None, pair: str | None, question: str | None, file: str | None) -> tuple[Iterable[Value], int]:
-    """What to answer, and how many rows to read ahead: none where somebody is typing."""
+def _rows(text: str | None, pair: str | None, question: str | None) -> Iterable[Value]:
+    """What to answer: the text of the command line, or standard input."""
     if text is None:
-        if pair is not None or question is not None:
-            raise SettingsError("--pair and --question go with a TEXT on the command line.")
-        if file is not None:
-            return _rows_of_file(file), 256
-        return map(_row_of_line, sys.stdin), 1 if sys.stdin.isatty() else 256
-    if file is not None:
-        raise SettingsError("give a TEXT or --file, not both.")
+        return map(_row_of_line, _lines_of_standard_input())
+    # Bytes of a command line that are not UTF-8 become lone surrogates.
+    given = replace_surrogates(text)
     if question is not None:
-        return [{"question": question, "context": text}], 1
-    return [text if pair is None else {"text": text, "pair": pair}], 1
+        return [{"question": replace_surrogates(question), "context": given}]
+    return [given if pair is None else {"text": given, "pair": replace_surrogates(pair)}]
 
 
-def _rows_of_file(file: str) -> Iterator[Value]:
-    """The rows of a table or data set; the lines of any other file."""
+def _lines_of_standard_input() -> Iterator[str]:
+    """As the lines of a file: UTF-8, whatever the locale says."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"byte 0x{line[error.start]:02x} at place {error.start + 1} of the line is not UTF-8. Convert the text "
+                "on its way, for example: iconv -f ISO-8859-1 -t UTF-8 text.txt | bertsmith predict ...",
+                f"standard input:{number}",
+            ) from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _rows_of_file(file: str, predictor: Predictor) -> Iterator[Value]:
+    """The rows of a table or data set, read as the settings of the model say; the lines of any other file."""
     if file.startswith("hub:") or suffix_of(file) in _ROW_SUFFIXES:
-        yield from (row for _, row in iter_rows(file))
+        settings = predictor.task.settings if isinstance(predictor, TaskPredictor) else None
+        rows = iter_records(file, settings) if isinstance(settings, ClassificationSettings) else iter_rows(file)
+        yield from (row for _, row in rows)
         return
     with open_text(Path(file)) as lines:
         yield from map(_row_of_line, lines)
@@ -210,7 +238,9 @@ def _row_of_line(line: str) -> Value:
     if text.startswith("{"):
         try:
             row = json.loads(text)
-        except json.JSONDecodeError:
+            if "\\ud" in text.lower():  # only an escape can have made a lone surrogate
+                row = json.loads(replace_surrogates(json.dumps(row, ensure_ascii=False)))
+        except (ValueError, RecursionError):
             return text
         if isinstance(row, dict):
             return row

@@ -32,6 +32,7 @@ from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.pretrain import PretrainResult, pretrain
 from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.python_docs import PythonDoc, iter_docstrings
@@ -101,11 +102,12 @@ def run_demo(
         console: where it tells what it does; None is standard error.
 
     Raises:
-        SettingsError: `out` holds something that is not a demo, or the budget cannot be read.
+        SettingsError: `out` holds something that is not a demo, the budget cannot be read, or the seed is none.
         InputError: there is not enough documentation.
         Interrupted: Ctrl-C. A demo is not resumed, it begins anew.
     """
     Budget.parse(budget)
+    check_seed(seed)
     settings = settings or DemoSettings()
     screen = console or Console(stderr=True)
     began = time.monotonic()

@@ -5,6 +5,7 @@ the order in which they came.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +14,13 @@ import torch
 from torch import nn
 
 from bertsmith.errors import InputError, ModelError, SettingsError
+from bertsmith.files import read_json
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
-from bertsmith.model.folder import load_weights, read_config
-from bertsmith.tasks.mlm import fill_mask
-from bertsmith.tasks.pairs import next_sentence
+from bertsmith.model.folder import load_weights, read_config, resolve
+from bertsmith.tasks.mlm import fill_mask, strips_before_mask
+from bertsmith.tasks.objectives import pair_question
+from bertsmith.tasks.pairs import PairQuestion, judge_pairs
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples
 from bertsmith.tasks.saved import TASKS, FinetuneTask, check_vocabulary, load_task, model_folder
@@ -54,7 +57,8 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
 
     Classification answers with label, score and scores; tagging with entities and their character
     spans; answering with answer, score, start and end. A pre-trained model fills the masks of a
-    text, and says of a pair whether its second text follows the first.
+    text, and says of a pair whether its second text follows the first, or whether the two are in
+    their order, as it was trained to.
 
     Args:
         precision: fp32 gives what `transformers` gives; bf16 is faster where the hardware has it.
@@ -62,7 +66,10 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
 
     Raises:
         ModelError: no such folder, or a model without a head that could answer anything.
+        SettingsError: `top_k` is below 1.
     """
+    if top_k < 1:
+        raise SettingsError(f"top_k must be at least 1, not {top_k}.")
     place = model_folder(folder)
     on = resolve_device(device)
     resolved = resolve_precision(precision, on)
@@ -78,8 +85,16 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
         tokenizer = load_tokenizer(place)
         check_vocabulary(tokenizer, config.vocab_size, place)
         model = PretrainingModel(Encoder(config), pairs=any(name.endswith(_PAIRS) for name in architectures))
-        load_weights(Path(place), model, strict=True)
-        return PretrainedPredictor(model.to(on).eval(), tokenizer, on, resolved, top_k)
+        load_weights(place, model, strict=True)
+        return PretrainedPredictor(
+            model.to(on).eval(),
+            tokenizer,
+            on,
+            resolved,
+            top_k=top_k,
+            strips_before=strips_before_mask(place),
+            question=pair_question(_objective(resolve(place)), config.model_type),
+        )
     if not any(name.endswith(kind.architecture) for name in architectures for kind in TASKS.values()):
         raise ModelError(
             f"{place}: a model of architectures {architectures} has no head that answers. Fine-tune it first: "
@@ -129,17 +144,32 @@ class PretrainedPredictor:
         tokenizer: Tokenizer,
         device: torch.device,
         precision: ResolvedPrecision,
+        *,
         top_k: int,
+        strips_before: bool,
+        question: PairQuestion,
     ) -> None:
-        """`model` is in evaluation mode and on `device`; `top_k` guesses are given for a mask."""
+        """`model` is in evaluation mode and on `device`.
+
+        Args:
+            top_k: guesses for each mask.
+            strips_before: see `strips_before_mask`.
+            question: what the model was asked about pairs.
+        """
         self.model = model
         self.tokenizer = tokenizer
-        self.top_k = top_k
+        self._top_k = top_k
+        self._strips_before = strips_before
+        self._question = question
         self._device = device
         self._precision = precision
 
     def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
-        """See `Predictor`; `{"guesses": [...]}` for a text or `{"text"}`, `{"next", "random"}` for a pair."""
+        """See `Predictor`; for a text or `{"text"}` the guesses for its masks, for a pair what `judge_pairs` says.
+
+        `{"guesses": [{"token", "score", "text"}, ...]}` for one mask, and a list of such lists, one a mask, for
+        several, as the fill-mask pipeline of transformers has it.
+        """
         for first_number, values in _chunks(rows, min(read_ahead, _PRETRAINED_ROWS)):
             texts = [self._read(value, f"row {number}") for number, value in enumerate(values, first_number)]
             with torch.inference_mode(), autocast(self._device, self._precision):
@@ -159,10 +189,21 @@ class PretrainedPredictor:
     def _fill(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         if not texts:
             return []
-        return [{"guesses": guesses} for guesses in fill_mask(self.model, self.tokenizer, texts, self.top_k)]
+        filled = fill_mask(self.model, self.tokenizer, texts, self._top_k, strips_before=self._strips_before)
+        by_mask = [[[asdict(guess) for guess in guesses] for guesses in masks] for masks in filled]
+        return [{"guesses": masks[0] if len(masks) == 1 else masks} for masks in by_mask]
 
     def _judge(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-        return [dict(answer) for answer in next_sentence(self.model, self.tokenizer, pairs)] if pairs else []
+        if not pairs:
+            return []
+        return [dict(answer) for answer in judge_pairs(self.model, self.tokenizer, pairs, self._question)]
+
+
+def _objective(folder: Path) -> object:
+    """What a folder of ours says it was pre-trained with; None for those of others."""
+    path = folder / "bertsmith.json"
+    saved = read_json(path) if path.is_file() else None
+    return saved.get("objective") if isinstance(saved, dict) else None
 
 
 def _chunks(rows: Iterable[Value], size: int) -> Iterator[tuple[int, list[Value]]]:

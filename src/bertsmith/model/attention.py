@@ -30,6 +30,8 @@ _GROUP_COST_SCORES = 1 << 17
 """How many scores could be computed in the time that one more group costs in calls."""
 _LENGTH_STEP = 8
 """Lengths of padded groups are multiples of this: fewer shapes, for which kernels are made once each."""
+_FLASH_HEAD_SIZE = 256
+"""The largest head that the variable-length kernel takes."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,8 @@ def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = E
                 return output_TNH
             return _grouped_products(qkv_T3NH, layout, dropout, reach, None)
     is_half = qkv_T3NH.dtype in (torch.bfloat16, torch.float16)
-    if qkv_T3NH.is_cuda and is_half and dropout == 0 and qkv_T3NH.shape[-1] % 8 == 0:
+    head_size = qkv_T3NH.shape[-1]
+    if qkv_T3NH.is_cuda and is_half and dropout == 0 and head_size % 8 == 0 and head_size <= _FLASH_HEAD_SIZE:
         return flash(qkv_T3NH, layout, reach)
     return grouped_sdpa(qkv_T3NH, layout, dropout, reach)
 
@@ -242,7 +245,7 @@ def reference_attention(qkv_T3NH: Tensor, lengths: Sequence[int], reach: Reach =
 
 
 def flash(qkv_T3NH: Tensor, layout: Layout, reach: Reach = EVERYTHING) -> Tensor:
-    """`attention` without dropout by the variable-length kernel: CUDA, 16 bits, head sizes that 8 divides."""
+    """`attention` without dropout by the variable-length kernel: CUDA, 16 bits, head sizes of 8, 16, ... 256."""
     longest = max(layout.lengths)
     query_TNH, key_TNH, value_TNH = qkv_T3NH.unbind(1)
     output = varlen_attn(

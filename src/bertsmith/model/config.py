@@ -13,7 +13,11 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 
 POOLINGS = ("cls", "mean", "last")
-"""What stands for a sequence in `PooledHead`: its first token ([CLS]), the mean of its tokens, its last token."""
+"""What stands for a sequence in `PooledHead`: its first token ([CLS]), the mean of its tokens, or the last of them that
+is not the padding's."""
+
+_LARGEST_SIZE = 1 << 29
+"""Of anything counted, so that the bytes of every matrix can be counted in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,16 @@ class Structure:
     """A token sees itself and what is before it (Radford et al. 2018)."""
     always_projects_embeddings: bool = False
     """The embeddings go through a linear layer also where they are as wide as the layers."""
+    attention_out_dropout: str | None = "hidden_dropout_prob"
+    """The field of `EncoderConfig` that says what is dropped after attention's output layer; None: nothing."""
+    drops_inside_feed_forward: bool = False
+    """`hidden_dropout_prob` is before the last linear layer of the feed-forward network, not after it."""
     pooled_activation: str | None = "tanh"
-    """After the linear layer of `PooledHead`; None: there is no such layer."""
+    """After the linear layer of `PooledHead`; None: there is no such layer, and no dropout either."""
     drops_before_pooling: bool = False
     """`PooledHead` has dropout also before its first linear layer."""
+    classifier_dropout_is_of_sequences: bool = False
+    """`classifier_dropout` is only for `PooledHead`; `TokenHead` has `hidden_dropout_prob`."""
     head_has_norm: bool = False
     """`PooledHead` and `TokenHead` are made like `VocabularyHead`: linear, activation, norm, and only then out."""
     vocabulary_activation: str | None = None
@@ -58,7 +68,7 @@ class EncoderConfig:
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
-    """After the embeddings and after both halves of every layer."""
+    """After the embeddings and after both halves of every layer (but see `Structure`)."""
     attention_probs_dropout_prob: float = 0.1
     """On the attention weights after the softmax."""
     max_position_embeddings: int = 512
@@ -101,15 +111,16 @@ class EncoderConfig:
             "num_attention_heads",
             "intermediate_size",
             "max_position_embeddings",
+            "type_vocab_size",
             "embedding_size",
             "num_hidden_groups",
+            "local_attention",
             "global_attn_every_n_layers",
         ):
             value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ModelError(f"{field} must be at least 1, not {value}")
-        if self.type_vocab_size < 0:
-            raise ModelError(f"type_vocab_size must be at least 0, not {self.type_vocab_size}")
+            smallest = 0 if field == "type_vocab_size" else 1
+            if value is not None and not smallest <= value <= _LARGEST_SIZE:
+                raise ModelError(f"{field} must be at least {smallest} and at most {_LARGEST_SIZE}, not {value}")
         for field in (
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",

@@ -61,6 +61,9 @@ class Layer(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_size = width // config.num_attention_heads
         self.hidden_dropout = config.hidden_dropout_prob
+        field = structure.attention_out_dropout
+        self.attention_out_dropout: float = 0.0 if field is None else getattr(config, field)
+        self.drops_inside_feed_forward = structure.drops_inside_feed_forward
         self.attention_dropout = config.attention_probs_dropout_prob
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
         self.is_gated = structure.is_gated
@@ -74,11 +77,20 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.intermediate_size, width, bias)
         self.mlp_norm = nn.LayerNorm(width, config.layer_norm_eps, bias=bias)
 
-    def forward(self, hidden_TD: Tensor, layout: Layout, reach: Reach, rotate: Rotation | None) -> Tensor:
-        """[T, D] -> [T, D]"""
+    def forward(
+        self,
+        hidden_TD: Tensor,
+        layout: Layout,
+        reach: Reach,
+        rotate: Rotation | None,
+        positions_M: Tensor | None = None,
+    ) -> Tensor:
+        """[T, D] -> [T, D], or [M, D] at some positions: only attention has to see the other tokens."""
         qkv_T3NH = self.queries_keys_values(hidden_TD, rotate)
         attended_TNH = attention(qkv_T3NH, layout, self.attention_dropout if self.training else 0.0, reach)
-        change_TD = dropout(self.attention_out(attended_TNH.flatten(1)), self.hidden_dropout, self.training)
+        if positions_M is not None:
+            hidden_TD, attended_TNH = hidden_TD[positions_M], attended_TNH[positions_M]
+        change_TD = dropout(self.attention_out(attended_TNH.flatten(1)), self.attention_out_dropout, self.training)
         if self.is_pre_norm:
             hidden_TD = hidden_TD + change_TD
             return hidden_TD + self._feed_forward(self.mlp_norm(hidden_TD))
@@ -100,6 +112,9 @@ class Layer(nn.Module):
             inner = self.activation(inner) * gate
         else:
             inner = self.activation(inner)
+        if self.drops_inside_feed_forward:
+            output: Tensor = self.down(dropout(inner, self.hidden_dropout, self.training))
+            return output
         return dropout(self.down(inner), self.hidden_dropout, self.training)
 
 
@@ -135,8 +150,15 @@ class Encoder(nn.Module):
                     part.attention_out.weight /= math.sqrt(2 * config.num_hidden_layers)
                     part.down.weight /= math.sqrt(2 * config.num_hidden_layers)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, positions_M: Tensor | None = None) -> Tensor:
         """The last layer's hidden states, [T, D].
+
+        Args:
+            positions_M: int64 [M], the tokens whose hidden states are asked for; the last layer then leaves out what
+                the others alone would need, which in a shallow model is much of the work. None: all tokens.
+
+        Returns:
+            [T, D], or [M, D] in the order of the positions.
 
         Raises:
             ModelError: a sequence is empty or longer than the model's positions, or (on the CPU, where the
@@ -155,8 +177,9 @@ class Encoder(nn.Module):
         if self.embedding_projection is not None:
             hidden_TD = self.embedding_projection(hidden_TD)
         layout = Layout(batch.lengths, config.num_attention_heads, hidden_TD.device)
-        for layer, (reach, rotate) in self._walk(batch):
-            hidden_TD = layer(hidden_TD, layout, reach, rotate)
+        for number, (layer, (reach, rotate)) in enumerate(self._walk(batch), start=1):
+            is_last = number == config.num_hidden_layers
+            hidden_TD = layer(hidden_TD, layout, reach, rotate, positions_M=positions_M if is_last else None)
         if self.final_norm is not None:
             hidden_TD = self.final_norm(hidden_TD)
         return hidden_TD

@@ -32,7 +32,7 @@ LABELLED = ("ForSequenceClassification", "ForTokenClassification")
 """What the architectures end in whose outputs are named by `id2label`."""
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-_HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors"]
+_HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors", "bertsmith.json"]
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 # A field that may be None -> the property with what None means, for who reads the folder.
 _MEANT = {"embedding_size": "embedding_width", "embedding_dropout_prob": "embedding_dropout"}
@@ -121,14 +121,16 @@ def read_config(path: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
         raise ModelError(f"{error}. A model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ModelError(f'{file}: no "model_type"; is this the config of a model?')
-    if not isinstance(raw.get("architectures") or [], list):
-        raise ModelError(f"{file}: architectures must be a list, not {json.dumps(raw['architectures'])}")
+    architectures = raw.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ModelError(f"{file}: architectures must be a list of names, not {json.dumps(architectures)}")
     try:
         row = family(raw["model_type"])
         for field, allowed in row.fixed_config.items():
             if raw.get(field) is not None and raw[field] != allowed:
                 raise ModelError(f"{field} is {json.dumps(raw[field])}; only {json.dumps(allowed)} is supported")
-        understood = row.understand(raw)
+        also = {theirs: raw[other] for other, theirs in row.also_called.items() if other in raw}
+        understood = row.understand({**raw, **also})
         values = {ours: understood[theirs] for ours, theirs in row.config_names.items() if theirs in understood}
         config = from_mapping(EncoderConfig, {**row.defaults, **values, "model_type": row.model_type}, CONFIG_FILE)
         if row.offsets_positions:
@@ -263,12 +265,20 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _no_weights(folder: Path) -> str:
     pickled = [name for name in _PICKLES if (folder / name).exists()]
-    if not pickled:
-        return f"{folder}: no {WEIGHTS_FILE} here"
+    if pickled:
+        return f"{folder}: only {pickled[0]}, which may run code when it is read. {_how_to_convert(str(folder))}"
+    # From the Hub no pickle is fetched, so that a repository of nothing else looks empty.
     return (
-        f"{folder}: only {pickled[0]}, which may run code when it is read. Convert it once, where you trust it: "
-        f"python -c \"import transformers as t; name = t.AutoConfig.from_pretrained('{folder}').architectures[0]; "
-        f"getattr(t, name).from_pretrained('{folder}').save_pretrained('{folder}-safe')\""
+        f"{folder}: no {WEIGHTS_FILE} here. If its repository on the Hub has only {_PICKLES[0]}: this may run code "
+        f"when it is read. {_how_to_convert('organisation/name')}"
+    )
+
+
+def _how_to_convert(place: str) -> str:
+    return (
+        "Convert it once, where you trust it: "
+        f"python -c \"import transformers as t; name = t.AutoConfig.from_pretrained('{place}').architectures[0]; "
+        f"getattr(t, name).from_pretrained('{place}').save_pretrained('{place}-safe')\""
     )
 
 

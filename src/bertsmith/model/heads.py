@@ -14,16 +14,32 @@ from bertsmith.model.encoder import ACTIVATION_FUNCTIONS, initialise
 from bertsmith.model.families import family
 
 
-def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
-    """What stands for each sequence: its first token, the mean of its tokens, or its last; [T, D] -> [S, D]."""
+def pooled_positions(batch: PackedBatch, pooling: str, pad_token_id: int | None) -> Tensor | None:
+    """Which token stands for each sequence, its first or its last: int64 [S]. None: the mean of them all does.
+
+    The last is the last that is not `pad_token_id`, as in Transformers: GPT-2 has one token for padding and for the end
+    of a text, and its classifiers look at what is before that. Of nothing but padding it is the first.
+    """
+    if pooling == "mean":
+        return None
     if pooling == "cls":
-        return hidden_TD[batch.first_tokens]
-    if pooling == "last":
-        return hidden_TD[batch.offsets[1:] - 1]
+        return batch.first_tokens
+    if pad_token_id is None:
+        return batch.offsets[1:] - 1
+    places_T = torch.arange(len(batch.token_ids), device=batch.token_ids.device) * (batch.token_ids != pad_token_id)
+    return batch.first_tokens.scatter_reduce(0, _sequences(batch), places_T, "amax")
+
+
+def _sequences(batch: PackedBatch) -> Tensor:
+    """int64 [T], the number of the sequence that each token is in."""
+    return torch.repeat_interleave(batch.offsets.diff(), output_size=len(batch.token_ids))
+
+
+def mean_of_tokens(hidden_TD: Tensor, batch: PackedBatch) -> Tensor:
+    """[T, D] -> [S, D], summed in float32."""
     lengths_S = batch.offsets.diff()
-    sequence_T = torch.repeat_interleave(lengths_S, output_size=len(hidden_TD))
     sums_SD = hidden_TD.new_zeros(len(lengths_S), hidden_TD.shape[-1], dtype=torch.float32)
-    sums_SD = sums_SD.index_add(0, sequence_T, hidden_TD.float())
+    sums_SD = sums_SD.index_add(0, _sequences(batch), hidden_TD.float())
     return (sums_SD / lengths_S[:, None]).to(hidden_TD.dtype)
 
 
@@ -34,19 +50,27 @@ class PooledHead(nn.Module):
         super().__init__()
         structure = family(config.model_type).structure
         width, has_bias = config.hidden_size, structure.has_bias
-        self.pooling = config.pooling
-        self.dropout = config.head_dropout
-        self.drops_before = structure.drops_before_pooling
+        self.pooling, self.pad_token_id = config.pooling, config.pad_token_id
         activation = structure.pooled_activation
+        self.dropout = 0.0 if activation is None else config.head_dropout
+        self.drops_before = structure.drops_before_pooling
         self.activation = None if activation is None else ACTIVATION_FUNCTIONS[activation]
         self.dense = None if activation is None else nn.Linear(width, width, has_bias)
         self.norm = nn.LayerNorm(width, config.layer_norm_eps, bias=has_bias) if structure.head_has_norm else None
         self.out = nn.Linear(width, num_outputs, not structure.is_causal)
         initialise(self, config.initializer_range)
 
+    def positions(self, batch: PackedBatch) -> Tensor | None:
+        """Which token this head looks at in each sequence, int64 [S]; None: at all of them."""
+        return pooled_positions(batch, self.pooling, self.pad_token_id)
+
     def forward(self, hidden_TD: Tensor, batch: PackedBatch) -> Tensor:
         """[T, D] hidden states of whole sequences -> [S, outputs]"""
-        pooled_SD = pool(hidden_TD, batch, self.pooling)
+        positions_S = self.positions(batch)
+        return self.of_pooled(mean_of_tokens(hidden_TD, batch) if positions_S is None else hidden_TD[positions_S])
+
+    def of_pooled(self, pooled_SD: Tensor) -> Tensor:
+        """[S, D], what stands for each sequence -> [S, outputs]"""
         if self.dense is not None and self.activation is not None:
             if self.drops_before:
                 pooled_SD = dropout(pooled_SD, self.dropout, self.training)
@@ -64,7 +88,8 @@ class TokenHead(nn.Module):
         super().__init__()
         structure = family(config.model_type).structure
         width, has_bias = config.hidden_size, structure.has_bias
-        self.dropout = config.head_dropout
+        is_of_sequences = structure.classifier_dropout_is_of_sequences
+        self.dropout = config.hidden_dropout_prob if is_of_sequences else config.head_dropout
         self.activation = ACTIVATION_FUNCTIONS[structure.pooled_activation or config.hidden_act]
         self.dense = nn.Linear(width, width, has_bias) if structure.head_has_norm else None
         self.norm = nn.LayerNorm(width, config.layer_norm_eps, bias=has_bias) if structure.head_has_norm else None

@@ -14,6 +14,8 @@ class AddedTokens:
     """Each new token's id -> the ids of the pieces that the model's own tokenizer cuts its text into."""
 
     pieces: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    warning: str | None = None
+    """Why nobody knows whether the corpus's tokens are the model's."""
 
     @property
     def mean_pieces(self) -> float:
@@ -25,7 +27,9 @@ class AddedTokens:
         return {"added_tokens": len(self.pieces), "mean_pieces": self.mean_pieces} if self.pieces else {}
 
     def notes(self) -> list[str]:
-        """A sentence for who trains; none where there are no new tokens."""
+        """Sentences for who trains; none where there are no new tokens, and no doubt."""
+        if self.warning is not None:
+            return [self.warning]
         if not self.pieces:
             return []
         return [
@@ -45,38 +49,50 @@ def added_tokens(model: str | None, tokenizer: Tokenizer) -> AddedTokens:
         tokenizer: the corpus's.
 
     Raises:
-        ModelError: it has more tokens than the model has rows, and is no extension of the model's own.
+        ModelError: it is another tokenizer than the model's own, and no extension of it; or the model has too few
+            rows, and no tokenizer of its own in its folder.
     """
     if model is None:
         return AddedTokens()
     place = model_folder(model)
     vocab_size = read_config(place)[0].vocab_size
-    must_extend = tokenizer.vocab_size > vocab_size
     try:
         own = load_tokenizer(place)
         check_vocabulary(own, vocab_size, model)
     except ModelError as error:
-        if must_extend:
+        if tokenizer.vocab_size > vocab_size:
             raise ModelError(
                 f"{model}: the corpus's tokenizer has {tokenizer.vocab_size} tokens, the model only {vocab_size} "
                 f"(vocab_size). To give it new ones, its own tokenizer is needed in its folder, but: {error}"
             ) from error
-        return AddedTokens()
+        return AddedTokens(
+            warning=f"Nothing says whether the corpus was made with the tokenizer of {model}: its own is needed in "
+            f"its folder, but: {error}"
+        )
+    difference = _difference(tokenizer, own)
+    if difference is not None:
+        raise ModelError(
+            f"{model}: the corpus's tokenizer has {tokenizer.vocab_size} tokens, the model's own {own.vocab_size}, "
+            f"and it does not extend the model's: {difference}. Build the corpus with the model's tokenizer, or with "
+            "what `bertsmith tokenizer extend` makes of it."
+        )
+    new = range(own.vocab_size, tokenizer.vocab_size)
+    return AddedTokens({token_id: own.encode(_text(tokenizer, token_id)).ids.tolist() for token_id in new})
+
+
+def _difference(tokenizer: Tokenizer, own: Tokenizer) -> str | None:
+    """What `tokenizer` would make of text that is not in terms of `own`; None if it only knows more tokens."""
     common = range(min(own.vocab_size, tokenizer.vocab_size))
     pairs = zip(tokenizer.tokens(common), own.tokens(common), strict=True)
-    differing = next(((token_id, *pair) for token_id, pair in enumerate(pairs) if pair[0] != pair[1]), None)
-    if differing is None:
-        new = range(own.vocab_size, tokenizer.vocab_size)
-        return AddedTokens({token_id: own.encode(_text(tokenizer, token_id)).ids.tolist() for token_id in new})
-    if must_extend:
-        token_id, theirs, ours = differing
-        raise ModelError(
-            f"{model}: the corpus's tokenizer has {tokenizer.vocab_size} tokens, the model only {vocab_size} "
-            f"(vocab_size), and it does not extend the model's: token {token_id} is \"{theirs}\", the model's is "
-            f'"{ours}". Build the corpus with the model\'s tokenizer, or with what `bertsmith tokenizer extend` '
-            "makes of it."
-        )
-    return AddedTokens()
+    for token_id, (theirs, ours) in enumerate(pairs):
+        if theirs != ours:
+            return f'token {token_id} is "{theirs}", the model\'s is "{ours}"'
+    if tokenizer.vocab_size < own.vocab_size:
+        return f'it has no token {tokenizer.vocab_size}, the model\'s is "{own.tokens([tokenizer.vocab_size])[0]}"'
+    if tokenizer.lowercase != own.lowercase:
+        lower, cased = ("it", "the model's") if tokenizer.lowercase else ("the model's", "it")
+        return f"{lower} makes text lower-case, {cased} does not"
+    return None
 
 
 def _text(tokenizer: Tokenizer, token_id: int) -> str:

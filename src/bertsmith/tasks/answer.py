@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bertsmith.errors import InputError, SettingsError
-from bertsmith.model.batch import pack, split
+from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
 from bertsmith.tasks.answer_data import (
@@ -26,7 +26,7 @@ from bertsmith.tasks.answer_data import (
 )
 from bertsmith.tasks.answer_spans import QuestionAnswer, choose_answer
 from bertsmith.tasks.pairs import assemble
-from bertsmith.tasks.rows import ListExamples
+from bertsmith.tasks.rows import ListExamples, sub_batches
 from bertsmith.tasks.squad_metrics import Metric, Rules, best_over_references, best_threshold, exact_match, f1
 from bertsmith.text.labelled import Question
 from bertsmith.text.tokenizer import Tokenizer
@@ -141,11 +141,11 @@ class Answering:
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [T, 2] start and end logits, on the CPU."""
-        return _token_logits(model, batch).cpu()
+        return torch.cat([_token_logits(model, inputs).cpu() for _, inputs in sub_batches(batch.inputs)])
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [S, 2, L]: where each sequence's answer starts and ends; -inf behind the end of a sequence."""
-        logits_T2, inputs = _token_logits(model, batch), batch.inputs
+        logits_T2, inputs = _token_logits(model, batch.inputs), batch.inputs
         lengths_S = inputs.offsets[1:] - inputs.offsets[:-1]
         sequence_T = torch.repeat_interleave(lengths_S, output_size=len(logits_T2))
         logits_SL2 = logits_T2.new_full((len(inputs.lengths), max(inputs.lengths), 2), -torch.inf)
@@ -260,10 +260,10 @@ def find_labels(rows: Sequence[Question], settings: AnsweringSettings) -> tuple[
     return ()
 
 
-def _token_logits(model: nn.Module, batch: Batch) -> Tensor:
+def _token_logits(model: nn.Module, inputs: PackedBatch) -> Tensor:
     """float32 [T, 2]."""
     assert isinstance(model, QuestionAnsweringModel)
-    logits_T2: Tensor = model.tokens(model.encoder(batch.inputs))
+    logits_T2: Tensor = model.tokens(model.encoder(inputs))
     return logits_T2.float()
 
 

@@ -181,8 +181,11 @@ class Classification:
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [S, C], or [S, 1] numbers of a regression."""
         assert isinstance(model, SequenceClassifier)
-        hidden_TD = model.encoder(batch.inputs)
-        logits_SC: Tensor = model.pooled(hidden_TD, batch.inputs)
+        positions_S = model.pooled.positions(batch.inputs)
+        if positions_S is None:
+            logits_SC: Tensor = model.pooled(model.encoder(batch.inputs), batch.inputs)
+        else:
+            logits_SC = model.pooled.of_pooled(model.encoder(batch.inputs, positions_S))
         return logits_SC.float()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

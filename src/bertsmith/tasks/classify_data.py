@@ -1,7 +1,7 @@
 """What classification learns from: settings, rows of texts and labels, and the columns they stand in."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -96,22 +96,42 @@ def read_rows(source: str, settings: ClassificationSettings) -> tuple[Classifica
     Raises:
         InputError: no rows, a column that is missing or cannot be told, a row without a label.
     """
-    names = tuple(name.strip() for name in settings.columns.split(",")) if settings.columns else None
     rows: list[ClassificationRow] = []
-    records = iter_rows(source, columns=names, delimiter=settings.delimiter, quoting=settings.quoting)
-    for where, values in records:
+    for where, values in iter_records(source, settings):
         if not rows:
             settings = find_columns(settings, list(values), where)
         for column in filter(None, (settings.text_column, settings.pair_column)):
             value_of(values, column, where)  # labelled data must have it; `row_of` is content with `text`
         row = row_of(values, settings, where)
-        label = str(value_of(values, str(settings.label_column), where)).strip()
+        label = _text_of(values, str(settings.label_column), where).strip()
         if not label:
             raise InputError("nothing here; every row needs a label.", f"{where}, {settings.label_column}")
         rows.append(replace(row, label=label))
     if not rows:
         raise InputError("no rows.", source)
     return settings, rows
+
+
+def iter_records(source: str, settings: ClassificationSettings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of any kind with their places, tables read as the settings say; labelled or not."""
+    names = tuple(name.strip() for name in settings.columns.split(",")) if settings.columns else None
+    return iter_rows(source, columns=names, delimiter=settings.delimiter, quoting=settings.quoting)
+
+
+def _text_of(values: Mapping[str, Any], column: str, where: str) -> str:
+    """The value of one column as text. Numbers are written out; a list or an object would be, but means nothing.
+
+    Raises:
+        InputError: there is no such column, nothing in it, or neither text nor a number.
+    """
+    value = value_of(values, column, where)
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise InputError(
+        f"text or a number wanted, {type(value).__name__} found. A row has one text and one label; several labels a "
+        "row are not supported.",
+        f"{where}, {column}",
+    )
 
 
 def find_columns(settings: ClassificationSettings, columns: Sequence[str], where: str) -> ClassificationSettings:
@@ -161,7 +181,7 @@ def row_of(values: Mapping[str, Any], settings: ClassificationSettings, where: s
             texts.append(None)
             continue
         name = usual if column is None or (column not in values and usual in values) else column
-        texts.append(str(value_of(values, name, where)))
+        texts.append(_text_of(values, name, where))
     return ClassificationRow(where, str(texts[0]), texts[1], None)
 
 

@@ -257,6 +257,7 @@ def distil_pretraining(
         return divergence(student.masked_MV[:, :num_tokens], found.masked_MV[:, :num_tokens], temperature)
 
     def of_hidden(student: PretrainLogits, found: PretrainLogits) -> Tensor:
+        assert student.hidden_TD is not None and found.hidden_TD is not None
         return cosine_distance(student.hidden_TD, found.hidden_TD)
 
     soft_losses = [SoftLoss("soft", weight, lambda batch: _num_labels(batch, "masked_labels"), of_vocabulary)]

@@ -11,7 +11,7 @@ out/
 import glob
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bertsmith.errors import SettingsError
 from bertsmith.files import atomic_write, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
+from bertsmith.model.families import family
 from bertsmith.model.folder import read_config
 from bertsmith.model.resize import load_resized
 from bertsmith.model.sizes import named_size
@@ -38,6 +39,7 @@ from bertsmith.tasks.saved import (
     Kind,
     check_vocabulary,
     claim_run_folder,
+    is_written_as,
     load_task,
     model_folder,
     save_task,
@@ -97,10 +99,10 @@ def finetune(
     )
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
-    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
+    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=_sources(settings))
     config, weights, tokenizer = _starting_point(settings)
     work = _make_task(kind, settings, options, tokenizer)
-    model, new_tensors = _build_model(work, config, weights, settings)
+    model, new_tensors = _build_model(kind, work, config, weights, settings)
     taught = _taught(work, settings)
     data = {str(path): sha256(path) for path in _data_files(settings)}
     if settings.overwrite:
@@ -123,6 +125,8 @@ def finetune(
             "task": task,
             "model": settings.model,
             "layers": settings.layers,
+            "dropout": settings.dropout,
+            "tokenizer": tokenizer.fingerprint,
             "teacher": taught.fingerprint if taught else None,
             "options": json.dumps(to_mapping(work.settings), sort_keys=True),
             "data": json.dumps(data, sort_keys=True),
@@ -135,7 +139,7 @@ def finetune(
         if work.examples(split).num_examples(0)
     }
     metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-    _save(kind, work, model.cpu(), settings, metrics, data, new_tensors)
+    _save(kind, work, model.cpu(), config, settings, metrics, data, new_tensors)
     _write_report(work, settings, configuration, evaluations, training)
     return FinetuneResult(metrics, settings.out, training)
 
@@ -201,28 +205,27 @@ def _data_files(settings: FinetuneSettings) -> list[Path]:
     return files
 
 
-def _starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, Path | None, Tokenizer]:
-    """The encoder's configuration, the folder of its weights (None: random ones), and the tokenizer."""
-    weights: Path | None = None
+def _sources(settings: FinetuneSettings) -> Iterator[str | Path | None]:
+    """All that is read of what may lie on this machine."""
+    yield from (settings.train, settings.dev, settings.test, settings.model, settings.tokenizer, settings.teacher)
+    yield from _data_files(settings)
+
+
+def _starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | None, Tokenizer]:
+    """The encoder's configuration, the folder or Hub id of its weights (None: random ones), and the tokenizer."""
+    weights: str | None = None
     if settings.model.startswith(_SIZE_PREFIX):
         if settings.tokenizer is None:
             raise SettingsError(f'"{settings.model}" has random weights and no tokenizer of its own: give tokenizer.')
         tokenizer = load_tokenizer(settings.tokenizer)
         config = named_size(settings.model.removeprefix(_SIZE_PREFIX), vocab_size=tokenizer.vocab_size)
     else:
-        weights = Path(model_folder(settings.model))
+        weights = model_folder(settings.model)
         config, _ = read_config(weights)
         tokenizer = load_tokenizer(settings.tokenizer or weights)
     check_vocabulary(tokenizer, config.vocab_size, settings.model)
     if settings.layers is not None:
         config = replace(config, num_hidden_layers=settings.layers)
-    if settings.dropout is not None:
-        config = replace(
-            config,
-            hidden_dropout_prob=settings.dropout,
-            attention_probs_dropout_prob=settings.dropout,
-            classifier_dropout=None,
-        )
     return config, weights, tokenizer
 
 
@@ -242,14 +245,23 @@ def _make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: 
 
 
 def _build_model(
-    task: FinetuneTask, config: EncoderConfig, weights: Path | None, settings: FinetuneSettings
+    kind: Kind, task: FinetuneTask, config: EncoderConfig, weights: str | None, settings: FinetuneSettings
 ) -> tuple[nn.Module, list[str]]:
     """The encoder and head in training form, and the names of the tensors that are newly made."""
+    if settings.dropout is not None:
+        config = config.with_dropout(settings.dropout, settings.dropout, settings.dropout)
+        config = replace(config, classifier_dropout=settings.dropout)
     torch.manual_seed(randomness.integer(settings.seed, "initial weights"))
     model = task.build(Encoder(config))
     if weights is None:
         return model, list(model.state_dict())
-    return model, load_resized(weights, model, task.build)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".out." in name}
+    kept = load_resized(weights, model, task.build)
+    if is_written_as(kind, read_config(weights)[1].get("architectures") or []):
+        return model, kept
+    # What another task's head tells apart may be as many things, but not the same: its outputs are not gone on from.
+    model.load_state_dict(fresh, strict=False)
+    return model, [*kept, *(name for name in fresh if name not in kept)]
 
 
 def _taught(task: FinetuneTask, settings: FinetuneSettings) -> Distillation | None:
@@ -263,12 +275,13 @@ def _save(
     kind: Kind,
     task: FinetuneTask,
     model: nn.Module,
+    config: EncoderConfig,
     settings: FinetuneSettings,
     metrics: Mapping[str, Mapping[str, float]],
     data: Mapping[str, str],
     new_tensors: list[str],
 ) -> None:
-    """The folder `model/` with its card."""
+    """The folder `model/` with its card. Its dropout is the configuration's, whatever fine-tuning used."""
     names = {Path(source).name: digest for source, digest in data.items()}
     is_random = settings.model.startswith(_SIZE_PREFIX)
     origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
@@ -277,10 +290,12 @@ def _save(
         name, weight = source_name(settings.teacher), settings.distill_weight
         teaching = {"teacher": name, "distill_weight": weight, "temperature": settings.temperature}
         origin = f"{origin}, taught by `{name}`"
+    row = family(config.model_type)
     card = model_card(
-        f"BERT for {task.name}",
+        f"{row.class_prefix} for {task.name}",
         kind.pipeline_tag,
-        made_from=f"A BERT fine-tuned for {task.name} from {origin}.",
+        model_type=row.model_type,
+        made_from=f"{row.class_prefix}, fine-tuned for {task.name} from {origin}.",
         metrics=metrics,
         labels=task.labels,
         data=names,
@@ -294,9 +309,7 @@ def _save(
         },
     )
     facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors, **teaching}
-    encoder = model.encoder
-    assert isinstance(encoder, Encoder)
-    save_task(settings.out / "model", task, model, encoder, card, facts)
+    save_task(settings.out / "model", task, model, config, card, facts)
 
 
 def _write_report(
@@ -310,8 +323,9 @@ def _write_report(
     sections: list[Section] = []
     facts: dict[str, str] = {}
     if evaluations:
-        names = list(next(iter(evaluations.values())).metrics)
-        rows = [(name, *(evaluation.metrics[name] for evaluation in evaluations.values())) for name in names]
+        # What a split has no example of has no figure there, such as a type of entity.
+        names = list(dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.metrics))
+        rows = [(name, *(evaluation.metrics.get(name, "") for evaluation in evaluations.values())) for name in names]
         sections.append(Table("Results", ("metric", *evaluations), rows))
         facts |= {f"{names[0]} on {split}": f"{evaluation.objective:.4f}" for split, evaluation in evaluations.items()}
         last = list(evaluations.values())[-1]

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertsmith import randomness
-from bertsmith.tasks.pairs import NO_PAIR, Cut
+from bertsmith.tasks.pairs import NO_PAIR, Cut, epoch_shift
 from bertsmith.text.corpus import Corpus
 
 NUM_SPECIAL_TOKENS = 2  # [CLS] text [SEP]
@@ -43,8 +42,7 @@ class FullSentences:
 
         A sentence longer than the sample is cut.
         """
-        shift = randomness.generator(self._seed, "shift", epoch).random()
-        anchor = int((index + shift) * self._stride) % self._num_tokens
+        anchor = int((index + epoch_shift(self._seed, epoch)) * self._stride) % self._num_tokens
         start = int(np.searchsorted(self._sentences, anchor, side="right")) - 1
         document = int(np.searchsorted(self._documents, start, side="right")) - 1
         begin = int(self._sentences[start])
@@ -72,10 +70,11 @@ def _text(begin: int, end: int) -> Cut:
 
 
 def document_ranges(corpus: Corpus, start: int, end: int) -> list[tuple[int, int]]:
-    """Tokens start to end as one range a document."""
-    borders = corpus.sentence_offsets[corpus.document_offsets]
-    inside = borders[np.searchsorted(borders, start, side="right") : np.searchsorted(borders, end, side="left")]
-    stops = [start, *inside.tolist(), end]
+    """Tokens start to end as one range a document; O(log sentences), but for the documents in it."""
+    sentences, documents = corpus.sentence_offsets, corpus.document_offsets
+    first, last = np.searchsorted(sentences, start, side="right"), np.searchsorted(sentences, end, side="left")
+    inside = documents[np.searchsorted(documents, first) : np.searchsorted(documents, last)]
+    stops = [start, *sentences[inside].tolist(), end]
     return list(itertools.pairwise(stops))
 
 

@@ -19,7 +19,7 @@ from bertsmith.errors import CorpusError, SettingsError
 from bertsmith.tasks.causal import NextTokens
 from bertsmith.tasks.masking import Masker, Masking
 from bertsmith.tasks.mlm import MaskedLanguageModel
-from bertsmith.tasks.pairs import PairClassification
+from bertsmith.tasks.pairs import PairClassification, PairQuestion
 from bertsmith.tasks.pretrain_examples import Hiding, PretrainExamples
 from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainSettings
 from bertsmith.tasks.pretrain_task import PretrainTask, unigram_baseline
@@ -27,7 +27,7 @@ from bertsmith.tasks.replaced_tokens import MASK_SHARE, RANDOM_SHARE, ReplacedTo
 from bertsmith.text.corpus import Corpus
 from bertsmith.text.tokenizer import Tokenizer
 
-PAIR_NAMES: Mapping[ObjectiveName, str] = MappingProxyType({"mlm+nsp": "nsp", "mlm+sop": "sop"})
+PAIR_NAMES: Mapping[ObjectiveName, PairQuestion] = MappingProxyType({"mlm+nsp": "nsp", "mlm+sop": "sop"})
 OBJECTIVES: Mapping[str, tuple[ObjectiveName, ...]] = MappingProxyType(
     {
         "bert": ("mlm+nsp", "mlm+sop", "mlm"),
@@ -122,6 +122,7 @@ def make_task(
         baseline,
         masked_language_model=MaskedLanguageModel(settings.masked_weight, "clm" if objective == "clm" else "mlm"),
         pair=None if pair_name is None else PairClassification(pair_name, settings.pair_weight),
+        keeps_hidden=settings.teacher is not None,
     )
 
 
@@ -133,14 +134,27 @@ def _hiding(settings: PretrainSettings, max_length: int, tokenizer: Tokenizer) -
         settings.mask_probability,
         settings.mask_count,
         settings.mask_unit,
-        # The original's max_predictions_per_seq: 20 of 128 tokens at 15 %.
-        max_predictions=math.ceil(max_length * settings.mask_probability),
+        # The original's max_predictions_per_seq: 20 of 128 tokens at 15 %. A bound would take from the rate where
+        # the number is drawn, since only samples above it are cut.
+        max_predictions=math.ceil(max_length * settings.mask_probability) if settings.mask_count == "exact" else None,
         random_specials=settings.data_mode == "original",
         mask_unknown=settings.data_mode == "original",
     )
     if settings.objective == "rtd":
         masking = replace(masking, mask_share=MASK_SHARE, random_share=RANDOM_SHARE)
     return Masker(tokenizer, masking)
+
+
+def pair_question(objective: object, model_type: str) -> PairQuestion:
+    """What a model of a family was asked about pairs.
+
+    Args:
+        objective: as its folder says it. Folders of others do not, and mean how the family was trained.
+    """
+    for name, question in PAIR_NAMES.items():
+        if name == objective:
+            return question
+    return PAIR_NAMES.get(OBJECTIVES[model_type][0], "nsp")
 
 
 def architecture_kind(objective: ObjectiveName | None) -> str:

@@ -17,7 +17,7 @@ Shape letters: S sequences, D hidden width.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -1
 IN_ORDER, IS_SWAPPED = 0, 1
 """Labels of sentence order, as in google-research/albert."""
 
+PairQuestion = Literal["nsp", "sop"]
+"""What is asked of a pair: next sentence prediction or sentence order."""
+
+_ANSWERS: Mapping[PairQuestion, tuple[str, str]] = {"nsp": ("next", "random"), "sop": ("in_order", "swapped")}
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP], where the tokenizer does not say otherwise
 _RANDOM_DOCUMENT_TRIES = 10
 
@@ -48,6 +52,12 @@ class Cut:
     second_start: int
     second_end: int
     label: int
+
+
+@lru_cache(maxsize=16)
+def epoch_shift(seed: int, epoch: int) -> float:
+    """By which part of its stride an epoch's samples begin later, in [0, 1): kept, because every sample asks."""
+    return float(randomness.generator(seed, "shift", epoch).random())
 
 
 class Pairs(Protocol):
@@ -96,8 +106,7 @@ class CleanPairs:
     def cut(self, index: int, epoch: int) -> Cut:
         """See the class; O(log sentences)."""
         sentences, documents = self._sentences, self._documents
-        shift = randomness.generator(self._seed, "shift", epoch).random()
-        anchor = int((index + shift) * self._stride) % self._num_tokens
+        anchor = int((index + epoch_shift(self._seed, epoch)) * self._stride) % self._num_tokens
         start = int(np.searchsorted(sentences, anchor, side="right")) - 1
         document = int(np.searchsorted(documents, start, side="right")) - 1
         document_start, document_end = int(documents[document]), int(documents[document + 1])
@@ -242,8 +251,7 @@ class OriginalPairs:
 class PairClassification:
     """The objective: tell from the pooled first token what the two texts are to each other."""
 
-    name: str
-    """"nsp" or "sop"."""
+    name: PairQuestion
     weight: float = 1.0
 
     def labels(self, pair_labels: Sequence[int]) -> tuple[dict[str, Tensor], float]:
@@ -258,16 +266,17 @@ class PairClassification:
         )
 
 
-def next_sentence(
-    model: PretrainingModel, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
+def judge_pairs(
+    model: PretrainingModel, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], question: PairQuestion
 ) -> list[dict[str, float]]:
-    """How probable it is that the second text follows the first, by a pre-trained model.
+    """What two texts are to each other, by a pre-trained model.
 
     Args:
-        model: one that was trained with next sentence prediction.
+        model: one that was trained with an objective about pairs.
+        question: which of them.
 
     Returns:
-        One `{"next": p, "random": 1 - p}` a pair.
+        One `{"next": p, "random": 1 - p}` a pair, or `{"in_order": p, "swapped": 1 - p}`.
     """
     room = model.encoder.config.max_sequence_length - num_pair_specials(tokenizer)
     token_ids, segment_ids = [], []
@@ -280,7 +289,7 @@ def next_sentence(
     with torch.inference_mode():
         batch = pack(token_ids, segment_ids).to(next(model.parameters()).device)
         probabilities = model.pair_logits(model.encoder(batch), batch).float().softmax(-1)
-    return [{"next": float(row[IS_NEXT]), "random": float(row[IS_RANDOM])} for row in probabilities]
+    return [dict(zip(_ANSWERS[question], row, strict=True)) for row in probabilities.tolist()]
 
 
 def num_pair_specials(tokenizer: Tokenizer) -> int:

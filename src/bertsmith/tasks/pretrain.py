@@ -62,7 +62,12 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
     """
     plan = _train_settings(settings)
     resolve_precision(settings.precision, resolve_device(settings.device))
-    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
+    claim_run_folder(
+        settings.out,
+        resume=settings.resume,
+        overwrite=settings.overwrite,
+        sources=(settings.corpus, settings.from_model, settings.teacher),
+    )
     corpora = {"train": open_corpus(settings.corpus, "train")}
     if read_manifest(settings.corpus).splits["heldout"].num_documents:
         corpora["dev"] = open_corpus(settings.corpus, "heldout")
@@ -223,7 +228,12 @@ def _save(
     Their dropout is the configuration's, whatever pre-training used.
     """
     origin = "from random weights" if settings.from_model is None else f"from `{source_name(settings.from_model)}`"
-    facts: dict[str, object] = {"task": "pretraining", "metrics": training.metrics, **added.facts()}
+    facts: dict[str, object] = {
+        "task": "pretraining",
+        "objective": settings.objective,
+        "metrics": training.metrics,
+        **added.facts(),
+    }
     if added.pieces:
         origin = f"{origin} with {len(added.pieces):,} more tokens (of {added.mean_pieces:.1f} pieces on average)"
     if settings.teacher is not None:

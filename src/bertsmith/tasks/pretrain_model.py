@@ -19,6 +19,8 @@ class PretrainingModel(nn.Module):
         self.encoder = encoder
         self.vocabulary = VocabularyHead(encoder.config, encoder.token_embedding)
         self.pooled = PooledHead(encoder.config, 2) if pairs else None
+        if self.pooled is not None:
+            self.pooled.dropout = 0.0  # run_pretraining.py of google-research/bert and /albert have none there
 
     def pair_logits(self, hidden_TD: Tensor, inputs: PackedBatch) -> Tensor:
         """[S, 2] logits of "B is next" and "B is random".

@@ -92,8 +92,7 @@ class PretrainSettings(RunSettings):
             raise SettingsError(f"long_share must lie between 0 and 1, not {self.long_share}.")
         if not 0 < self.generator_share <= 1:
             raise SettingsError(f"generator_share must be in (0, 1], not {self.generator_share}.")
-        if self.max_length < 8:
-            raise SettingsError(f"max_length {self.max_length} leaves no room for a pair; 8 is the least.")
+        check_max_length(self.max_length)
         if self.layers is not None and self.layers < 1:
             raise SettingsError(f"layers must be at least 1, not {self.layers}.")
         if min(self.distill_weight, self.cosine_weight) < 0:
@@ -114,3 +113,13 @@ class PretrainSettings(RunSettings):
     def lengths(self) -> tuple[int, ...]:
         """The length of each phase."""
         return (self.max_length,) if self.long_length is None else (self.max_length, self.long_length)
+
+
+def check_max_length(max_length: int) -> None:
+    """Refuse samples too short to hold anything.
+
+    Raises:
+        SettingsError: fewer than 8 tokens.
+    """
+    if max_length < 8:
+        raise SettingsError(f"max_length {max_length} leaves no room for a pair; 8 is the least.")

@@ -48,11 +48,14 @@ def unigram_baseline(train: Corpus, heldout: Corpus) -> UnigramBaseline:
 
 @dataclass(frozen=True)
 class PretrainLogits:
-    """What the model makes of a batch, each in the dtype it is computed in; no `pairs_S2` without a head for them."""
+    """What the model makes of a batch, each in the dtype it is computed in.
 
-    hidden_TD: Tensor
+    There is no `pairs_S2` without a head for them, and no `hidden_TD` of all tokens unless the task keeps it.
+    """
+
     masked_MV: Tensor
     pairs_S2: Tensor | None
+    hidden_TD: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,11 @@ class PretrainTask:
         *,
         masked_language_model: MaskedLanguageModel,
         pair: PairClassification | None,
+        keeps_hidden: bool = False,
     ) -> None:
+        """`keeps_hidden`: the logits come with the hidden states of all tokens, which a teacher's are compared with."""
         self._splits = splits
+        self._keeps_hidden = keeps_hidden
         self.baseline = baseline
         self._mlm = masked_language_model
         self._pair = pair
@@ -117,13 +123,21 @@ class PretrainTask:
         return PretrainingModel(encoder, pairs=self._pair is not None)
 
     def logits(self, model: nn.Module, batch: Batch) -> PretrainLogits:
-        """Hidden states of all tokens, logits of the masked ones and of the pairs."""
+        """Logits of the masked tokens and of the pairs."""
         assert isinstance(model, PretrainingModel)
-        hidden_TD = model.encoder(batch.inputs)
-        masked_MV = model.vocabulary(hidden_TD[batch.labels["masked_positions"]])
-        if self._pair is None or model.pooled is None:
-            return PretrainLogits(hidden_TD, masked_MV, None)
-        return PretrainLogits(hidden_TD, masked_MV, model.pair_logits(hidden_TD, batch.inputs))
+        masked_M = batch.labels["masked_positions"]
+        pooled = None if self._pair is None else model.pooled
+        pooled_S = None if pooled is None else pooled.positions(batch.inputs)
+        assert pooled is None or pooled_S is not None  # families that learn of pairs look at one token of each
+        positions = masked_M if pooled_S is None else torch.cat([masked_M, pooled_S])
+        if self._keeps_hidden:
+            hidden_TD = model.encoder(batch.inputs)
+            states = hidden_TD[positions]
+        else:
+            hidden_TD, states = None, model.encoder(batch.inputs, positions)
+        masked_MV = model.vocabulary(states[: len(masked_M)])
+        pairs_S2 = None if pooled is None else pooled.of_pooled(states[len(masked_M) :])
+        return PretrainLogits(masked_MV, pairs_S2, hidden_TD)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums in nats: "mlm" over masked tokens, "nsp" or "sop" over labelled sequences."""

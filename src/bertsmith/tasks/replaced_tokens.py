@@ -163,7 +163,7 @@ class ReplacedTokensTask:
         """Generator logits [M, V], detection logits [T], and which tokens were replaced, bool [T]."""
         assert isinstance(model, ReplacedTokensModel)
         positions_M, labels_M = batch.labels["masked_positions"], batch.labels["masked_labels"]
-        logits_MV = model.vocabulary(model.generator(batch.inputs)[positions_M])
+        logits_MV = model.vocabulary(model.generator(batch.inputs, positions_M))
         drawn_M = draw(logits_MV.detach(), random)
         original_T = batch.inputs.token_ids.index_copy(0, positions_M, labels_M)
         filled_T = batch.inputs.token_ids.index_copy(0, positions_M, drawn_M)

@@ -1,13 +1,16 @@
-"""What the fine-tuning tasks share: columns found by name, labels found and checked, a split by hash."""
+"""What the fine-tuning tasks share: columns found by name, labels found and checked, a split by hash, long examples."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, did_you_mean
+from bertsmith.model.batch import PackedBatch
+
+_MOST_TOKENS = 8192  # at once, as in the batches of an evaluation
 
 
 class Row(Protocol):
@@ -164,6 +167,33 @@ def choose_rows(rows: Sequence[RowT], number: int) -> list[RowT]:
     """`number` of the rows, in their order: those with the smallest hashes of text and place, whatever the seed."""
     by_hash = sorted(range(len(rows)), key=lambda index: _place(f"{rows[index].group}\n{rows[index].where}"))
     return [rows[index] for index in sorted(by_hash[:number])]
+
+
+def sub_batches(inputs: PackedBatch, token_budget: int = _MOST_TOKENS) -> Iterator[tuple[int, PackedBatch]]:
+    """The sequences of a batch in batches that fit into memory: one long example may be thousands of windows.
+
+    Args:
+        token_budget: of a batch; a longer sequence is a batch of its own.
+
+    Yields:
+        Where the tokens of the smaller batch begin in the large one, and the smaller batch.
+    """
+    ends = np.cumsum(inputs.lengths).tolist()
+    first, start = 0, 0
+    for last, end in enumerate(ends, start=1):
+        if last < len(ends) and ends[last] - start <= token_budget:
+            continue
+        yield (
+            start,
+            PackedBatch(
+                inputs.token_ids[start:end],
+                inputs.segment_ids[start:end],
+                inputs.position_ids[start:end],
+                inputs.offsets[first : last + 1] - start,
+                inputs.lengths[first:last],
+            ),
+        )
+        first, start = last, end
 
 
 def _place(group: str) -> float:

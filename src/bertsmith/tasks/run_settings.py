@@ -53,6 +53,7 @@ class RunSettings:
     """Replace the run in `out`."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")
         if self.resume and self.overwrite:
@@ -96,3 +97,13 @@ class RunSettings:
             precision=self.precision,
             device=self.device,
         )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what `randomness` cannot make draws of.
+
+    Raises:
+        SettingsError: a seed below 0, or of more than 63 bits.
+    """
+    if not 0 <= seed < 1 << 63:
+        raise SettingsError(f"seed must be at least 0 and below 2^63, not {seed}.")

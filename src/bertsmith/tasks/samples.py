@@ -21,11 +21,7 @@ def describe_samples(
     seed: int,
     mask_unit: MaskUnit = "piece",
 ) -> Iterator[str]:
-    """`number` samples of the first epoch, spread evenly over the corpus, cut and masked as in training.
-
-    Raises:
-        CorpusError: the corpus cannot give pairs; for example it has one document.
-    """
+    """`number` samples of the first epoch, spread evenly over the corpus, cut and masked as in training."""
     masking = Masking(unit=mask_unit, random_specials=mode == "original", mask_unknown=mode == "original")
     examples = PretrainExamples(
         corpus,

@@ -5,7 +5,8 @@ were trained for, its labels and settings. A folder without it is understood by 
 and `id2label` of its `config.json`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from bertsmith import __version__
 from bertsmith.errors import ModelError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
+from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
-from bertsmith.model.folder import load_weights, read_config, save_model
+from bertsmith.model.folder import load_weights, read_config, resolve, save_model
 from bertsmith.settings import from_mapping, to_mapping
 from bertsmith.tasks import answer, answer_data, classify_data, tag_data
 from bertsmith.tasks.answer import Answering
@@ -28,6 +30,7 @@ from bertsmith.training.report import Section
 from bertsmith.training.task import Batch, Task
 
 _FORMAT = 1
+_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model")
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
 
@@ -130,20 +133,40 @@ def model_folder(path: str | Path) -> str:
     return str(path)
 
 
-def claim_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+def claim_run_folder(out: Path, *, resume: bool, overwrite: bool, sources: Iterable[str | Path | None] = ()) -> None:
     """Make sure that a run may be written to `out`; changes nothing.
 
+    Args:
+        sources: what the run reads; those that are no files or folders here are passed over.
+
     Raises:
-        SettingsError: it holds a run and neither is set; or something that is not a run.
+        SettingsError: it holds a run and neither is set; or something that is not a run; or what
+            `overwrite` would remove is read first.
     """
     if out.is_file():
         raise SettingsError(f"{out} is a file; a run needs a folder.")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    if not (out / "config.yaml").is_file():
+    if not _is_run(out):
         raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
     if not resume and not overwrite:
         raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
+    if overwrite:
+        _check_kept(out, sources)
+
+
+def _check_kept(out: Path, sources: Iterable[str | Path | None]) -> None:
+    for source in sources:
+        if source is not None and os.path.exists(source) and Path(source).resolve().is_relative_to(out.resolve()):
+            raise SettingsError(f"--overwrite would remove {source}, which this run reads. Choose another folder.")
+
+
+def _is_run(out: Path) -> bool:
+    """Many a folder has a config.yaml; that of a run has more, unless the run failed before its first step."""
+    names = {path.name for path in out.iterdir()}
+    if names == {"config.yaml"}:
+        return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
+    return "config.yaml" in names and not names.isdisjoint(_OF_A_RUN)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
@@ -160,11 +183,12 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
 
 
 def save_task(
-    folder: Path, task: FinetuneTask, model: nn.Module, encoder: Encoder, card: str, facts: Mapping[str, Any]
+    folder: Path, task: FinetuneTask, model: nn.Module, config: EncoderConfig, card: str, facts: Mapping[str, Any]
 ) -> None:
     """Write a finished model folder, all of it or nothing; an older one in its place is replaced.
 
     Args:
+        config: of the encoder, with the dropout that others shall find.
         card: the text of README.md.
         facts: plain values kept in `bertsmith.json` for the record, such as metrics and data hashes.
 
@@ -189,15 +213,15 @@ def save_task(
         save_model(
             temporary,
             model,
-            encoder.config,
-            family(encoder.config.model_type).architecture(kind.architecture),
+            config,
+            family(config.model_type).architecture(kind.architecture),
             id2label=dict(enumerate(labels)) or None,
             problem_type=problem_type,
         )
         task.tokenizer.save(
             temporary,
-            model_max_length=encoder.config.max_sequence_length,
-            has_segments=encoder.config.type_vocab_size > 1,
+            model_max_length=config.max_sequence_length,
+            has_segments=config.type_vocab_size > 1,
         )
         write_json(temporary / "bertsmith.json", saved)
         atomic_write(temporary / "README.md", card)
@@ -216,18 +240,19 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     place = model_folder(folder)
     config, raw = read_config(place)
-    name, labels, values = _saved_task(Path(place), raw, config.max_sequence_length)
+    name, labels, values = _saved_task(resolve(place), raw, config.max_sequence_length)
     kind = TASKS[name]
     settings = from_mapping(kind.settings, {**values, **(overrides or {})}, f"settings of {place}")
     tokenizer = load_tokenizer(place)
     check_vocabulary(tokenizer, config.vocab_size, place)
     task = kind.make(tokenizer, labels, settings, {})
     model = task.build(Encoder(config))
-    load_weights(Path(place), model, strict=True)
+    load_weights(place, model, strict=True)
     return task, model.eval()
 
 
-def _is_written_as(kind: Kind, architectures: Sequence[str]) -> bool:
+def is_written_as(kind: Kind, architectures: Sequence[str]) -> bool:
+    """Whether a folder of these architectures has this task's head."""
     return any(name.endswith(kind.architecture) for name in architectures)
 
 
@@ -241,7 +266,7 @@ def _saved_task(
             raise ModelError(f"{folder / 'bertsmith.json'} is not of this version (format {_FORMAT}) or not of a task.")
         return saved["task"], tuple(saved["labels"]), saved["settings"]
     architectures = raw_config.get("architectures") or []
-    name = next((name for name, kind in TASKS.items() if _is_written_as(kind, architectures)), None)
+    name = next((name for name, kind in TASKS.items() if is_written_as(kind, architectures)), None)
     if name is None:
         raise ModelError(
             f"{folder}: architectures is {architectures}, which is no fine-tuned model. "
@@ -254,6 +279,11 @@ def _saved_task(
     if name == "answering":
         longest = min(_LONGEST_WINDOW, max_sequence_length)
         values, labels = {"max_length": longest, "max_query_length": longest // 6}, ()
+    if name == "classification" and raw_config.get("problem_type") == "multi_label_classification":
+        raise ModelError(
+            f"{folder}: problem_type is multi_label_classification, several labels a text. Only one label a text is "
+            "supported (single_label_classification), or a number (regression)."
+        )
     if name == "classification" and (raw_config.get("problem_type") == "regression" or len(labels) == 1):
         values["regression"], labels = True, ()
     return name, labels, values

@@ -20,7 +20,7 @@ from bertsmith.model.batch import pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
 from bertsmith.tasks.entities import Scores, Span, detect_scheme, read_spans, score_entities
-from bertsmith.tasks.rows import ListExamples, class_weights, label_id
+from bertsmith.tasks.rows import ListExamples, class_weights, label_id, sub_batches
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, row_of
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import max_context, overlap, windows
@@ -158,8 +158,9 @@ class Tagging:
             encoding = self.tokenizer.encode(text)
             firsts = np.flatnonzero(encoding.word_starts)
             lasts = np.append(firsts, len(encoding.ids))[1:] - 1
-            spans = np.stack([encoding.offsets[firsts, 0], encoding.offsets[lasts, 1]], axis=1)
-            return text, spans.astype(np.int64), encoding.ids, firsts
+            spans = _apart(text, np.stack([encoding.offsets[firsts, 0], encoding.offsets[lasts, 1]], axis=1))
+            is_seen = spans[:, 0] < spans[:, 1]
+            return text, spans[is_seen], encoding.ids, firsts[is_seen]
         ids, index = self.tokenizer.encode_words(row.words)
         firsts = np.searchsorted(index, np.arange(len(row.words)))
         lengths = np.array([len(word) for word in row.words], dtype=np.int64)
@@ -211,8 +212,7 @@ class Tagging:
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [W, C], at first pieces only."""
         assert isinstance(model, TokenClassificationModel)
-        hidden_TD = model.encoder(batch.inputs)
-        logits_WC: Tensor = model.tokens(hidden_TD[batch.labels["word_positions"]])
+        logits_WC: Tensor = model.tokens(model.encoder(batch.inputs, batch.labels["word_positions"]))
         return logits_WC.float()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -232,7 +232,13 @@ class Tagging:
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [W, C] probabilities, on the CPU."""
-        return self.logits(model, batch).softmax(-1).cpu()
+        positions_W = batch.labels["word_positions"]
+        found_WC = torch.zeros(len(positions_W), len(self.labels))
+        for start, inputs in sub_batches(batch.inputs):
+            is_here_W = (positions_W >= start) & (positions_W < start + len(inputs.token_ids))
+            part = Batch(inputs, {"word_positions": positions_W[is_here_W] - start}, {}, ())
+            found_WC[is_here_W.cpu()] = self.logits(model, part).softmax(-1).cpu()
+        return found_WC
 
     def decode(self, output: Tensor, batch: Batch) -> list[TaggingAnswer]:
         """One answer a sentence."""
@@ -340,6 +346,22 @@ def _shown(example: TaggingExample, spans: Iterable[Span]) -> str:
     places = example.word_spans
     parts = [f"{example.text[places[s.start, 0] : places[s.end - 1, 1]]} ({s.label})" for s in sorted(spans)]
     return _short(", ".join(parts))
+
+
+def _apart(text: str, spans: np.ndarray) -> np.ndarray:
+    """Int64 [words, 2] spans without white space at their ends, and none where an earlier one is; some become empty.
+
+    Byte-level vocabularies have words of nothing but white space, and normalizers may make several words of one
+    character ("¼").
+    """
+    apart, before = np.zeros((len(spans), 2), dtype=np.int64), 0
+    for index, (start, end) in enumerate(spans.tolist()):
+        start = max(start, before)
+        word = text[start:end]
+        start += len(word) - len(word.lstrip())
+        before = start + len(word.strip())
+        apart[index] = start, before
+    return apart
 
 
 def _short(text: str) -> str:

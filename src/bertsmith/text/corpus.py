@@ -1,4 +1,7 @@
-"""The token store: a corpus as memory-mapped arrays, opened in milliseconds whatever its size.
+"""The token store: a corpus as arrays of tokens that are memory-mapped, and read only where a sample needs them.
+
+Where sentences and documents begin is read whole when a store is opened, 8 bytes each, since every sample is
+looked up there: memory and time to open grow with their number, not with the tokens.
 
     STORE/
       manifest.json            versions, counts, sizes and SHA-256 of every file
@@ -25,7 +28,7 @@ import numpy as np
 
 from bertsmith.errors import BertsmithError, CorpusError, did_you_mean
 from bertsmith.files import read_json, sha256
-from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.text.tokenizer import load_tokenizer
 
 STORE_VERSION = 1
 ARRAYS = ("tokens", "word_starts", "sentences", "documents")
@@ -94,7 +97,7 @@ class Corpus:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
-        """Map the files of a store whose sizes were checked; use `open_corpus`."""
+        """Map the tokens and read the offsets of a store whose sizes were checked; use `open_corpus`."""
         record = manifest.splits[split]
         self.folder = folder
         self.split: Split = split
@@ -151,14 +154,6 @@ class Corpus:
     def num_words(self) -> int:
         """How many words there are; reads an eighth of a byte a token."""
         return sum(int(np.bitwise_count(bits).sum()) for bits in self._word_starts)
-
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise CorpusError unless `tokenizer` gives the ids that this store is made of."""
-        if tokenizer.fingerprint != self.tokenizer_fingerprint:
-            raise CorpusError(
-                f"{self.folder} was made with another tokenizer ({self.vocab_size} tokens) than the given one "
-                f"({tokenizer.vocab_size} tokens). Use {self.tokenizer_path}, or build the store again."
-            )
 
     def _shard(self, start: int, end: int) -> tuple[int, int]:
         """The shard that holds a token range, and its first token."""

@@ -255,16 +255,30 @@ def _split_record(shards: Sequence[ShardRecord], counts: np.ndarray) -> SplitRec
 
 
 def _move_into_place(workshop: Workshop, manifest: Manifest, place: Path, overwrite: bool) -> None:
-    """Gather what the manifest names into the store's folder, and drop the rest with the scratch folder."""
+    """Gather what the manifest names into the store's folder, then drop the scratch folder.
+
+    Until the store has its name the scratch folder stays whole: whatever interrupts this, the next build
+    starts from the finished shards.
+    """
     with atomic_folder(place, replace=overwrite) as folder:
-        workshop.tokenizer_folder.rename(folder / "tokenizer")
+        _link_files(workshop.tokenizer_folder, folder / "tokenizer")
         for split, record in manifest.splits.items():
             (folder / split).mkdir()
             for shard in record.shards:
-                (workshop.folder / split / shard.name).rename(folder / split / shard.name)
+                _link_files(workshop.folder / split / shard.name, folder / split / shard.name)
                 (folder / split / shard.name / "shard.json").unlink()
         write_json(folder / "manifest.json", asdict(manifest))
     shutil.rmtree(workshop.folder, ignore_errors=True)
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """A folder with the same files under second names; with copies where the file system has no hard links."""
+    target.mkdir()
+    for file in source.iterdir():
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copyfile(file, target / file.name)
 
 
 def _progress(records: Sequence[ShardRecord]) -> BuildProgress:

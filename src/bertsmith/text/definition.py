@@ -115,8 +115,13 @@ def finish_definition(backend: Any, special: SpecialTokens, before: Sequence[Any
         backend: a `tokenizers.Tokenizer` whose vocabulary has the special tokens.
         before: post-processors that run before the template (byte-level offsets).
     """
+    # Byte-level words begin with their space, and so does a mask that stands for one, as in RoBERTa's tokenizer.
+    takes_space = {special.mask} if before else set()
     backend.add_special_tokens(
-        [tokenizers.AddedToken(name, normalized=False, special=True) for name in special.names()]
+        [
+            tokenizers.AddedToken(name, normalized=False, special=True, lstrip=name in takes_space)
+            for name in special.names()
+        ]
     )
     template = pair_template(backend, special)
     backend.post_processor = processors.Sequence([*before, template]) if before else template
@@ -175,15 +180,15 @@ def _from_vocab(path: Path, settings: Mapping[str, Any]) -> tuple[str, SpecialTo
 def _special_tokens(settings: Mapping[str, Any], known: set[str]) -> SpecialTokens:
     """The tokens that the settings name ("cls_token"), else the usual names that the vocabulary has."""
 
-    def named(role: str) -> str | None:
+    def named(role: str, usual: Sequence[str]) -> str | None:
         given = settings.get(f"{role}_token")
         if isinstance(given, dict):  # an AddedToken, written out
             given = given.get("content")
-        return given if given is not None else next((name for name in _USUAL_NAMES[role] if name in known), None)
+        return given if given is not None else next((name for name in usual if name in known), None)
 
-    pad, unk, cls, sep, mask = (named(role) for role in _USUAL_NAMES)
-    end = settings.get("eos_token") or next((name for name in _END_OF_TEXT if name in known), None)
-    if cls is None and sep is None and isinstance(end, str):
+    pad, unk, cls, sep, mask = (named(role, usual) for role, usual in _USUAL_NAMES.items())
+    end = named("eos", _END_OF_TEXT)
+    if cls is None and sep is None and end is not None:
         # GPT-2 has this one token for everything; it is never masked, so nothing is mistaken for the mask.
         return SpecialTokens(pad or end, unk, end, end, mask or end)
     if pad is None or cls is None or sep is None or mask is None:

@@ -6,7 +6,7 @@ as many tags as words, and every answer at its place in the context.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, did_you_mean
 from bertsmith.text.reading import open_text, suffix_of
+from bertsmith.text.sentences import replace_surrogates
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
@@ -82,7 +83,8 @@ def read_columns(
     """
     path = Path(source)
     if suffix_of(path) == ".conllu":
-        yield from read_conllu(path, "form" if token_column is None else str(token_column), str(tag_column or "upos"))
+        form, tag = ("form" if token_column is None else token_column), ("upos" if tag_column is None else tag_column)
+        yield from read_conllu(path, str(form), str(tag))
         return
     if isinstance(token_column, str) or isinstance(tag_column, str):
         name, column = ("token_column", token_column) if isinstance(token_column, str) else ("tag_column", tag_column)
@@ -165,13 +167,17 @@ def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ..
     """A field of a row that is a list of words or tags; numbers become text.
 
     Raises:
-        InputError: no such field, or it is not a list.
+        InputError: no such field, or it is not a list of texts or numbers.
     """
     if field not in row:
         raise InputError(f'there is no column "{field}". {did_you_mean(field, map(str, row))}', where)
     value = row[field].tolist() if isinstance(row[field], np.ndarray) else row[field]
     if not isinstance(value, list | tuple):
         raise InputError(f"a list wanted, {type(value).__name__} found.", f"{where}, {field}")
+    for item in value:
+        if not isinstance(item, str | int | float):
+            found = "null" if item is None else type(item).__name__
+            raise InputError(f"a list of texts wanted, {found} found in it.", f"{where}, {field}")
     return tuple(str(item) for item in value)
 
 
@@ -202,9 +208,10 @@ def question_row(
             raise InputError(f'there is no "{answers_field}". {did_you_mean(answers_field, map(str, row))}', where)
         given = row[answers_field] if row[answers_field] is not None else ()
     if isinstance(given, Mapping):
-        texts, starts = (list(given.get(name, ())) for name in ("text", "answer_start"))
+        place = f"{where}, {answers_field}"
+        texts, starts = (_list(given, name, place) if given else [] for name in ("text", "answer_start"))
         if len(texts) != len(starts):
-            raise InputError(f"{len(texts)} texts but {len(starts)} places.", f"{where}, {answers_field}")
+            raise InputError(f"{len(texts)} texts but {len(starts)} places.", place)
         given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     return _question(question, context, given, str(row.get("id") or where), where, lenient)
 
@@ -229,6 +236,10 @@ def read_squad(source: str | Path, *, lenient: bool = False) -> Iterator[Questio
         raise InputError(
             f"not JSON: {error.msg}. For one object a line, name the file .jsonl.", f"{path}:{error.lineno}"
         ) from None
+    except RecursionError:
+        raise InputError("the JSON is nested too deeply.", str(path)) from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise InputError(f"not JSON: {error}", str(path)) from None
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list):
         raise InputError('not in SQuAD layout: there is no list "data".', str(path))
@@ -237,15 +248,17 @@ def read_squad(source: str | Path, *, lenient: bool = False) -> Iterator[Questio
             place = f"{path}, data[{article_number}].paragraphs[{paragraph_number}]"
             for entry in _list(paragraph, "qas", place):
                 context = _string(paragraph, "context", place)
-                name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
+                name = replace_surrogates(str(entry.get("id", ""))) if isinstance(entry, dict) else ""
                 where = f"{path}, question {name}" if name else place
                 question = _string(entry, "question", where)
                 given = () if entry.get("is_impossible") else entry.get("answers") or ()
                 yield _question(question, context, given, name or where, where, lenient)
 
 
-def _question(question: str, context: str, given: Sequence[Any], name: str, where: str, lenient: bool) -> Question:
+def _question(question: str, context: str, given: Any, name: str, where: str, lenient: bool) -> Question:
     """Check every answer against the context."""
+    if not isinstance(given, list | tuple):
+        raise InputError(f"a list wanted, {type(given).__name__} found.", f"{where}, answers")
     answers = []
     for entry in given:
         text = _string(entry, "text", f"{where}, answers")
@@ -304,4 +317,4 @@ def _string(value: Any, field: str, where: str) -> str:
         raise InputError(f'there is no "{field}". {did_you_mean(field, map(str, value))}', where)
     if not isinstance(value[field], str):
         raise InputError(f"text wanted, {type(value[field]).__name__} found.", f"{where}, {field}")
-    return str(value[field])
+    return replace_surrogates(value[field])

@@ -7,20 +7,21 @@ import gzip
 import io
 import lzma
 import os
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pyarrow
 
-from bertsmith.errors import InputError, did_you_mean
+from bertsmith.errors import InputError, StorageError, did_you_mean
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 
+_PART_BYTES = 1 << 20
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -121,21 +122,18 @@ def open_seekable(path: Path) -> io.BufferedIOBase:
 
     Raises:
         InputError: no such file, or damaged compressed data.
+        StorageError: the temporary file cannot be written.
     """
     packed = open_bytes(path)
     if path.suffix.lower() not in COMPRESSIONS:
         return packed
-    unpacked = tempfile.TemporaryFile()
     try:
-        with packed:
-            shutil.copyfileobj(packed, unpacked)
-        unpacked.seek(0)
-    except BaseException as error:
-        unpacked.close()
-        if isinstance(error, _DAMAGED):
-            raise _unreadable(path, error) from None
-        raise
-    return unpacked
+        return _unpack(packed, path)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be unpacked to a temporary file: {error.strerror or error}. Free some space in the "
+            "temporary folder, set TMPDIR to another one, or unpack the file yourself."
+        ) from error
 
 
 def find_files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -189,6 +187,32 @@ def missing(path: Path) -> InputError:
     near = difflib.get_close_matches(path.name, siblings, n=8, cutoff=0.4) or siblings[:8]
     hint = did_you_mean(path.name, near) if near else "The folder it should be in is empty."
     return InputError(f"no such file or folder. {hint}", str(path))
+
+
+def _unpack(packed: io.BufferedIOBase, path: Path) -> io.BufferedIOBase:
+    """All of it in a temporary file, which is gone when closed. OSError is of writing, InputError of reading."""
+    unpacked = tempfile.TemporaryFile()
+    try:
+        with packed:
+            for part in _parts(packed, path):
+                unpacked.write(part)
+        unpacked.seek(0)
+    except BaseException:
+        with suppress(OSError):  # what could not be written is tried again
+            unpacked.close()
+        raise
+    return unpacked
+
+
+def _parts(stream: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
+    while True:
+        try:
+            part = stream.read(_PART_BYTES)
+        except _DAMAGED as error:
+            raise _unreadable(path, error) from None
+        if not part:
+            return
+        yield part
 
 
 def _walk(folder: Path) -> Iterable[Path]:

@@ -25,6 +25,9 @@ from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.text.words import Jieba, WordSegmenter, encode_words, load_segmenter
 
 _SENTENCES_A_CALL = 4096
+# Raised when `build_shard` makes other arrays of the same documents, so that a build that was interrupted before
+# does not go on with the old ones.
+_RULES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def build_shard(
     sentences: list[str] = []
     counts = []
     for document in documents:
-        found = [stripped for part in split_sentences(document, language) if (stripped := part.strip())]
+        found = _sentences(document, language, tokenizer.space_before_words)
         sentences += found
         counts.append(len(found))
     calls = [
@@ -71,6 +74,25 @@ def build_shard(
         sentences=_offsets(lengths[lengths > 0]),
         documents=_offsets(sizes[sizes > 0]),
     )
+
+
+def _sentences(document: str, language: str, space_before_words: bool) -> list[str]:
+    """Each without the white space around it, or with one space for what stands between it and the one before.
+
+    Without that space, byte-level vocabularies would write a sentence's first word as no running text has it
+    ("A" for "ĠA"). Between Chinese sentences there is none, and none is added.
+
+    >>> _sentences("It rained.\\n\\nA day!好。再见", "en", True)
+    ['It rained.', ' A day!', '好。', '再见']
+    """
+    found: list[str] = []
+    before = ""
+    for part in split_sentences(document, language):
+        is_apart = bool(found) and (before[-1:].isspace() or part[0].isspace())
+        if stripped := part.strip():
+            found.append(" " + stripped if is_apart and space_before_words else stripped)
+        before = part
+    return found
 
 
 @dataclass(frozen=True)
@@ -95,7 +117,7 @@ class Workshop:
 
     def input_sha256(self, shard: ShardText) -> str:
         """SHA-256 of everything that a shard's arrays depend on."""
-        options = f"{STORE_VERSION} {self.tokenizer_fingerprint} {self.language} {self.segmenter_name}"
+        options = f"{STORE_VERSION} {_RULES_VERSION} {self.tokenizer_fingerprint} {self.language} {self.segmenter_name}"
         digest = hashlib.sha256(options.encode())
         for document in shard.documents:
             content = document.encode()

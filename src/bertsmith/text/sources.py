@@ -169,24 +169,33 @@ def _whole_file(file: TextReader) -> Iterator[Document]:
         lines.append(line)
         size += len(line)
         if size > _DOCUMENT_LIMIT:
-            raise InputError(
-                f"one document of more than {_DOCUMENT_LIMIT:,} characters. If blank lines part its documents, set "
-                'document_separator to "blank-lines"; else split the file, or write it as JSON Lines.',
-                str(file.path),
-            )
+            advice = 'If blank lines part its documents, set document_separator to "blank-lines"'
+            raise _too_long(advice, str(file.path))
     yield Document("".join(lines), str(file.path))
 
 
 def _between_blank_lines(file: TextReader) -> Iterator[Document]:
     lines: list[str] = []
+    size = 0
     first_line = 1
     for line in itertools.chain(file, [""]):
         if line.strip():
             first_line = first_line if lines else file.line_number
             lines.append(line.strip())
+            size += len(line)
+            if size > _DOCUMENT_LIMIT:
+                raise _too_long("Part its documents by blank lines", f"{file.path}:{first_line}")
         elif lines:
             yield Document("\n\n".join(lines), f"{file.path}:{first_line}")
-            lines = []
+            lines, size = [], 0
+
+
+def _too_long(advice: str, where: str) -> InputError:
+    return InputError(
+        f"one document of more than {_DOCUMENT_LIMIT:,} characters. {advice}; else split the file, or write it as "
+        "JSON Lines.",
+        where,
+    )
 
 
 def _table_rows(

@@ -21,6 +21,7 @@ from typing import Any, final
 
 import numpy as np
 import tokenizers
+from tokenizers import processors
 
 from bertsmith.errors import ModelError
 from bertsmith.files import atomic_write, write_json
@@ -55,6 +56,8 @@ class Tokenizer:
         special_ids: the ids of all special tokens, the five roles and any others.
         separator_ids: the special tokens between the two texts of a pair: one for BERT, two for RoBERTa.
         lowercase: whether the normalizer makes text lower-case.
+        space_before_words: whether a word behind another is only itself with its space ("ĠA"), and the
+            tokenizer does not add one: byte-level vocabularies as RoBERTa, GPT-2 and ModernBERT publish them.
         fingerprint: SHA-256 of everything that decides the ids of a text.
     """
 
@@ -75,7 +78,7 @@ class Tokenizer:
         parts = json.loads(self._backend.to_str())
         kinds = _types_in(parts["pre_tokenizer"])
         self._spaces_in_tokens = bool({"Metaspace", "ByteLevel"} & kinds.keys())
-        self._space_before_words = kinds.get("ByteLevel", {}).get("add_prefix_space") is False
+        self.space_before_words: bool = kinds.get("ByteLevel", {}).get("add_prefix_space") is False
         self._is_bert = _is_bert(parts)
         self._normalizer: dict[str, Any] = parts["normalizer"] or {}
 
@@ -83,9 +86,7 @@ class Tokenizer:
         missing = [name for name in special.names() if name not in vocabulary]
         if missing:
             raise ModelError(f"the vocabulary has no {', '.join(missing)}; BERT tasks need these special tokens")
-        if parts["post_processor"] is None:
-            # Some classes of transformers add special tokens only where the file says so.
-            self._backend.post_processor = pair_template(self._backend, special)
+        self._add_template()
         ids = {name: vocabulary[name] for name in special.names()}
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.pad_id: int = ids[special.pad]
@@ -155,7 +156,7 @@ class Tokenizer:
         """
         if not words:
             return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32)
-        space = " " if self._space_before_words else ""
+        space = " " if self.space_before_words else ""
         spaced = [space + replace_surrogates(word) for word in words]
         raw = self._backend.encode(spaced, is_pretokenized=True, add_special_tokens=False)
         if self._is_barred[raw.ids].any():
@@ -182,7 +183,7 @@ class Tokenizer:
         return token_id
 
     def save(self, folder: Path, model_max_length: int = 512, *, has_segments: bool = True) -> None:
-        """Write a folder that `transformers.AutoTokenizer` loads and that gives it the same ids.
+        """Write a folder that `transformers.AutoTokenizer` loads and that gives it the same ids, special tokens too.
 
         One difference is by design: transformers reads a literal "[MASK]" in a text as the special
         token, we do not.
@@ -215,6 +216,13 @@ class Tokenizer:
         if self._is_bert:
             pieces = (self._backend.id_to_token(i) or "" for i in range(self.vocab_size))
             atomic_write(folder / "vocab.txt", "".join(f"{piece}\n" for piece in pieces))
+
+    def _add_template(self) -> None:
+        """Where the file adds no special tokens, as GPT-2's: transformers adds those that the file says, no others."""
+        if self._backend.num_special_tokens_to_add(False):
+            return
+        template, own = pair_template(self._backend, self._special), self._backend.post_processor
+        self._backend.post_processor = template if own is None else processors.Sequence([own, template])
 
     def _separators(self) -> tuple[int, ...]:
         """What the tokenizer's own template puts between two texts; nothing if it has no template."""

@@ -8,7 +8,8 @@
         manifest.json           size and SHA-256 of the others; written last
 
 No pickle is written or read. `best-STEP` folders hold the weights that were evaluated, which are the average if
-there is one, and no optimizer.
+there is one, and no optimizer. `stable-STEP` is a whole checkpoint, of the moment before the rate of schedule wsd began
+to fall: from there a longer run can go on.
 """
 
 import re
@@ -27,10 +28,10 @@ from torch.optim import Optimizer
 from bertsmith.errors import InputError, StorageError, TrainingError
 from bertsmith.files import atomic_folder, ensure_free, read_json, sha256, write_json
 
-Kind = Literal["step", "best"]
+Kind = Literal["step", "best", "stable"]
 
 _FORMAT = 1
-_STALE = re.compile(r"\.(step|best)-\d+\.(tmp|old)-.*")
+_STALE = re.compile(r"\.(step|best|stable)-\d+\.(tmp|old)-.*")
 
 
 def save_checkpoint(
@@ -78,7 +79,7 @@ def newest_checkpoint(folder: Path, kind: Kind = "step") -> Path | None:
     """The newest checkpoint that is whole, with a warning for each newer one that is not.
 
     Raises:
-        TrainingError: there are checkpoints, and none is whole.
+        TrainingError: there are checkpoints to resume from, and none is whole. (A run can end without its best.)
     """
     found = _found(folder, kind)
     for path in found:
@@ -86,7 +87,7 @@ def newest_checkpoint(folder: Path, kind: Kind = "step") -> Path | None:
         if fault is None:
             return path
         warnings.warn(f"checkpoint {path} is damaged and is not used: {fault}", RuntimeWarning, stacklevel=2)
-    if found:
+    if found and kind == "step":
         raise TrainingError(f"{folder}: every checkpoint is damaged. Remove the folder to start the run again.")
     return None
 
@@ -94,11 +95,16 @@ def newest_checkpoint(folder: Path, kind: Kind = "step") -> Path | None:
 def remove_checkpoints(folder: Path, *, kind: Kind, after_step: int) -> None:
     """Remove checkpoints of later steps, and what a process that was killed while writing left behind."""
     for path in _found(folder, kind):
-        if _step_of(path) > after_step:
+        if step_of(path) > after_step:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.iterdir() if folder.is_dir() else ():
         if _STALE.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.rpartition("-")[2])
 
 
 def find_fault(path: Path) -> str | None:
@@ -190,8 +196,4 @@ def _found(folder: Path, kind: Kind) -> list[Path]:
     if not folder.is_dir():
         return []
     paths = [path for path in folder.glob(f"{kind}-*") if path.is_dir() and path.name[len(kind) + 1 :].isdecimal()]
-    return sorted(paths, key=_step_of, reverse=True)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
+    return sorted(paths, key=step_of, reverse=True)

@@ -1,16 +1,19 @@
 """The one training loop: step, report, evaluate, checkpoint, stop.
 
-A run is a function of (weights, data, settings). Stopped after any step and resumed, it ends with
-the same bits as if it had never stopped, as long as its budget and its evaluation interval are not
-in time: the order of examples and every dropout mask are functions of the seed and of where the run
-is (`bertsmith.randomness`), and a checkpoint holds everything else.
+A run is a function of (weights, data, settings). Stopped after any step and resumed, it ends on a CPU
+with the same bits as if it had never stopped, as long as its budget and its evaluation interval are
+not in time: the order of examples and every dropout mask are functions of the seed and of where the
+run is (`bertsmith.randomness`), and a checkpoint holds everything else. (On CUDA some sums are taken in
+whatever order their parts are ready, so that the same step need not give the same bits twice.)
+
+A run with schedule wsd can be made longer after its end: see `_Run.keep_stable`.
 """
 
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +22,26 @@ from rich.console import Console
 from torch import nn
 
 from bertsmith.errors import Interrupted, SettingsError, TrainingError
+from bertsmith.files import bring_back
 from bertsmith.training import plan
 from bertsmith.training.average import WeightAverage
 from bertsmith.training.checkpoint import (
+    Kind,
     load_checkpoint,
     newest_checkpoint,
     read_state,
     remove_checkpoints,
     save_checkpoint,
+    step_of,
 )
 from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.interrupt import StopRequest
 from bertsmith.training.loader import Loader, Step
 from bertsmith.training.optim import build_optimizer
-from bertsmith.training.plan import Stage, TrainResult, TrainSettings, check_stages
+from bertsmith.training.plan import Stage, State, TrainResult, TrainSettings, check_stages
 from bertsmith.training.progress import Reporter
-from bertsmith.training.schedule import Budget, Interval, Spent, rate
+from bertsmith.training.schedule import Budget, Interval, Spent, is_falling, rate
 from bertsmith.training.step import StepResult, Totals, take_step
 from bertsmith.training.task import Task
 
@@ -46,28 +52,6 @@ Fingerprint = Mapping[str, str | int | float | bool | None]
 _LOG_SECONDS = 1.5
 _LOG_STEPS = 50
 _EVALUATION_SHARE = 0.1
-
-
-@dataclass
-class _State:
-    """Where a run is: all that a checkpoint holds besides weights and moments."""
-
-    stage: int = 0
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    epochs: float = 0.0
-    epochs_before_stage: float = 0.0
-    is_evaluation_due: bool = False
-    evaluated_step: int = 0
-    evaluation_seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-    best_objective: float | None = None
-    best_step: int | None = None
-    evaluations_without_gain: int = 0
-    is_stopped_early: bool = False
 
 
 def train(
@@ -85,7 +69,8 @@ def train(
 
     Args:
         run_folder: gets `metrics.jsonl` and `checkpoints/`.
-        resume: go on from the newest checkpoint of `run_folder`; from the start if it has none.
+        resume: go on from the newest checkpoint of `run_folder` (but see `plan.checkpoint_to_resume`); from the start
+            if it has none.
         fingerprint: what else has to be equal on resume, such as the hash of the data.
         console: where progress is shown; None is standard error.
         clock: seconds that only grow; for time budgets and throughput.
@@ -127,6 +112,8 @@ def _train_stage(run: "_Run", reporter: Reporter, stop: StopRequest) -> None:
     stage = run.stages[run.state.stage]
     with closing(run.steps(stage)) as steps:
         while True:
+            progress = run.progress()
+            run.keep_stable(reporter, progress)
             if stop.requested:
                 path = run.save(reporter)
                 raise Interrupted(
@@ -136,7 +123,6 @@ def _train_stage(run: "_Run", reporter: Reporter, stop: StopRequest) -> None:
             if run.state.is_evaluation_due:
                 run.evaluate(reporter)
                 continue
-            progress = run.progress()
             if progress >= stage.progress_end or run.state.is_stopped_early:
                 run.log(reporter)
                 return
@@ -172,7 +158,7 @@ class _Run:
         self.saves = Interval(Budget.parse(settings.save_every))
         self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
         self.has_dev = stages[-1].task.examples("dev").num_examples(0) > 0
-        self.state = _State()
+        self.state = State()
         self.began = clock()
         self.seconds_before = 0.0
         self.logged = self.began
@@ -183,15 +169,17 @@ class _Run:
         self.metrics_bytes = 0
 
     def restore(self, resume: bool) -> None:
-        """Load the newest checkpoint, or make sure that there is none."""
-        path = newest_checkpoint(self.checkpoints)
+        """Load the checkpoint to go on from, or make sure that there is none."""
+        bring_back(self.checkpoints)
+        path = plan.checkpoint_to_resume(self.checkpoints, self.settings)
         if path is None:
-            remove_checkpoints(self.checkpoints, kind="best", after_step=-1)
+            for kind in ("best", "stable"):
+                remove_checkpoints(self.checkpoints, kind=kind, after_step=-1)
             return
         if not resume:
             raise SettingsError(f"{path.parent.parent} already holds a run. Add --resume, or choose another folder.")
         saved = read_state(path)
-        self.state = _State(**saved["state"])
+        self.state = State(**saved["state"])
         self.seconds_before = self.state.seconds
         plan.check_resumable(path, saved["fingerprint"], self.fingerprint, self.settings.optimizer, self._spent())
         if saved["fingerprint"]["budget"] != self.settings.budget:
@@ -204,6 +192,7 @@ class _Run:
         for interval in (self.evaluations, self.saves):
             interval.is_due(self._spent(), self.progress())
         remove_checkpoints(self.checkpoints, kind="best", after_step=self.state.step)
+        self._find_best()
 
     def description(self) -> dict[str, Any]:
         """What the first line of metrics.jsonl says about the run."""
@@ -330,7 +319,13 @@ class _Run:
         self.evaluations.is_due(self._spent(), self.progress())
         reporter.evaluation(state.step, evaluation.metrics, self.last_evaluation_seconds, is_best)
 
-    def save(self, reporter: Reporter, keep: int = 2) -> Path:
+    def keep_stable(self, reporter: Reporter, progress: float) -> None:
+        """Before the first step at a falling rate, write what a longer run can go on from after this one has ended."""
+        if not self.state.is_rate_falling and is_falling(progress, self.state.step, self.settings.optimizer):
+            self.save(reporter, keep=1, kind="stable")
+            self.state.is_rate_falling = True
+
+    def save(self, reporter: Reporter, keep: int = 2, kind: Kind = "step") -> Path:
         """Write a checkpoint of this moment; metrics.jsonl is complete up to it."""
         self.log(reporter)
         began = self.clock()
@@ -341,19 +336,30 @@ class _Run:
             "last_evaluation_seconds": self.last_evaluation_seconds,
             "metrics_bytes": reporter.position,
         }
-        average, step = self.average.tensors, self.state.step
-        path = save_checkpoint(self.checkpoints, step, self.model, self.optimizer, saved, average=average, keep=keep)
+        options: dict[str, Any] = {"average": self.average.tensors, "keep": keep, "kind": kind}
+        path = save_checkpoint(self.checkpoints, self.state.step, self.model, self.optimizer, saved, **options)
         self.last_save_seconds = self.clock() - began
         return path
 
     def choose_weights(self) -> dict[str, float]:
         """Leave the best weights in the model, if they are kept, else the last, and return their metrics."""
-        path = newest_checkpoint(self.checkpoints, kind="best") if self.settings.keep_best else None
+        path = self._find_best()
         if path is None:
             self.average.keep()
             return self.state.metrics
         metrics: dict[str, float] = load_checkpoint(path, self.model, None)["metrics"]
         return metrics
+
+    def _find_best(self) -> Path | None:
+        """The checkpoint of the best evaluation, if it is kept. One that is lost is forgotten, so that the next
+        evaluation is the best again: a newer one may have replaced it before the run was killed, or it is damaged."""
+        if not self.settings.keep_best:
+            return None
+        path = newest_checkpoint(self.checkpoints, kind="best")
+        if path is not None and step_of(path) == self.state.best_step:
+            return path
+        self.state.best_objective = self.state.best_step = None
+        return None
 
     def _spent(self) -> Spent:
         return Spent(self.state.step, self.state.tokens, self.elapsed(), self.state.epochs)

@@ -1,4 +1,4 @@
-"""What to train, for how long, and how: the settings of a run, its stages, and its result."""
+"""What to train, for how long, and how: the settings of a run, its stages, where it is, and its result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.errors import SettingsError, TrainingError
+from bertsmith.training.checkpoint import newest_checkpoint, read_state
 from bertsmith.training.device import Precision, ResolvedPrecision
 from bertsmith.training.optim import OptimizerSettings
-from bertsmith.training.schedule import Budget, Spent, is_stable
+from bertsmith.training.schedule import Budget, Spent, is_falling, is_stable
 from bertsmith.training.task import Task
 
 
@@ -73,6 +74,29 @@ class Stage:
     """The share of the whole run's budget at which the stage ends."""
 
 
+@dataclass
+class State:
+    """Where a run is: all that a checkpoint holds besides weights and moments."""
+
+    stage: int = 0
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    epochs: float = 0.0
+    epochs_before_stage: float = 0.0
+    is_evaluation_due: bool = False
+    evaluated_step: int = 0
+    evaluation_seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_objective: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    is_stopped_early: bool = False
+    is_rate_falling: bool = False
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a run came to. `metrics` are of the weights that are left in the model."""
@@ -114,13 +138,29 @@ def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: Res
     return values
 
 
+def checkpoint_to_resume(folder: Path, settings: TrainSettings) -> Path | None:
+    """Where a run goes on: from its newest checkpoint, or with another budget from before its rate began to fall.
+
+    So that a run that has ended can be made longer: its fall, which came too early for the longer run, is learnt anew.
+    """
+    path = newest_checkpoint(folder)
+    if path is not None:
+        saved = read_state(path)
+        state, budget = State(**saved["state"]), saved["fingerprint"]["budget"]
+        progress = Budget.parse(budget).progress(Spent(state.step, state.tokens, state.seconds, state.epochs))
+        if budget == settings.budget or not is_falling(progress, state.step, settings.optimizer):
+            return path
+    return newest_checkpoint(folder, "stable") or path
+
+
 def check_resumable(
     checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any], settings: OptimizerSettings, spent: Spent
 ) -> None:
     """Compare the fingerprint of a checkpoint with that of the run that would go on from it.
 
     The budget may be another, as long as the learning rate is at its peak under both: what was learnt
-    so far does not depend on it then, but for a warm-up that was a share of it.
+    so far does not depend on it then, but for a warm-up that was a share of it. A `stable-STEP` was
+    written when the rate was about to leave its peak, so that only the new budget is asked.
 
     Raises:
         TrainingError: something differs, with its name and both values.
@@ -130,8 +170,8 @@ def check_resumable(
             continue
         advice = "Use the old value, or start a new run in another folder."
         if name == "budget":
-            budgets = [Budget.parse(before[name]), Budget.parse(now[name])]
-            if all(is_stable(budget.progress(spent), spent.step, settings) for budget in budgets):
+            budgets = [now[name]] if checkpoint.name.startswith("stable-") else [before[name], now[name]]
+            if all(is_stable(Budget.parse(budget).progress(spent), spent.step, settings) for budget in budgets):
                 continue
             advice += " (With schedule wsd or constant it may change while the learning rate is at its peak.)"
         raise TrainingError(

@@ -17,7 +17,9 @@ Unit = Literal["seconds", "tokens", "steps", "epochs", "share"]
 _MULTIPLIERS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TIME_UNIT = "(s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)"
-_COUNTED = re.compile(r"([0-9][0-9_,]*\.?[0-9]*)\s*([kKMBG]?)\s*(tokens?|steps?|epochs?)")
+# A comma or underscore stands between thousands only: "1,5" is 1.5 to half of the world.
+_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?:_[0-9]{3})+|[0-9]+)"
+_COUNTED = re.compile(rf"({_WHOLE}(?:\.[0-9]*)?)\s*([kKMBG]?)\s*(tokens?|steps?|epochs?)")
 _TIME_PART = re.compile(rf"([0-9]+\.?[0-9]*)\s*{_TIME_UNIT}(?![a-z])")
 _TIMED = re.compile(rf"(?:{_TIME_PART.pattern}\s*)+")
 _PERCENT = re.compile(r"([0-9]+\.?[0-9]*)\s*%")
@@ -139,11 +141,15 @@ def rate(progress: float, step: int, settings: OptimizerSettings) -> float:
 
 def is_stable(progress: float, step: int, settings: OptimizerSettings) -> bool:
     """Whether the rate stands at its peak, where it does not depend on how much of the run is left."""
-    warmup = _warmup(progress, step, settings)
-    ends = {"wsd": _decay_start(warmup, settings), "constant": 1.0}
-    is_warm = step >= (settings.warmup_steps or 0) and progress >= warmup
+    is_warm = step >= (settings.warmup_steps or 0) and progress >= _warmup(progress, step, settings)
+    return is_warm and settings.preset.schedule in ("wsd", "constant") and not is_falling(progress, step, settings)
+
+
+def is_falling(progress: float, step: int, settings: OptimizerSettings) -> bool:
+    """Whether the rate of "wsd" has begun to fall; no other schedule has a moment where it does."""
+    start = _decay_start(_warmup(progress, step, settings), settings)
     # The small number is for 1 - 0.2 beside 1000 / 1250.
-    return is_warm and progress <= ends.get(settings.preset.schedule, -1.0) + 1e-9
+    return settings.preset.schedule == "wsd" and progress > start + 1e-9
 
 
 def _warmup(progress: float, step: int, settings: OptimizerSettings) -> float:

@@ -1,5 +1,8 @@
 """ALBERT (Lan et al. 2019, arXiv 1909.11942): narrow embeddings, and layers that share their weights."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from bertsmith.model.config import Structure
 from bertsmith.model.families.bert import CONFIG_NAMES, EMBEDDINGS
 from bertsmith.model.families.family import Family
@@ -9,6 +12,14 @@ _VOCABULARY = {
     "vocabulary.dense": "predictions.dense",
     "vocabulary.norm": "predictions.LayerNorm",
     "vocabulary.bias": "predictions.bias",
+}
+_FACTS: Mapping[str, Any] = {
+    "hidden_act": "gelu_new",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "classifier_dropout": 0.1,
+    "embedding_size": 128,
+    "num_hidden_groups": 1,
 }
 
 ALBERT = Family(
@@ -42,21 +53,8 @@ ALBERT = Family(
         "AlbertForTokenClassification": {"tokens.out": "classifier"},
         "AlbertForQuestionAnswering": {"tokens.out": "qa_outputs"},
     },
-    defaults={
-        "hidden_act": "gelu_new",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "classifier_dropout": 0.1,
-        "embedding_size": 128,
-        "num_hidden_groups": 1,
-    },
-    new={
-        "hidden_act": "gelu_new",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "classifier_dropout": 0.1,
-        "embedding_size": 128,
-        "num_hidden_groups": 1,
-    },
+    # Those of ALBERT-xxlarge.
+    defaults={**_FACTS, "hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16384},
+    new=_FACTS,
     aliases=((r"^predictions\.bias$", "predictions.decoder.bias"),),
 )

@@ -6,7 +6,7 @@ from bertsmith.model.families.family import Family
 DISTILBERT = Family(
     model_type="distilbert",
     class_prefix="DistilBert",
-    structure=Structure(pooled_activation="relu"),
+    structure=Structure(pooled_activation="relu", attention_out_dropout=None, classifier_dropout_is_of_sequences=True),
     config_names={
         "vocab_size": "vocab_size",
         "hidden_size": "dim",
@@ -21,6 +21,7 @@ DISTILBERT = Family(
         "pad_token_id": "pad_token_id",
         "classifier_dropout": "seq_classif_dropout",
     },
+    also_called={"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     fixed_config={"tie_word_embeddings": True},
     prefix="distilbert.",
     encoder={

@@ -18,7 +18,7 @@ ELECTRA = Family(
     class_prefix="Electra",
     structure=Structure(pooled_activation="gelu", drops_before_pooling=True, vocabulary_activation="gelu"),
     config_names={**CONFIG_NAMES, "embedding_size": "embedding_size"},
-    fixed_config={**FIXED_CONFIG, "summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"},
+    fixed_config=FIXED_CONFIG,
     prefix="electra.",
     encoder={**EMBEDDINGS, "embedding_projection": ("embeddings_project",), **LAYERS},
     heads={

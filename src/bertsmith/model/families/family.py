@@ -47,6 +47,8 @@ class Family:
     """Our config field -> what a folder means that does not say; besides the defaults of `EncoderConfig`."""
     new: Mapping[str, Any] = field(default_factory=dict)
     """Our config field -> its value in a new model of a named size; besides the defaults of `EncoderConfig`."""
+    also_called: Mapping[str, str] = field(default_factory=dict)
+    """Other names of their config fields -> theirs: the `attribute_map` of Transformers. The other name wins."""
     understand: Callable[[RawConfig], RawConfig] = _as_it_is
     """Their config.json in other spellings -> in the one that `config_names` knows."""
     offsets_positions: bool = False

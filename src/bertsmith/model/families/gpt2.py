@@ -8,8 +8,10 @@ from bertsmith.model.families.family import Family
 
 def _understand(raw: dict[str, Any]) -> dict[str, Any]:
     """`n_inner` is null where the feed-forward network has the usual four times the width."""
-    n_inner = raw.get("n_inner")
-    return {**raw, "n_inner": 4 * raw.get("n_embd", 768) if n_inner is None else n_inner}
+    width = raw.get("n_embd", 768)
+    # A width that is no number is for the schema to refuse.
+    is_usual = raw.get("n_inner") is None and isinstance(width, int)
+    return {**raw, "n_inner": 4 * width} if is_usual else raw
 
 
 GPT2 = Family(
@@ -36,6 +38,12 @@ GPT2 = Family(
         "initializer_range": "initializer_range",
         "layer_norm_eps": "layer_norm_epsilon",
         "pad_token_id": "pad_token_id",
+    },
+    also_called={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
     },
     fixed_config={
         "scale_attn_weights": True,
@@ -69,6 +77,7 @@ GPT2 = Family(
         "max_position_embeddings": 1024,
         "pad_token_id": None,
         "pooling": "last",
+        "embedding_dropout_prob": 0.1,
     },
     new={
         "type_vocab_size": 0,

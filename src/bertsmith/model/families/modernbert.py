@@ -1,5 +1,6 @@
 """ModernBERT (Warner et al. 2024, arXiv 2412.13663): norms first, rotary positions, gates, local and global layers."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from bertsmith.model.config import Structure
 from bertsmith.model.families.family import Family
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+_THETAS: Mapping[str, float] = {"global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0}
 _DEFAULTS: Mapping[str, Any] = {
     "type_vocab_size": 0,
     "layer_norm_eps": 1e-5,
@@ -15,8 +17,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "attention_probs_dropout_prob": 0.0,
     "embedding_dropout_prob": 0.0,
     "classifier_dropout": 0.0,
-    "rope_theta": 160_000.0,
-    "local_rope_theta": 10_000.0,
+    "rope_theta": _THETAS["global_rope_theta"],
+    "local_rope_theta": _THETAS["local_rope_theta"],
     "local_attention": 128,
     "global_attn_every_n_layers": 3,
 }
@@ -26,30 +28,51 @@ def _understand(raw: dict[str, Any]) -> dict[str, Any]:
     """The nested spellings of Transformers 5 -> the flat ones of ModernBERT's own config.json.
 
     Raises:
-        ModelError: a pattern of layers that is not "every n-th is global", or scaled rotary positions.
+        ModelError: a pattern of layers that is not "every n-th is global", scaled rotary positions, or none.
     """
     plain = dict(raw)
     kinds = plain.pop("layer_types", None)
     if kinds is not None:
+        if not isinstance(kinds, list):
+            raise ModelError(f"layer_types must be a list, not {json.dumps(kinds)}")
         later = [layer for layer, kind in enumerate(kinds) if kind == _GLOBAL and layer > 0]
         every = later[0] if later else max(len(kinds), 1)
         if kinds != [_LOCAL if layer % every else _GLOBAL for layer in range(len(kinds))]:
             raise ModelError(f"layer_types must be {_GLOBAL} in every n-th layer from the first, else {_LOCAL}")
         plain["global_attn_every_n_layers"] = every
-    parameters = plain.pop("rope_parameters", None) or {}
+    parameters = _mapping(plain.pop("rope_parameters", None), "rope_parameters")
+    nested = {kind: _mapping(values, f"rope_parameters, {kind}") for kind, values in parameters.items()}
     for kind, name in ((_GLOBAL, "global_rope_theta"), (_LOCAL, "local_rope_theta")):
-        values = parameters.get(kind) or {}
-        if values.get("rope_type", "default") != "default":
-            raise ModelError(f'rope_parameters of type "{values["rope_type"]}" are not supported; only "default" is')
-        if "rope_theta" in values:
-            plain[name] = values["rope_theta"]
+        values = nested.get(kind, {})
+        rope_type = values.get("rope_type") or values.get("type") or "default"
+        if rope_type != "default":
+            raise ModelError(f'rope_parameters of type "{rope_type}" are not supported; only "default" is')
+        plain[name] = values.get("rope_theta", plain.get(name, _THETAS[name]))
+        # To our encoder, None would be a layer without rotation.
+        if plain[name] is None:
+            raise ModelError(f"{name} is null; it must be a number")
     return plain
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping | None):
+        raise ModelError(f"{name} must be a mapping, not {json.dumps(value)}")
+    return value or {}
 
 
 MODERNBERT = Family(
     model_type="modernbert",
     class_prefix="ModernBert",
-    structure=Structure(is_pre_norm=True, has_bias=False, is_gated=True, pooled_activation="gelu", head_has_norm=True),
+    structure=Structure(
+        is_pre_norm=True,
+        has_bias=False,
+        is_gated=True,
+        pooled_activation="gelu",
+        head_has_norm=True,
+        vocabulary_activation="gelu",
+        attention_out_dropout="attention_probs_dropout_prob",
+        drops_inside_feed_forward=True,
+    ),
     config_names={
         "vocab_size": "vocab_size",
         "hidden_size": "hidden_size",
@@ -78,6 +101,7 @@ MODERNBERT = Family(
         "decoder_bias": True,
         "classifier_bias": False,
         "classifier_activation": "gelu",
+        "rope_scaling": None,
         "tie_word_embeddings": True,
     },
     prefix="model.",
