@@ -86,8 +86,8 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
 
 
 def test_other_errors_of_the_system_pass_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", Refusal(errno.EIO))
-    with pytest.raises(OSError, match="Input/output error") as caught:
+    monkeypatch.setattr(os, "fsync", Refusal(errno.EBADF))
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
         files.atomic_write(tmp_path / "file", "x")
     assert not isinstance(caught.value, StorageError)
     assert names(tmp_path) == set()

@@ -5,7 +5,7 @@
     ├── SettingsError         an option, a YAML key, a budget that cannot be read
     ├── CorpusError           a store that is empty, damaged, or cannot give what was asked of it
     ├── ModelError            a model folder, a tokenizer, sizes that do not fit together
-    ├── TrainingError         a loss that is not finite, a checkpoint that does not belong to the run
+    ├── TrainingError         a loss that is not finite, no memory, a checkpoint that does not belong to the run
     ├── StorageError          no space left, a folder that cannot be written
     └── MissingExtraError     an optional dependency; the message ends with the pip command
 

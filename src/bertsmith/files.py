@@ -22,6 +22,8 @@ from bertsmith.errors import InputError, StorageError
 _REFUSALS = {
     errno.ENOSPC: "no space left",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "files may not be as large here (a limit of the system or of ulimit)",
+    errno.EIO: "the disk reported an error",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
@@ -88,7 +90,7 @@ def atomic_file(path: Path, needed_bytes: int | None = None) -> Iterator[BinaryI
 
 
 @contextmanager
-def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = False, needed_bytes: int | None = None) -> Iterator[Path]:
     """Fill a folder that appears under its name only when the `with` block ends without an error.
 
     The block writes into the yielded temporary sibling `.NAME.tmp-XXXX`. Afterwards every file and
@@ -98,13 +100,14 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     Args:
         replace: an existing folder is swapped out and removed after the new one is in place;
             without it, an existing `path` is an error (before the block runs).
+        needed_bytes: the size, where it is known; only for messages.
 
     Raises:
         StorageError: `path` exists and `replace` is false, or the disk refused.
     """
     if path.exists() and not replace:
         raise StorageError(f"{path} already exists. Choose another folder, or remove this one first.")
-    with _refusals_explained(path, None):
+    with _refusals_explained(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:

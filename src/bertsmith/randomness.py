@@ -7,10 +7,12 @@ ids never share streams, as they do where a seed is made by adding an index to i
 
 import hashlib
 import struct
+from typing import final
 
 import numpy as np
 
 _MASK64 = (1 << 64) - 1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
 
 
@@ -34,9 +36,45 @@ def integer(seed: int, purpose: str, *ids: int) -> int:
 def _mix(values: np.ndarray, salt: int) -> np.ndarray:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014), vectorised over uint64."""
     mixed = values + np.uint64(salt)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+@final
+class Streams:
+    """A stream of numbered draws for each of S samples; a draw is a function of its sample and its number alone.
+
+    splitmix64 used as a counter-based generator: draw n of a sample is the n-th output from a state that is
+    hashed from (seed, purpose, epoch, sample). So a sample draws the same in every batch, however many draws
+    the others need, and all draws of a batch are made at once.
+    """
+
+    def __init__(self, seed: int, purpose: str, epoch: int, samples: np.ndarray) -> None:
+        """Streams for int [S] samples."""
+        base, step = key(seed, purpose, epoch)
+        self._states = _mix(_mix(np.asarray(samples).astype(np.uint64), base), step)
+
+    def grid(self, num_draws: int) -> np.ndarray:
+        """uint64 [S, num_draws]: the first draws of every sample, 64 random bits each."""
+        return _mix(self._states[:, None] + np.arange(num_draws, dtype=np.uint64) * _GOLDEN, 0)
+
+    def at(self, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """uint64 [N]: draw numbers[n] of the sample in place rows[n]."""
+        return _mix(self._states[rows] + numbers.astype(np.uint64) * _GOLDEN, 0)
+
+
+def uniform(draws: np.ndarray) -> np.ndarray:
+    """Random bits, uint64 of any shape, as float64 in [0, 1)."""
+    return (draws >> np.uint64(11)) * 2.0**-53
+
+
+def below(draws: np.ndarray, sizes: np.ndarray | int) -> np.ndarray:
+    """Random bits as int64 in [0, sizes), evenly up to sizes / 2**53."""
+    return (uniform(draws) * sizes).astype(np.int64)
 
 
 def shuffled(positions: np.ndarray, size: int, seed: int, purpose: str, *ids: int) -> np.ndarray:

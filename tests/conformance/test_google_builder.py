@@ -216,8 +216,8 @@ def our_instances(novels: Novels, short: float, passes: int, seed: int) -> list[
     starts = novels.corpus.sentence_offsets[novels.corpus.document_offsets]
     instances = []
     for epoch in range(passes):
-        for index in range(examples.num_examples(epoch)):
-            example, cut = examples.example(index, epoch), examples.pairs.cut(index, epoch)
+        indices = np.arange(examples.num_examples(epoch))
+        for example, cut in zip(examples.take(indices, epoch), examples.pairs.cuts(indices, epoch), strict=True):
             masked, ids = example.masked, example.masked.token_ids.copy()
             shown = ids[masked.positions].tolist()
             ids[masked.positions] = masked.labels
@@ -364,7 +364,7 @@ def test_whole_words_are_hidden_as_by_the_original(novels: Novels, full: tuple[l
             continue
         ids = np.array([specials[token] if token in specials else token[1] for token in one.tokens])
         starts = ~np.isin(ids, sorted(continuing))
-        masked = masker.mask(ids, randomness.generator(0, "mask", number), starts)
+        masked = masker.mask(ids, np.array([0, len(ids)]), randomness.Streams(0, "mask", 0, np.array([number])), starts)
         theirs = create_masked_lm_predictions(one.tokens, vocabulary, tokenizer.mask_id, rng, continuing)
         mine = dict(zip(masked.positions.tolist(), masked.token_ids[masked.positions].tolist(), strict=True))
         starts[1] = True  # what the cut left of a word in front of A
@@ -394,8 +394,7 @@ def test_short_targets_are_distributed_as_the_originals(novels: Novels) -> None:
     starts = novels.corpus.sentence_offsets[novels.corpus.document_offsets]
     ours: dict[tuple[int, int], list[int]] = {}
     for epoch in range(passes):
-        for index in range(pairs.num_samples(epoch)):
-            cut = pairs.cut(index, epoch)
+        for cut in pairs.cuts(np.arange(pairs.num_samples(epoch)), epoch):
             document = int(np.searchsorted(starts, cut.first_start, side="right")) - 1
             length = cut.first_end - cut.first_start + cut.second_end - cut.second_start
             ours.setdefault((epoch, document), []).append(length)

@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from bertsmith import randomness
-from bertsmith.tasks.masking import Masker, Masking
+from bertsmith.tasks.masking import Masked, Masker, Masking
 from bertsmith.tasks.objectives import with_objective
 from bertsmith.tasks.pairs import IS_NEXT, IS_RANDOM, Cut, OriginalPairs
 from bertsmith.tasks.pretrain_settings import PretrainSettings
@@ -41,7 +41,7 @@ def length_of(cut: Cut) -> int:
 
 
 def cuts_of(pairs: OriginalPairs, epoch: int = 0) -> list[Cut]:
-    return [pairs.cut(index, epoch) for index in range(pairs.num_samples(epoch))]
+    return list(pairs.cuts(np.arange(pairs.num_samples(epoch)), epoch))
 
 
 def test_the_defaults_are_the_flags_of_the_original() -> None:
@@ -196,14 +196,18 @@ class Vocabulary:
     special_ids: frozenset[int] = frozenset(range(5))
 
 
+def mask_often(masker: Masker, ids: np.ndarray, times: int = 4000) -> Masked:
+    """One sequence as so many samples."""
+    streams = randomness.Streams(0, "mask", 0, np.arange(times))
+    return masker.mask(np.tile(ids, times), np.arange(times + 1) * len(ids), streams)
+
+
 def test_random_tokens_are_uniform_over_the_whole_vocabulary() -> None:
     """vocab_words[rng.randint(0, len(vocab_words) - 1)]: special tokens and the hidden one itself included."""
     masker = Masker(Vocabulary(), ORIGINAL_MASKING)
     ids = np.array([2, *[7] * 125, 3, 3])
-    shown = Counter[int]()
-    for sample in range(4000):
-        masked = masker.mask(ids, randomness.generator(0, "mask", sample))
-        shown.update(masked.token_ids[masked.positions].tolist())
+    masked = mask_often(masker, ids)
+    shown = Counter[int](masked.token_ids[masked.positions].tolist())
     others = [shown[token_id] for token_id in range(60) if token_id not in (4, 7)]
     assert stats.chisquare(others).pvalue > LEAST_P
     expected = np.array([0.8 + 0.1 / 60, 0.1 + 0.1 / 60, 0.1 * 58 / 60]) * sum(shown.values())
@@ -213,13 +217,11 @@ def test_random_tokens_are_uniform_over_the_whole_vocabulary() -> None:
 def test_unknown_tokens_are_hidden_like_any_other() -> None:
     """Only [CLS] and [SEP] are left out of cand_indexes."""
     ids = np.array([2, *[1, 9] * 20, 3, *[1, 9] * 20, 3])
-    hidden = np.zeros(len(ids), dtype=int)
-    for sample in range(4000):
-        masked = Masker(Vocabulary(), ORIGINAL_MASKING).mask(ids, randomness.generator(0, "mask", sample))
-        hidden[masked.positions] += 1
+    masked = mask_often(Masker(Vocabulary(), ORIGINAL_MASKING), ids)
+    hidden = np.bincount(masked.positions % len(ids), minlength=len(ids))
     assert hidden[ids >= 2][[0, -1]].tolist() == [0, 0]
     assert hidden[np.isin(ids, [2, 3])].sum() == 0
     assert stats.chisquare(hidden[np.isin(ids, [1, 9])]).pvalue > LEAST_P
     # Elsewhere there is nothing to be learnt from a token that stands for everything rare.
-    masked = Masker(Vocabulary(), Masking()).mask(ids, randomness.generator(0, "mask", 0))
+    masked = mask_often(Masker(Vocabulary(), Masking()), ids)
     assert set(masked.labels.tolist()) == {9}

@@ -249,11 +249,6 @@ def test_what_cannot_answer_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> 
     bare = folder(tiny_tokenizer, tmp_path / "bare", BertModel)
     with pytest.raises(ModelError, match=r"has no head that answers\. Fine-tune it first"):
         load(bare)
-    many = folder(
-        tiny_tokenizer, tmp_path / "many", BertForSequenceClassification, problem_type="multi_label_classification"
-    )
-    with pytest.raises(ModelError, match="problem_type is multi_label_classification"):
-        load(many)
     with pytest.raises(ModelError, match="nowhere"):
         load(tmp_path / "nowhere")
     run = tmp_path / "run"

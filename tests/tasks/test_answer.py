@@ -56,7 +56,7 @@ def make(tokenizer: Tokenizer, *rows: Question, split: str = "dev", chosen: Answ
 
 def items(task: Answering, split: str) -> list[AnsweringExample]:
     examples = task.examples(split)
-    return [examples.example(index, 0) for index in range(examples.num_examples(0))]
+    return list(examples.take(range(examples.num_examples(0)), 0))
 
 
 def encoder(tokenizer: Tokenizer) -> Encoder:

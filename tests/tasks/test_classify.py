@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
-from bertsmith.tasks.classify import Classification, ClassificationAnswer, ClassificationExample
+from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import (
     ClassificationRow,
     ClassificationSettings,
@@ -21,6 +21,7 @@ from bertsmith.tasks.classify_data import (
     find_labels,
     read_rows,
 )
+from bertsmith.tasks.classify_targets import ClassificationAnswer, ClassificationExample
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Matrix, Table
 
@@ -132,7 +133,10 @@ def test_rows_need_labels(make_files: MakeFiles, content: str, message: str) -> 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "x", "label": ["a", "b"]}, r"a\.jsonl:1, label: text or a number wanted, list found.*several labels"),
+        (
+            {"text": "x", "label": ["a", "b"]},
+            r"a\.jsonl:1, label: text or a number wanted, list found.*for several labels a row say multi_label",
+        ),
         ({"text": {"en": "x"}, "label": "a"}, r"a\.jsonl:1, text: text or a number wanted, dict found"),
     ],
 )

@@ -103,7 +103,7 @@ def answering(tokenizer: Tokenizer, *contexts: str) -> Answering:
 
 def batch_of(task: Any) -> Batch:
     examples = task.examples("train")
-    batch: Batch = task.collate([examples.example(index, 0) for index in range(examples.num_examples(0))])
+    batch: Batch = task.collate(examples.take(range(examples.num_examples(0)), 0))
     return batch
 
 
@@ -307,7 +307,7 @@ def test_answering_minimises_the_loss_of_run_squad_w_distillation(tokenizer: Tok
     task = answering(tokenizer, "the dog sat", "the old dog sat by the river")
     student = task.build(encoder(tokenizer, 1)).eval()
     taught = distil(task, saved(task, tmp_path / "t"), weight=0.4, temperature=3.0)
-    examples = [taught.examples("train").example(index, 0) for index in range(2)]
+    examples = taught.examples("train").take(range(2), 0)
     expected = []
     for example in examples:
         batch = taught.collate([example])
@@ -358,7 +358,7 @@ def test_micro_batches_change_nothing(tokenizer: Tokenizer, tmp_path: Path) -> N
     results = []
     for cut in ((4,), (1, 3), (1, 1, 2)):
         taught = distil(task, folder, weight=0.5, temperature=2.0)
-        examples = [taught.examples("train").example(index, 0) for index in range(4)]
+        examples = taught.examples("train").take(range(4), 0)
         ends = np.cumsum(cut)
         batches = [taught.collate(examples[end - size : end]) for end, size in zip(ends, cut, strict=True)]
         still = encoder(tokenizer, 1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

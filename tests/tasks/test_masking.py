@@ -3,7 +3,7 @@
 import itertools
 import random as plain_random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from scipy import stats
 
 from bertsmith import randomness
 from bertsmith.errors import SettingsError, TrainingError
-from bertsmith.tasks.masking import Masker, Masking, MaskUnit
+from bertsmith.tasks.masking import Masked, Masker, Masking, MaskUnit
 from bertsmith.tasks.pairs import NO_PAIR
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_examples import PretrainExamples
@@ -44,6 +44,16 @@ class Vocabulary:
 
 def masker(unit: MaskUnit = "piece", **options: object) -> Masker:
     return Masker(Vocabulary(), Masking(unit=unit, **options))  # type: ignore[arg-type]
+
+
+def streams(seed: int = 0, sample: int = 0, epoch: int = 0) -> randomness.Streams:
+    """What one sample draws from."""
+    return randomness.Streams(seed, "mask", epoch, np.array([sample]))
+
+
+def hide(by: Masker, ids: np.ndarray, draws: randomness.Streams, starts: np.ndarray | None = None) -> Masked:
+    """One sequence by itself."""
+    return by.mask(ids, np.array([0, len(ids)]), draws, starts)
 
 
 def sequence(length: int, seed: int = 0) -> np.ndarray:
@@ -112,9 +122,8 @@ def test_what_holds_for_every_unit(
     given: tuple[np.ndarray, np.ndarray], unit: MaskUnit, count: str, probability: float, bound: int | None, seed: int
 ) -> None:
     ids, starts = given
-    masked = masker(unit, count=count, probability=probability, max_predictions=bound).mask(
-        ids, randomness.generator(seed, "mask"), starts
-    )
+    by = masker(unit, count=count, probability=probability, max_predictions=bound)
+    masked = hide(by, ids, streams(seed), starts)
     np.testing.assert_array_equal(ids, given[0])
     assert (np.diff(masked.positions) > 0).all()
     assert not np.isin(ids[masked.positions], [CLS, SEP, UNK]).any()
@@ -147,20 +156,128 @@ def test_what_holds_for_every_unit(
 def test_whole_words_are_chosen_as_in_google_research_bert(
     given: tuple[np.ndarray, np.ndarray], seed: int, probability: float
 ) -> None:
-    """`create_masked_lm_predictions` on the words in the same order."""
+    """`create_masked_lm_predictions` on the words in the same order, that of their first pieces' draws."""
     ids, starts = given
     words = words_of(ids, starts)
     budget = max(1, round(len(ids) * probability))
     chosen: list[int] = []
-    for index in randomness.generator(seed, "mask").permutation(len(words)):
+    draws = streams(seed).grid(len(ids))[0] >> np.uint64(20)
+    for word in sorted(words, key=lambda word: int(draws[word[0]])):
         if len(chosen) >= budget:
             break
-        if len(chosen) + len(words[index]) > budget:
+        if len(chosen) + len(word) > budget:
             continue
-        chosen += words[index]
+        chosen += word
     assume(chosen)
-    masked = masker("word", probability=probability).mask(ids, randomness.generator(seed, "mask"), starts)
+    masked = hide(masker("word", probability=probability), ids, streams(seed), starts)
     assert masked.positions.tolist() == sorted(chosen)
+
+
+@given(
+    st.lists(sequences(), min_size=1, max_size=5),
+    st.sampled_from(UNITS),
+    st.integers(0, 2**31),
+    st.sampled_from(["exact", "bernoulli"]),
+    st.sampled_from([0.05, 0.15, 0.4]),
+    st.sampled_from([None, 3]),
+    st.booleans(),
+)
+def test_a_batch_is_masked_as_a_straight_reading_of_the_rules_says(
+    given: list[tuple[np.ndarray, np.ndarray]],
+    unit: MaskUnit,
+    seed: int,
+    count: str,
+    probability: float,
+    bound: int | None,
+    unk: bool,
+) -> None:
+    """A sequence, a unit, a token at a time, from the same draws."""
+    ids, starts = (np.concatenate(parts) for parts in zip(*given, strict=True))
+    offsets = np.cumsum([0, *(len(one) for one, _ in given)])
+    draws = randomness.Streams(seed, "mask", 0, np.arange(len(given)) * 7)
+    by = masker(unit, count=count, probability=probability, max_predictions=bound, mask_unknown=unk)
+    masked = by.mask(ids, offsets, draws, starts)
+    shown, positions = ids.tolist(), []
+    for row, (one, one_starts) in enumerate(given):
+        places = np.arange(len(one))
+        table = [draws.at(np.full(len(one), row), places + (use << 32)).tolist() for use in range(5)]
+
+        def draw(use: int, place: int, table: list[list[int]] = table) -> int:
+            return table[use][place]
+
+        is_exact = count == "exact"
+        budget = min(max(1, round(len(one) * probability)) if is_exact else len(one), bound or len(one))
+        units = [
+            words
+            for words in reading_of_units(one, one_starts, unit, unk, draw)
+            if is_exact or draw(0, words[0][0]) < probability * 2**64
+        ]
+        units.sort(key=lambda words: draw(0, words[0][0]) >> 20)
+        hidden: dict[int, int] = {}  # each with the place that has its fate
+        for words in units:
+            for word in words:
+                if len(hidden) + len(word) > budget:
+                    break
+                hidden |= {place: words[0][0] if unit == "span" else place for place in word}
+        if units and not hidden:
+            pieces = sorted(units[0][0], key=lambda place: draw(4, place))
+            hidden = {place: place for place in pieces[:budget]}
+        for place, fate in sorted(hidden.items()):
+            positions.append(int(offsets[row]) + place)
+            if draw(1, fate) < 0.8 * 2**64:
+                shown[positions[-1]] = MASK
+            elif draw(1, fate) < 0.9 * 2**64:
+                shown[positions[-1]] = 5 + draw(2, place) * (VOCABULARY - 5) // 2**64
+    assert masked.positions.tolist() == positions
+    assert masked.token_ids.tolist() == shown
+    assert masked.labels.tolist() == ids[positions].tolist()
+
+
+def reading_of_units(
+    ids: np.ndarray, starts: np.ndarray, unit: MaskUnit, unk: bool, draw: Callable[[int, int], int]
+) -> list[list[list[int]]]:
+    """The units of a sequence, as lists of words, which are lists of places."""
+    by_number: dict[int, list[int]] = {}
+    number, after_special = 0, False
+    for place, (token, is_start) in enumerate(zip(ids.tolist(), starts.tolist(), strict=True)):
+        is_special = token in (CLS, SEP)
+        number += is_start or is_special or after_special or unit == "piece"
+        after_special = is_special
+        if not is_special and (token != UNK or unk):
+            by_number.setdefault(number, []).append(place)
+    if unit in ("piece", "word"):
+        return [[word] for word in by_number.values()]
+    shares = [0.8**n for n in range(10)] if unit == "span" else [1 / n for n in (1, 2, 3)]
+    units: list[list[list[int]]] = []
+    run: list[list[int]] = []  # words that follow each other
+    for number, word in by_number.items():
+        run.append(word)
+        if number + 1 not in by_number:
+            rest = list(run)
+            for first in run:  # one draw for each word there is, used in turn as long as words are left
+                if rest:
+                    left = draw(3, first[0]) / 2**64 * sum(shares)
+                    length = next(n for n in range(1, 11) if left < sum(shares[:n]) or n == len(shares))
+                    units.append(rest[:length])
+                    rest = rest[length:]
+            run = []
+    return units
+
+
+class SameForAll:
+    """Draws that are all alike."""
+
+    def grid(self, num_draws: int) -> np.ndarray:
+        return np.full((2, num_draws), 2**63, dtype=np.uint64)
+
+    def at(self, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        return np.full(len(rows), 2**63, dtype=np.uint64)
+
+
+def test_equal_draws_hide_no_token_too_many() -> None:
+    ids = np.tile(sequence(40), 2)
+    masked = masker().mask(ids, np.array([0, 40, 80]), SameForAll())  # type: ignore[arg-type]
+    assert masked.positions.tolist() == [1, 2, 3, 4, 5, 6, 41, 42, 43, 44, 45, 46]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -168,7 +285,7 @@ def test_words_longer_than_the_budget_are_hidden_in_part(unit: MaskUnit) -> None
     ids, starts = running([12, 9])
     seen = set()
     for sample in range(200):
-        masked = masker(unit, probability=0.1).mask(ids, randomness.generator(0, "mask", sample), starts)
+        masked = hide(masker(unit, probability=0.1), ids, streams(0, sample), starts)
         assert len(masked.positions) == 2
         seen |= set(masked.positions.tolist())
         assert unit == "piece" or len({int(place > 12) for place in masked.positions}) == 1
@@ -182,7 +299,7 @@ def test_units_end_at_special_tokens_and_unknown_words(unit: MaskUnit) -> None:
     def share_of_both(between: int, follows: bool, **options: object) -> float:
         ids, starts = np.array([CLS, 7, between, 8, SEP]), np.array([True, True, follows, follows, True])
         rare = masker(unit, count="bernoulli", probability=0.3, **options)
-        samples = (rare.mask(ids, randomness.generator(0, "mask", sample), starts) for sample in range(1000))
+        samples = (hide(rare, ids, streams(0, sample), starts) for sample in range(1000))
         return float(np.mean([np.isin([1, 3], masked.positions).all() for masked in samples]))
 
     # The borders of a text part words, also where they are not marked as such.
@@ -195,16 +312,14 @@ def test_units_end_at_special_tokens_and_unknown_words(unit: MaskUnit) -> None:
 
 def test_thirty_tokens_hide_four_as_python_3_rounds() -> None:
     for unit in UNITS:
-        masked = masker(unit).mask(sequence(30), randomness.generator(0, "mask"), np.ones(30, dtype=bool))
+        masked = hide(masker(unit), sequence(30), streams(), np.ones(30, dtype=bool))
         assert len(masked.positions) == 4
 
 
 def test_masks_are_new_in_every_epoch_and_the_same_when_asked_again() -> None:
     ids, starts = sequence(128), np.ones(128, dtype=bool)
     for unit in UNITS:
-        first, second, again = (
-            masker(unit).mask(ids, randomness.generator(0, "mask", epoch, 7), starts).positions for epoch in (0, 1, 0)
-        )
+        first, second, again = (hide(masker(unit), ids, streams(0, 7, epoch), starts).positions for epoch in (0, 1, 0))
         assert not np.array_equal(first, second)
         np.testing.assert_array_equal(first, again)
 
@@ -220,9 +335,7 @@ def test_eighty_ten_ten(unit: MaskUnit, random_specials: bool) -> None:
     starts = np.arange(512) % 2 == 0
     shown, labels, positions = [], [], []
     for sample in range(400):
-        masked = masker(unit, random_specials=random_specials).mask(
-            ids, randomness.generator(1, "mask", 0, sample), starts
-        )
+        masked = hide(masker(unit, random_specials=random_specials), ids, streams(1, sample), starts)
         shown.append(masked.token_ids[masked.positions])
         labels.append(masked.labels)
         positions.append(masked.positions)
@@ -252,7 +365,7 @@ def test_a_span_has_one_fate() -> None:
     ids = np.tile([SEP, 0, 0, 0], 3000)
     ids[ids == 0] = np.random.default_rng(0).integers(5, VOCABULARY, size=9000)
     starts = np.tile([True, True, False, False], 3000)
-    masked = masker("span", probability=0.5).mask(ids, randomness.generator(0, "mask"), starts)
+    masked = hide(masker("span", probability=0.5), ids, streams(), starts)
     shown, labels = masked.token_ids[masked.positions].reshape(-1, 3), masked.labels.reshape(-1, 3)
     fates = np.stack([(shown == MASK).all(1), (shown == labels).all(1), ((shown != MASK) & (shown != labels)).all(1)])
     # A random token is the original once in a thousand times.
@@ -269,12 +382,12 @@ def test_a_span_has_one_fate() -> None:
 def test_bernoulli_hides_every_place_equally_often_and_may_hide_nothing(unit: MaskUnit) -> None:
     ids, starts = running([1, 2, 1, 1, 3, 1, 1, 2, 1, 1])
     num_samples = 2000
-    hidden = np.zeros(len(ids))
-    counts = []
-    for sample in range(num_samples):
-        masked = masker(unit, count="bernoulli").mask(ids, randomness.generator(0, "mask", sample), starts)
-        hidden[masked.positions] += 1
-        counts.append(len(masked.positions))
+    offsets = np.arange(num_samples + 1) * len(ids)
+    draws = randomness.Streams(0, "mask", 0, np.arange(num_samples))
+    by = masker(unit, count="bernoulli")
+    masked = by.mask(np.tile(ids, num_samples), offsets, draws, np.tile(starts, num_samples))
+    hidden = np.bincount(masked.positions % len(ids), minlength=len(ids))
+    counts = np.bincount(masked.positions // len(ids), minlength=num_samples)
     deviation = np.sqrt(0.15 * 0.85 / num_samples)
     assert np.abs(hidden[1:-1] / num_samples - 0.15).max() < 4 * deviation
     assert hidden[0] == hidden[-1] == 0
@@ -286,7 +399,7 @@ def test_the_budget_is_used_up_where_words_are_short(unit: MaskUnit) -> None:
     for seed in range(100):
         ids = sequence(200, seed)
         starts = np.random.default_rng(seed).random(200) < 0.7
-        masked = masker(unit).mask(ids, randomness.generator(seed, "mask"), starts)
+        masked = hide(masker(unit), ids, streams(seed), starts)
         assert len(masked.positions) == 30
 
 
@@ -295,7 +408,7 @@ def lengths_in_words(unit: MaskUnit) -> Iterator[int]:
     ids, starts = running([2] * 50_000)
     rare = masker(unit, count="bernoulli", probability=1e-3)
     for sample in range(120):
-        masked = rare.mask(ids, randomness.generator(2, "mask", sample), starts)
+        masked = hide(rare, ids, streams(2, sample), starts)
         for length in hidden_runs(masked.positions):
             assert length % 2 == 0, "whole words"
             yield length // 2
@@ -327,7 +440,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(SettingsError, match='Did you mean "ngram"'):
         Masking(unit="ngrams")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="word_starts"):
-        masker("word").mask(sequence(20), randomness.generator(0, "mask"))
+        hide(masker("word"), sequence(20), streams())
 
 
 # From text to masks, for every kind of tokenizer
@@ -401,8 +514,9 @@ def test_masks_are_whole_words_of_the_text(store: Path, source: Path, mode: str,
         seed=0,
     )
     num_hidden = num_tokens = num_joined = 0
-    for index in range(examples.num_examples(0)):
-        masked, cut = examples.example(index, 0).masked, examples.pairs.cut(index, 0)
+    indices = np.arange(examples.num_examples(0))
+    for example, cut in zip(examples.take(indices, 0), examples.pairs.cuts(indices, 0), strict=True):
+        masked = example.masked
         first = word_of[cut.first_start : cut.first_end]
         second = word_of[:0] if cut.label == NO_PAIR else word_of[cut.second_start : cut.second_end]
         # Numbers of their own for the special tokens, and others for the second text: it may be in the same word.
@@ -422,7 +536,7 @@ def test_masks_are_whole_words_of_the_text(store: Path, source: Path, mode: str,
 
 def test_pieces_need_no_word_starts(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus, tokenizer = open_corpus(store), load_tokenizer(store / "tokenizer")
-    monkeypatch.setattr(type(corpus), "word_starts", None)
+    monkeypatch.setattr(type(corpus), "word_starts_of", None)
     examples = PretrainExamples(
         corpus,
         tokenizer,
@@ -432,7 +546,7 @@ def test_pieces_need_no_word_starts(store: Path, monkeypatch: pytest.MonkeyPatch
         short_sequence_probability=0.0,
         seed=0,
     )
-    assert len(examples.example(0, 0).masked.positions) > 0
+    assert len(examples.take([0], 0).masked.positions) > 0
 
 
 def test_the_setting_reaches_samples_and_training(store: Path, tmp_path: Path) -> None:
@@ -441,7 +555,8 @@ def test_the_setting_reaches_samples_and_training(store: Path, tmp_path: Path) -
         list(describe_samples(corpus, tokenizer, number=3, max_length=64, mode="clean", seed=0, mask_unit=unit))
         for unit in UNITS
     ]
-    assert len({text for texts in shown for text in texts}) == 12
+    assert len({tuple(texts) for texts in shown}) == 4
+    assert all(len(set(texts)) == 3 for texts in shown)
     run = PretrainSettings(
         corpus=store, out=tmp_path / "run", size="tiny", budget="2 steps", max_length=32, batch_size=4, mask_unit="span"
     )

@@ -10,6 +10,8 @@ from transformers import AutoTokenizer
 
 from bertsmith.tasks.masking import Masked
 from bertsmith.tasks.mlm import MaskedLanguageModel, encode_masked, strips_before_mask
+from bertsmith.tasks.pairs import NO_PAIR
+from bertsmith.tasks.pretrain_examples import PretrainExample, flat_examples
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.text.tokenizer_training import train_tokenizer
 
@@ -22,7 +24,8 @@ def masked(token_ids: list[int], positions: list[int], labels: list[int]) -> Mas
 
 def test_positions_count_over_the_batch() -> None:
     parts = [masked([2, 4, 7, 3], [1], [9]), masked([2, 3], [], []), masked([2, 8, 4, 5, 3], [1, 3], [8, 6])]
-    labels, count = MaskedLanguageModel().labels(parts)
+    samples = [PretrainExample(part, np.zeros_like(part.token_ids), NO_PAIR) for part in parts]
+    labels, count = MaskedLanguageModel().labels(flat_examples(samples).masked)
     assert count == 3
     assert labels["masked_positions"].tolist() == [1, 7, 9]
     assert labels["masked_labels"].tolist() == [9, 8, 6]
@@ -30,11 +33,11 @@ def test_positions_count_over_the_batch() -> None:
 
 def test_loss_is_the_sum_of_cross_entropies_and_zero_on_nothing() -> None:
     objective = MaskedLanguageModel()
-    labels, _ = objective.labels([masked([2, 4, 4, 3], [1, 2], [9, 11])])
+    labels, _ = objective.labels(masked([2, 4, 4, 3], [1, 2], [9, 11]))
     logits = torch.randn(2, VOCABULARY)
     expected = -(torch.log_softmax(logits[0], 0)[9] + torch.log_softmax(logits[1], 0)[11])
     torch.testing.assert_close(objective.loss(logits, labels), expected)
-    nothing, none = objective.labels([masked([2, 3], [], [])])
+    nothing, none = objective.labels(masked([2, 3], [], []))
     assert none == 0
     assert objective.loss(torch.randn(0, VOCABULARY), nothing) == 0
 

@@ -128,6 +128,12 @@ def test_what_does_not_go_together(model_type: str, changes: dict[str, Any], mes
         with_objective(settings_for(tmp_path, tmp_path, **changes), model_type)
 
 
+def ranges_of(corpus: Corpus, start: int, end: int) -> list[tuple[int, int]]:
+    """Tokens start to end as one range a document."""
+    starts, ends, _ = document_ranges(corpus, np.array([start]), np.array([end]))
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
 @pytest.mark.parametrize("across", [True, False])
 def test_full_sentences(across: bool, corpus: Corpus, tokenizer: Tokenizer) -> None:
     cuts = FullSentences(corpus, MAX_LENGTH, seed=3, across_documents=across)
@@ -136,10 +142,11 @@ def test_full_sentences(across: bool, corpus: Corpus, tokenizer: Tokenizer) -> N
     shown = np.zeros(corpus.num_tokens, dtype=np.int64)
     crossing = 0
     for epoch in range(3):
-        for index in range(cuts.num_samples(epoch)):
-            cut = cuts.cut(index, epoch)
-            ranges = document_ranges(corpus, cut.first_start, cut.first_end)
-            assert cut == cuts.cut(index, epoch)
+        indices = np.arange(cuts.num_samples(epoch))
+        found = list(cuts.cuts(indices, epoch))
+        assert [cut for index in indices[::-1] for cut in cuts.cuts(np.array([index]), epoch)] == found[::-1]
+        for cut in found:
+            ranges = ranges_of(corpus, cut.first_start, cut.first_end)
             assert sum(end - start for start, end in ranges) + len(ranges) - 1 + 2 <= MAX_LENGTH
             assert cut.first_start in borders
             is_whole = cut.first_end in borders
@@ -148,7 +155,7 @@ def test_full_sentences(across: bool, corpus: Corpus, tokenizer: Tokenizer) -> N
             # One more sentence would not have fitted, or the document (the corpus) has no more.
             following = min((border for border in borders if border > cut.first_end), default=None)
             if is_whole and following is not None and (across or cut.first_end not in documents):
-                more = document_ranges(corpus, cut.first_start, following)
+                more = ranges_of(corpus, cut.first_start, following)
                 assert sum(end - start for start, end in more) + len(more) - 1 + 2 > MAX_LENGTH
             for start, end in ranges:
                 assert np.searchsorted(documents, start, "right") == np.searchsorted(documents, end - 1, "right")
@@ -169,12 +176,12 @@ def test_a_separator_stands_between_documents(corpus: Corpus, tokenizer: Tokeniz
         seed=0,
     )
     whole = np.concatenate(corpus.shards())
-    for index in range(examples.num_examples(0)):
-        example, cut = examples.example(index, 0), examples.pairs.cut(index, 0)
+    indices = np.arange(examples.num_examples(0))
+    for example, cut in zip(examples.take(indices, 0), examples.pairs.cuts(indices, 0), strict=True):
         ids = example.masked.token_ids.copy()
         ids[example.masked.positions] = example.masked.labels
         expected: list[int] = [tokenizer.cls_id]
-        for start, end in document_ranges(corpus, cut.first_start, cut.first_end):
+        for start, end in ranges_of(corpus, cut.first_start, cut.first_end):
             expected += [*whole[start:end].tolist(), tokenizer.sep_id]
         assert ids.tolist() == expected
         assert not example.segment_ids.any()
@@ -186,7 +193,7 @@ def test_the_causal_loss_is_that_of_transformers(store: Path, tokenizer: Tokeniz
     result = pretrain(settings, console=QUIET)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(result.model).eval()
     ours = load_model(task, result.model)
-    examples = [task.examples("train").example(index, 0) for index in range(4)]
+    examples = task.examples("train").take(range(4), 0)
     batch = task.collate(examples)
     with torch.no_grad():
         total = task.loss(ours, batch)["clm"]
@@ -209,18 +216,18 @@ def test_drawn_masks_are_as_many_as_their_probability_says(store: Path, tokenize
     examples = make_task(settings, 32, tokenizer, {"train": open_corpus(store)}).examples("train")
     masked = possible = 0
     for epoch in range(20):
-        for index in range(examples.num_examples(epoch)):
-            one = examples.example(index, epoch).masked
-            masked += len(one.positions)
-            possible += len(one.token_ids) - 2
+        for one in examples.take(range(examples.num_examples(epoch)), epoch):
+            masked += len(one.masked.positions)
+            possible += one.num_tokens - 2
     # Three deviations; a bound at the mean of the longest samples takes away more.
     assert masked / possible == pytest.approx(0.15, abs=3 * math.sqrt(0.15 * 0.85 / possible))
 
 
 def test_next_tokens() -> None:
-    masked = NextTokens().mask(np.array([5, 6, 7, 8]), randomness.generator(0, "x"))
-    assert masked.positions.tolist() == [0, 1, 2] and masked.labels.tolist() == [6, 7, 8]
-    assert masked.token_ids.tolist() == [5, 6, 7, 8]
+    streams = randomness.Streams(0, "x", 0, np.arange(2))
+    masked = NextTokens().mask(np.array([5, 6, 7, 8, 3, 4]), np.array([0, 4, 6]), streams)
+    assert masked.positions.tolist() == [0, 1, 2, 4] and masked.labels.tolist() == [6, 7, 8, 4]
+    assert masked.token_ids.tolist() == [5, 6, 7, 8, 3, 4]
 
 
 @pytest.fixture
@@ -247,7 +254,7 @@ def test_replaced_tokens(
         short_sequence_probability=0.0,
         seed=0,
     )
-    samples = [examples.example(index, 0) for index in range(12)]
+    samples = examples.take(range(12), 0)
     batch = task.collate(samples)
     torch.manual_seed(5)
     sums = task.loss(model, batch)

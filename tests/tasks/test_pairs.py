@@ -1,5 +1,6 @@
 """Pairs: every rule of the two data modes, on a store of known sentences."""
 
+import bisect
 import itertools
 import math
 import random
@@ -8,8 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
+from bertsmith import randomness
 from bertsmith.tasks.pairs import (
     IN_ORDER,
     IS_NEXT,
@@ -20,7 +24,10 @@ from bertsmith.tasks.pairs import (
     Cut,
     OriginalPairs,
     PairClassification,
+    epoch_shift,
+    truncate_pairs,
 )
+from bertsmith.text.windows import truncate_pair
 
 MAX_LENGTH = 64
 ROOM = MAX_LENGTH - 3
@@ -57,7 +64,7 @@ def store() -> Store:
 
 
 def cuts_of(pairs: CleanPairs | OriginalPairs, epoch: int) -> list[Cut]:
-    return [pairs.cut(index, epoch) for index in range(pairs.num_samples(epoch))]
+    return list(pairs.cuts(np.arange(pairs.num_samples(epoch)), epoch))
 
 
 @pytest.mark.parametrize("kind", [CleanPairs, OriginalPairs])
@@ -69,7 +76,8 @@ def test_samples_fit_and_are_a_pure_function(store: Store, kind: type[CleanPairs
         assert (cut.first_end - cut.first_start) + (cut.second_end - cut.second_start) <= ROOM + 1
         assert store.document_of(cut.first_start) == store.document_of(cut.first_end - 1)
     # Asked for backwards and by another instance, the samples are the same.
-    assert [again.cut(index, 1) for index in reversed(range(len(cuts)))] == cuts[::-1]
+    alone = [again.cuts(np.array([index]), 1) for index in reversed(range(len(cuts)))]
+    assert [cut for cuts in alone for cut in cuts] == cuts[::-1]
     assert cuts_of(pairs, 2)[: len(cuts)] != cuts
     assert cuts_of(kind(store, MAX_LENGTH, 0.1, 6), 1)[: len(cuts)] != cuts
 
@@ -91,6 +99,88 @@ def test_clean_random_never_comes_from_the_same_document_and_is_one_half(store: 
         document = store.document_of(cut.first_start)
         one_sentence = store.document_offsets[document + 1] - store.document_offsets[document] == 1
         assert (cut.label == NO_PAIR) == one_sentence
+
+
+def test_a_random_b_starts_with_any_sentence_of_the_other_documents_equally_often() -> None:
+    """Not with a document evenly: the sentences of short ones would come too often."""
+    sizes = [2, 3, 7, 20, 4]
+    store = make_store([*sizes])
+    pairs = CleanPairs(store, MAX_LENGTH, 0.1, 0)
+    starts = np.zeros((len(sizes), sum(sizes)))
+    for epoch in range(3000):
+        for cut in cuts_of(pairs, epoch):
+            if cut.label == IS_RANDOM:
+                sentence = np.searchsorted(store.sentence_offsets, cut.second_start)
+                starts[store.document_of(cut.first_start), sentence] += 1
+    for document, counts in enumerate(starts):
+        own = slice(store.document_offsets[document], store.document_offsets[document + 1])
+        assert counts[own].sum() == 0
+        assert stats.chisquare(np.delete(counts, own)).pvalue > 1e-4
+
+
+def clean_reading(store: Store, index: int, epoch: int, seed: int, short: float, order: bool) -> Cut:
+    """The rules of `CleanPairs` for one sample, a number at a time, from the same draws."""
+    sentences, documents = store.sentence_offsets.tolist(), store.document_offsets.tolist()
+    streams = randomness.Streams(seed, "pair", epoch, np.array([index]))
+    draws = streams.grid(5)[0].tolist()
+    uniform = [(draw >> 11) / 2**53 for draw in draws]
+    stride = (1.0 if order else 0.75) * ROOM * (1 - short / 2)
+    anchor = int((index + epoch_shift(seed, epoch)) * stride) % sentences[-1]
+    start = bisect.bisect_right(sentences, anchor) - 1
+    document = bisect.bisect_right(documents, start) - 1
+    first_sentence, behind_last = documents[document], documents[document + 1]
+    if behind_last - first_sentence == 1:
+        begin, end = sentences[start], min(sentences[start + 1], sentences[start] + ROOM + 1)
+        return Cut(begin, end, sentences[start + 1], sentences[start + 1], NO_PAIR)
+    target = 2 + int(uniform[1] * (ROOM - 1)) if uniform[0] < short else ROOM
+    start = min(start, behind_last - 2)
+    end = start + 2
+    while end < behind_last and sentences[end] - sentences[start] < target:
+        end += 1
+    middle = start + 1 + int(uniform[2] * (end - start - 1))
+    first, second = list(range(sentences[start], sentences[middle])), list(range(sentences[middle], sentences[end]))
+    if order:
+        ends = [ranges[:] for ranges in (first, second)]
+        sizes = truncate_pair(len(first), len(second), target)
+        for side, (tokens, size) in enumerate(zip(ends, sizes, strict=True)):
+            for number in range(len(tokens) - size):
+                word = int(streams.at(np.array([0]), np.array([5 + 2 * (number // 64) + side]))[0])
+                # The first coins of the last word are its highest bits.
+                tokens.pop(0 if word >> 63 - number % 64 & 1 else -1)
+        label = IS_SWAPPED if uniform[3] >= 0.5 else IN_ORDER
+        first, second = ends[::-1] if label == IS_SWAPPED else ends
+        return Cut(first[0], first[-1] + 1, second[0], second[-1] + 1, label)
+    label = IS_NEXT
+    others = [one for one in range(len(sentences) - 1) if not first_sentence <= one < behind_last]
+    if uniform[3] >= 0.5 and others:
+        label = IS_RANDOM
+        start = others[int(uniform[4] * len(others))]
+        end_of_document = documents[bisect.bisect_right(documents, start)]
+        end = start + 1
+        while end < end_of_document and sentences[end] - sentences[start] < target - len(first):
+            end += 1
+        second = list(range(sentences[start], sentences[end]))
+    first_length, second_length = truncate_pair(len(first), len(second), target)
+    first, second = first[len(first) - first_length :], second[:second_length]
+    return Cut(first[0], first[-1] + 1, second[0], second[0] + second_length, label)
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("documents", [[1, 2, 3, 50, 1, 17, 1], [30], [2, 2], [1]])
+def test_clean_agrees_with_a_straight_reading_of_its_rules(documents: list[int], order: bool) -> None:
+    for seed in range(3):
+        store = make_store(documents, seed)
+        pairs = CleanPairs(store, MAX_LENGTH, 0.3, seed, sentence_order=order)
+        for epoch in range(15):
+            expected = [clean_reading(store, i, epoch, seed, 0.3, order) for i in range(pairs.num_samples(epoch))]
+            assert cuts_of(pairs, epoch) == expected
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 300)] * 3), min_size=1, max_size=20))
+def test_pairs_are_truncated_as_one_is(sizes: list[tuple[int, int, int]]) -> None:
+    lengths_a, lengths_b, rooms = np.array(sizes).T
+    kept = zip(*(kept.tolist() for kept in truncate_pairs(lengths_a, lengths_b, rooms)), strict=True)
+    assert list(kept) == [truncate_pair(*one) for one in sizes]
 
 
 def test_clean_shows_every_document_in_proportion(store: Store) -> None:
@@ -217,7 +307,8 @@ def test_sentence_order_shows_neighbours_half_of_them_swapped(store: Store) -> N
     starts = set(store.sentence_offsets.tolist())
     for label in (IN_ORDER, IS_SWAPPED):
         assert 0 < sum(cut.first_start not in starts for cut in cuts if cut.label == label)
-    assert CleanPairs(make_store([30]), MAX_LENGTH, 0.1, 0, sentence_order=True).cut(0, 0).label in (0, 1)
+    (cut,) = CleanPairs(make_store([30]), MAX_LENGTH, 0.1, 0, sentence_order=True).cuts(np.array([0]), 0)
+    assert cut.label in (IN_ORDER, IS_SWAPPED)
 
 
 def test_next_sentence_loss_is_the_sum_over_labelled_pairs() -> None:

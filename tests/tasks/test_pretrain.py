@@ -173,8 +173,8 @@ def test_examples_are_what_the_store_says(store: Path, mode: str) -> None:
         seed=0,  # type: ignore[arg-type]
     )
     whole = np.concatenate(corpus.shards())
-    for index in range(examples.num_examples(0)):
-        example, cut = examples.example(index, 0), examples.pairs.cut(index, 0)
+    indices = np.arange(examples.num_examples(0))
+    for example, cut in zip(examples.take(indices, 0), examples.pairs.cuts(indices, 0), strict=True):
         ids = example.masked.token_ids.copy()
         ids[example.masked.positions] = example.masked.labels
         assert len(ids) <= 48 and ids[0] == tokenizer.cls_id and ids[-1] == tokenizer.sep_id

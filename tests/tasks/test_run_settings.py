@@ -31,6 +31,14 @@ def test_every_setting_of_the_optimizer_is_passed_on() -> None:
     assert chosen.ema_decay == 0.99
 
 
+def test_what_is_done_about_faults_is_passed_on() -> None:
+    chosen = plan(max_skipped_steps=3, skip_spikes=6.0, auto_batch=True)
+    assert (chosen.max_skipped_steps, chosen.skip_spikes, chosen.auto_batch) == (3, 6.0, True)
+    by_default, loop = plan(), TrainSettings()
+    for name in ("max_skipped_steps", "skip_spikes", "auto_batch"):
+        assert getattr(by_default, name) == getattr(loop, name)
+
+
 def test_the_defaults_are_those_of_the_loop() -> None:
     assert plan().optimizer == OptimizerSettings(learning_rate=2e-4)
     assert plan().ema_decay is TrainSettings().ema_decay

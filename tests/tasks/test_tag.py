@@ -66,7 +66,7 @@ def make(
 
 def items(task: Tagging) -> list[TaggingExample]:
     examples = task.examples("dev")
-    return [examples.example(index, 0) for index in range(examples.num_examples(0))]
+    return list(examples.take(range(examples.num_examples(0)), 0))
 
 
 def encoder(tokenizer: Tokenizer) -> Encoder:

@@ -59,8 +59,16 @@ def test_offsets_count_over_all_shards(built: Path) -> None:
     for first, last in pairwise(corpus.document_offsets.tolist()):
         for start, end in pairwise(corpus.sentence_offsets[first : last + 1].tolist()):
             assert corpus.tokens(start, end).tolist() == whole[start:end].tolist()
-            assert corpus.word_starts(start, end).tolist() == bits[start:end].astype(bool).tolist()
     assert [part.tolist() for part in corpus.shards()] == [part.tolist() for part in tokens]
+    borders = corpus.sentence_offsets[corpus.document_offsets]
+    backwards = np.arange(len(borders) - 2, -1, -1)
+    expected = np.concatenate([whole[borders[place] : borders[place + 1]] for place in backwards])
+    np.testing.assert_array_equal(corpus.tokens_of(borders[backwards], borders[backwards + 1]), expected)
+    # Ranges that begin and end inside of bytes; one has no tokens.
+    starts, ends = borders[backwards] + np.arange(len(backwards)) % 3, borders[backwards + 1]
+    ends[0] = starts[0]
+    expected = np.concatenate([bits[start:end] for start, end in zip(starts, ends, strict=True)]).astype(bool)
+    np.testing.assert_array_equal(corpus.word_starts_of(starts, ends), expected)
 
 
 def test_tokens_are_views(built: Path) -> None:
@@ -70,7 +78,7 @@ def test_tokens_are_views(built: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         view[0] = 1
     assert corpus.tokens(5, 5).tolist() == []
-    assert corpus.word_starts(5, 5).tolist() == []
+    assert corpus.word_starts_of(np.array([5]), np.array([5])).tolist() == []
 
 
 def test_ranges_outside_a_shard(built: Path) -> None:
@@ -79,6 +87,10 @@ def test_ranges_outside_a_shard(built: Path) -> None:
     for start, end in ((-1, 3), (first_shard - 1, first_shard + 1), (corpus.num_tokens - 1, corpus.num_tokens + 1)):
         with pytest.raises(IndexError, match="not in one shard"):
             corpus.tokens(start, end)
+        with pytest.raises(IndexError, match=f"{start} to {end} are not in one shard"):
+            corpus.tokens_of(np.array([0, start]), np.array([5, end]))
+        with pytest.raises(IndexError, match=f"{start} to {end} are not in one shard"):
+            corpus.word_starts_of(np.array([0, start]), np.array([5, end]))
 
 
 def test_fingerprint_is_of_the_content(built: Path, store: Path, tiny_documents: Path, tiny_tokenizer: Path) -> None:

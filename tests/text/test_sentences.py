@@ -33,6 +33,7 @@ def test_sentences_put_together_are_the_text(text: str, language: str) -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.lists(TEXTS.filter(lambda text: text.strip() != "" and "\n" not in text), min_size=1, max_size=6))
 @example(["`.…'", "."])
+@example([".", " ?…0"])
 def test_blank_lines_always_end_a_sentence(paragraphs: list[str]) -> None:
     for blank in ("\n\n", "\n \t\n", "\r\n\r\n", "\n\n\n\n"):
         sentences = split_sentences(blank.join(paragraphs))

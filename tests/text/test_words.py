@@ -229,8 +229,9 @@ def test_masks_are_jiebas_words(segmenter: Jieba, cutter: Any, source: Path, cha
         seed=0,
     )
     several = 0
-    for index in range(examples.num_examples(0)):
-        masked, cut = examples.example(index, 0).masked, examples.pairs.cut(index, 0)
+    indices = np.arange(examples.num_examples(0))
+    for example, cut in zip(examples.take(indices, 0), examples.pairs.cuts(indices, 0), strict=True):
+        masked = example.masked
         first, second = word_of[cut.first_start : cut.first_end], word_of[cut.second_start : cut.second_end]
         assert cut.label != NO_PAIR
         shown = np.concatenate([[-1], first, [-2], second + len(text), [-3]])

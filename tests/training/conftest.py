@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from bertsmith import randomness
 from bertsmith.model.batch import pack
+from bertsmith.training.optim import OptimizerSettings, build_optimizer
 from bertsmith.training.task import Batch
 
 VOCABULARY = 12
@@ -40,6 +42,9 @@ class ToyExamples:
 
     def num_tokens(self, index: int) -> int:
         return len(self.example(index, 0).token_ids)
+
+    def take(self, indices: Sequence[int], epoch: int) -> list[ToyExample]:
+        return [self.example(index, epoch) for index in indices]
 
     def example(self, index: int, epoch: int) -> ToyExample:
         self.before(index, epoch)
@@ -123,10 +128,28 @@ class ToyTask:
         return {"error": error, "examples": float(len(examples))}
 
 
+def trained(seed: int = 0) -> tuple[ToyModel, Optimizer]:
+    """A model and its optimizer after three steps on noise."""
+    torch.manual_seed(seed)
+    model = ToyModel()
+    optimizer = build_optimizer(model, OptimizerSettings(learning_rate=0.1))
+    for _ in range(3):
+        learn(model, optimizer)
+    return model, optimizer
+
+
+def learn(model: ToyModel, optimizer: Optimizer) -> None:
+    """One step on noise."""
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    model.steps_seen.add_(1)
+
+
 @pytest.fixture(scope="session")
 def toy() -> SimpleNamespace:
-    """The classes above: `toy.Task()`, `toy.Model()`, `toy.Examples(size)`. (Test modules cannot import each other.)"""
-    return SimpleNamespace(Task=ToyTask, Model=ToyModel, Examples=ToyExamples)
+    """What is above: `toy.Task()`, `toy.Model()`, `toy.Examples(size)`. (Test modules cannot import each other.)"""
+    return SimpleNamespace(Task=ToyTask, Model=ToyModel, Examples=ToyExamples, trained=trained, learn=learn)
 
 
 @pytest.fixture(autouse=True)

@@ -108,8 +108,24 @@ def test_a_fault_in_an_example_names_it_and_leaves_no_thread(toy: SimpleNamespac
         for step in steps:
             shown.append(step.position)
     assert shown == [4, 8]
-    assert caught.value.__notes__ == [f"while making example {order[9]} of epoch 0"]
+    thread = "bertsmith-loader_" if num_workers else "MainThread"
+    first, second = caught.value.__notes__
+    assert first == f"in example {order[9]}"
+    assert second.startswith(f"while making examples {order[8:12]} of epoch 0, in thread {thread}")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("bertsmith-loader")]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+def test_a_step_is_cut_again_as_a_loader_would_have_cut_it(toy: SimpleNamespace, size: int) -> None:
+    collate = toy.Task().collate
+    whole = take(make(toy, 23, batch_size=8, micro_batch_size=5), 4)
+    for step, expected in zip(whole, take(make(toy, 23, batch_size=8, micro_batch_size=min(size, 5)), 4), strict=True):
+        cut = step.cut(collate, size)
+        assert [[one.index for one in batch.examples] for batch in cut.micro_batches] == [
+            [one.index for one in batch.examples] for batch in expected.micro_batches
+        ]
+        assert (cut.counts, cut.num_tokens, cut.sample_ids) == (step.counts, step.num_tokens, step.sample_ids)
+        assert (cut.epoch, cut.position, cut.epochs) == (step.epoch, step.position, step.epochs)
 
 
 def test_a_fault_in_collate_names_the_micro_batch(toy: SimpleNamespace) -> None:
@@ -119,7 +135,7 @@ def test_a_fault_in_collate_names_the_micro_batch(toy: SimpleNamespace) -> None:
     loader = Loader(toy.Examples(4), collate, batch_size=2, seed=7, shuffle=False, num_workers=0)
     with pytest.raises(RuntimeError, match="ragged") as caught:
         take(loader, 1)
-    assert caught.value.__notes__ == ["while batching examples [0, 1] of epoch 0"]
+    assert caught.value.__notes__ == ["while batching examples [0, 1] of epoch 0, in thread MainThread"]
 
 
 def test_closing_ends_the_threads(toy: SimpleNamespace) -> None:

@@ -1,12 +1,8 @@
-"""The loop beside a loop written by hand, its budgets, its ends, and its errors. (Resuming: test_resume.py.)"""
+"""The loop beside a loop written by hand, its budgets, and its ends. (What goes wrong: tests/faults.)"""
 
 import io
 import itertools
 import math
-import os
-import signal
-import threading
-import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +14,7 @@ from rich.console import Console
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from bertsmith.errors import Interrupted, SettingsError, TrainingError
+from bertsmith.errors import SettingsError
 from bertsmith.training.checkpoint import find_fault, newest_checkpoint
 from bertsmith.training.loader import Loader
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
@@ -323,70 +319,6 @@ def test_without_held_out_examples_nothing_is_evaluated(toy: SimpleNamespace, tm
     result = run(toy.Model(), toy.Task(dev_size=0), tmp_path, settings(keep_best=True, evaluate_every="1 step"))
     assert (result.step, result.metrics, result.best_step) == (12, {}, None)
     assert lines(tmp_path, "eval") == []
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run(toy: SimpleNamespace, tmp_path: Path) -> None:
-    model, task = toy.Model(), toy.Task()
-    order = Loader(task.examples("train"), task.collate, batch_size=8, seed=42).sample_ids(0, 40, 48)
-
-    def spoil(batch: Any) -> None:
-        if len(task.seen) == 5:
-            batch.labels["count"][0] = torch.inf
-
-    task.before_loss = spoil
-    with pytest.raises(TrainingError) as caught:
-        run(model, task, tmp_path, settings(save_every="4 steps"))
-    message = str(caught.value)
-    assert message.startswith("step 6: the gradient is not finite")
-    assert f"examples {', '.join(map(str, order))})" in message
-    assert "losses: count inf, parity 0." in message
-    assert "step-00000004" in message
-    assert "learning rate 0.03" in message
-    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
-    assert len(lines(tmp_path, "train")) == 5
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_step_and_saves(toy: SimpleNamespace, tmp_path: Path, number: signal.Signals) -> None:
-    task = toy.Task()
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-
-    def press(batch: Any) -> None:
-        if len(task.seen) == 4:
-            os.kill(os.getpid(), number)
-
-    task.before_loss = press
-    with pytest.raises(Interrupted, match=r"after step 3; .*step-00000003.*--resume"):
-        run(toy.Model(), task, tmp_path, settings(micro_batch_size=4, num_workers=1))
-    assert len(task.seen) == 6
-    assert find_fault(tmp_path / "checkpoints" / "step-00000003") is None
-    assert [line["step"] for line in lines(tmp_path, "train")] == [1, 2, 3]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("bertsmith-loader")]
-
-
-def test_a_second_signal_does_what_it_always_did(toy: SimpleNamespace, tmp_path: Path) -> None:
-    task = toy.Task()
-
-    def press_twice(batch: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            time.sleep(0.001)  # two that arrive together count as one
-        os.kill(os.getpid(), signal.SIGINT)
-
-    task.before_loss = press_twice
-    with pytest.raises(KeyboardInterrupt):
-        run(toy.Model(), task, tmp_path, settings())
-    assert newest_checkpoint(tmp_path / "checkpoints") is None
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_in_another_thread_signals_are_left_alone(toy: SimpleNamespace, tmp_path: Path) -> None:
-    results: list[TrainResult] = []
-    thread = threading.Thread(target=lambda: results.append(run(toy.Model(), toy.Task(), tmp_path, settings())))
-    thread.start()
-    thread.join()
-    assert results[0].step == 12
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(toy: SimpleNamespace, tmp_path: Path) -> None:

@@ -125,6 +125,40 @@ def test_muon_leaves_out_what_is_frozen_and_needs_layers() -> None:
         build_optimizer(nn.Linear(3, 3), OptimizerSettings(optimizer="muon"))
 
 
+def rates(model: nn.Module, optimizer: Any) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("name", ["adamw", "bert-original", "stable-adamw", "lamb", "muon"])
+def test_the_rate_of_each_layer_is_a_share_of_that_above(name: str) -> None:
+    model = Model()
+    settings = OptimizerSettings(learning_rate=0.1, layer_decay=0.5, optimizer=name)
+    optimizer = build_optimizer(model, settings)
+    found = rates(model, optimizer)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    by_part = {"head": 0.1, "encoder.final_norm": 0.1, "encoder.layers.1": 0.05, "encoder.layers.0": 0.025}
+    for parameter, value in found.items():
+        expected = next((rate for part, rate in by_part.items() if parameter.startswith(part)), 0.0125)
+        assert value == pytest.approx(expected), parameter
+    # Decay is still decided by the kind of parameter, and every part of Muon's matrices is known.
+    plain = build_optimizer(model, OptimizerSettings(optimizer=name))
+    for key in ("weight_decay", "num_parts"):
+        assert {id(p): group.get(key) for group in optimizer.param_groups for p in group["params"]} == {
+            id(p): group.get(key) for group in plain.param_groups for p in group["params"]
+        }
+
+
+def test_layers_that_share_their_weights_are_one_step_below_the_head() -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 12}
+    config = EncoderConfig(vocab_size=20, model_type="albert", embedding_size=4, num_hidden_groups=1, **sizes)
+    model = nn.ModuleDict({"encoder": Encoder(config), "head": nn.Linear(8, 2)})
+    found = rates(model, build_optimizer(model, OptimizerSettings(learning_rate=1.0, layer_decay=0.5)))
+    assert found["head.weight"] == 1.0
+    assert {rate for name, rate in found.items() if name.startswith("encoder.layers.0.")} == {0.5}
+    assert {rate for name, rate in found.items() if "embedding" in name} == {0.25}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -149,6 +183,8 @@ def test_unknown_names_are_refused_with_the_nearest(wrong: dict[str, Any], messa
         ("warmup_share", 1.0),
         ("warmup_steps", -1),
         ("decay_share", 1.0),
+        ("layer_decay", 0.0),
+        ("layer_decay", 1.1),
     ],
 )
 def test_settings_out_of_range_are_named(field: str, value: float) -> None:

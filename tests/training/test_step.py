@@ -78,10 +78,10 @@ def test_a_loss_over_nothing_is_left_out_even_if_it_is_nan(toy: SimpleNamespace)
     examples = [toy.Examples(64).example(index, 0) for index in (0, 3, 6, 1, 2)]  # multiples of 3 have no parity
     part = [task.collate(examples[:3]), task.collate(examples[3:])]
     result = update(model, task, Step(0, 5, 0.1, part, [0, 3, 6, 1, 2]))
-    assert result.is_finite
+    assert result.fault is None
     assert result.counts == {"count": 5.0, "parity": 2.0}
     none = update(model, task, Step(0, 3, 0.1, part[:1], [0, 3, 6]))
-    assert none.is_finite
+    assert none.fault is None
     assert none.loss_sums.keys() == none.counts.keys() == {"count"}
 
 
@@ -112,11 +112,22 @@ def test_a_gradient_that_is_not_finite_touches_neither_weights_nor_moments(toy: 
     moments = {(id(p), key): value.clone() for p, state in optimizer.state.items() for key, value in state.items()}
     step.micro_batches[1].labels["count"][0] = torch.inf
     result = update(model, task, step, optimizer=optimizer)
-    assert not result.is_finite
+    assert result.fault == "not finite"
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             assert torch.equal(moments[id(parameter), key], value)
+
+
+def test_a_gradient_above_the_given_norm_is_not_used(toy: SimpleNamespace) -> None:
+    model, task = toy.Model(dropout=0.0), toy.Task()
+    step = first_step(task, 8, None)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    norm = update(model, task, step, spike_norm=0.0).grad_norm
+    assert update(model, task, step, spike_norm=norm * 0.999).fault == "spike"
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert update(model, task, step, spike_norm=norm).fault is None
+    assert not torch.equal(before["hidden.weight"], model.state_dict()["hidden.weight"])
 
 
 def test_dropout_is_decided_by_seed_step_and_micro_batch(toy: SimpleNamespace) -> None:
@@ -137,10 +148,8 @@ def test_dropout_is_decided_by_seed_step_and_micro_batch(toy: SimpleNamespace) -
 
 def test_totals_are_per_counted_item_over_all_steps() -> None:
     totals = Totals()
-    totals.add(
-        StepResult({"a": torch.tensor(6.0), "b": torch.tensor(1.0)}, {"a": 2.0, "b": 1.0}, 1.0, True), 10, 2.0, 0.5
-    )
-    totals.add(StepResult({"a": torch.tensor(3.0)}, {"a": 1.0}, 2.0, True), 30, 2.0, 0.25)
+    totals.add(StepResult({"a": torch.tensor(6.0), "b": torch.tensor(1.0)}, {"a": 2.0, "b": 1.0}, 1.0), 10, 2.0, 0.5)
+    totals.add(StepResult({"a": torch.tensor(3.0)}, {"a": 1.0}, 2.0), 30, 2.0, 0.25)
     figures = totals.figures({"a": 1.0, "b": 10.0})
     assert figures == {
         "loss": 3.0 + 10.0,
@@ -149,3 +158,15 @@ def test_totals_are_per_counted_item_over_all_steps() -> None:
         "tokens_per_second": 10.0,
         "data_wait_seconds": 0.75,
     }
+
+
+def test_a_group_has_its_share_of_the_learning_rate(toy: SimpleNamespace) -> None:
+    model, task = toy.Model(dropout=0.0), toy.Task(size=64)
+    first, *others = model.parameters()
+    groups = [{"params": [first], "lr_scale": 0.25}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    update(model, task, first_step(task, 32, None), optimizer=optimizer, learning_rate=0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.025), 0.1]
+    for share, old, new in zip([0.25] + [1.0] * len(others), before, model.parameters(), strict=True):
+        torch.testing.assert_close(new, old - 0.1 * share * new.grad)

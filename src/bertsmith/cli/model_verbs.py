@@ -29,6 +29,7 @@ from bertsmith.tasks.pretrain_examples import DataMode
 from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
+from bertsmith.tasks.seeds import spread
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.doctor import check_corpus, render
@@ -261,17 +262,25 @@ def _key_and_value(item: str) -> tuple[str, Any]:
 
 
 def _show_finetuned(result: FinetuneResult, text: str, more: str = "") -> None:
-    for split, metrics in result.metrics.items():
-        _show_metrics(split, metrics)
-    _show_run(result.folder, text, more)
+    chosen = ""
+    if len(result.seeds) == 1:
+        for split, metrics in result.metrics.items():
+            _show_metrics(split, metrics)
+    else:
+        for split, spreads in spread(result.seeds).items():
+            figures = ", ".join(f"{name} {one.mean:.4g} ± {one.deviation:.2g}" for name, one in spreads.items())
+            print(f"{split}, {len(result.seeds)} seeds: {figures}")
+        best = next(run.seed for run in result.seeds if run.training == result.training)
+        chosen = f" (seed {best}, the best on dev)"
+    _show_run(result.folder, text, more, chosen)
 
 
 def _show_metrics(split: str, metrics: Mapping[str, float]) -> None:
     print(f"{split}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
 
-def _show_run(folder: Path, text: str, more: str = "") -> None:
+def _show_run(folder: Path, text: str, more: str = "", chosen: str = "") -> None:
     """Where things are, and what to type next."""
-    print(
-        f'Report: {folder / "report.html"}\nModel: {folder / "model"}\nTry: bertsmith predict {folder} {more}"{text}"'
-    )
+    print(f"Report: {folder / 'report.html'}")
+    print(f"Model: {folder / 'model'}{chosen}")
+    print(f'Try: bertsmith predict {folder} {more}"{text}"')

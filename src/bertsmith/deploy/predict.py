@@ -55,7 +55,8 @@ class Predictor(Protocol):
 def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp32", top_k: int = 5) -> Predictor:
     """A predictor from a run's folder, a model folder, any Hugging Face BERT with a known head, or a Hub id.
 
-    Classification answers with label, score and scores; tagging with entities and their character
+    Classification answers with label, score and scores (with labels and scores, where a text may have several; with
+    value, where it is a number); tagging with entities and their character
     spans; answering with answer, score, start and end. A pre-trained model fills the masks of a
     text, and says of a pair whether its second text follows the first, or whether the two are in
     their order, as it was trained to.

@@ -43,14 +43,18 @@ class PackedBatch:
 
 def pack(token_ids: Sequence[np.ndarray], segment_ids: Sequence[np.ndarray] | None = None) -> PackedBatch:
     """Lay S integer arrays end to end. Without `segment_ids` every token is in segment 0."""
-    lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     flat = np.concatenate(token_ids).astype(np.int64)
     segments = np.concatenate(segment_ids).astype(np.int64) if segment_ids is not None else np.zeros_like(flat)
-    positions = np.arange(len(flat), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
+    return pack_flat(flat, np.cumsum([0, *map(len, token_ids)], dtype=np.int64), segments)
+
+
+def pack_flat(token_ids: np.ndarray, offsets: np.ndarray, segment_ids: np.ndarray) -> PackedBatch:
+    """Of S sequences that lie end to end already: int64 [T] ids and segments, int64 [S + 1] offsets."""
+    lengths = np.diff(offsets)
+    positions = np.arange(len(token_ids), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
     return PackedBatch(
-        torch.from_numpy(flat),
-        torch.from_numpy(segments),
+        torch.from_numpy(token_ids),
+        torch.from_numpy(segment_ids),
         torch.from_numpy(positions),
         torch.from_numpy(offsets),
         tuple(lengths.tolist()),

@@ -184,6 +184,11 @@ class Encoder(nn.Module):
             hidden_TD = self.final_norm(hidden_TD)
         return hidden_TD
 
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """All that is below the first layer: the tables, their norm and their projection."""
+        below = [part for name, part in self.named_children() if name not in ("layers", "final_norm")]
+        return [parameter for part in below for parameter in part.parameters()]
+
     def attention_maps(self, batch: PackedBatch) -> list[Tensor]:
         """How much each token looks at each other, for people to look at: a tensor [N, L, L] a layer.
 

@@ -1,19 +1,14 @@
-"""Task: a text, or a pair of texts, to one label or to a number (Devlin et al. 2018, section 4.1).
+"""Task: a text, or a pair of texts, to one label, to several, or to a number (Devlin et al. 2018, section 4.1).
 
 The pooled first token goes through dropout into a linear layer. A pair that is too long is cut
-from the end of its longer text, as google-research/bert `run_classifier.py` does.
+from the end of its longer text, as google-research/bert `run_classifier.py` does. What the outputs mean is
+for the target to say (`tasks/classify_targets.py`, `tasks/label_sets.py`).
 Shape letters: T tokens, S sequences (one an example), C labels.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from scipy import stats
-from sklearn import metrics
 from torch import Tensor, nn
 
 from bertsmith.errors import InputError, SettingsError
@@ -21,45 +16,14 @@ from bertsmith.model.batch import pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import PooledHead
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, row_of
+from bertsmith.tasks.classify_targets import ClassificationExample, LabelTarget, NumberTarget, Target
+from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.pairs import assemble, num_pair_specials
-from bertsmith.tasks.rows import ListExamples, class_weights, label_id
+from bertsmith.tasks.rows import ListExamples
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import truncate_pair
-from bertsmith.training.report import Matrix, Section, Table
+from bertsmith.training.report import Section
 from bertsmith.training.task import Batch
-
-_SHOWN_MISTAKES = 20
-_SHOWN_CHARACTERS = 300
-_LARGEST_MATRIX = 40
-
-
-@dataclass(frozen=True)
-class ClassificationExample:
-    """A row as the model gets it: int64 [L] token and segment ids; `target` is a label id or a number."""
-
-    row: ClassificationRow
-    token_ids: np.ndarray
-    segment_ids: np.ndarray
-    target: float | None
-    cut_tokens: int
-
-    @property
-    def num_tokens(self) -> int:
-        """L."""
-        return len(self.token_ids)
-
-
-@dataclass(frozen=True)
-class ClassificationAnswer:
-    """The likeliest label with the probabilities of all, float32 [C]; of a regression the number alone."""
-
-    label: str | None
-    scores: np.ndarray
-
-    @property
-    def score(self) -> float:
-        """Probability of `label`, or the number of a regression."""
-        return float(self.scores.max())
 
 
 class SequenceClassifier(nn.Module):
@@ -72,7 +36,7 @@ class SequenceClassifier(nn.Module):
 
 
 class Classification:
-    """Text or pair to a label, or to a number when `settings.regression`."""
+    """Text or pair to a label; to a number or to several labels where the settings say so."""
 
     name = "classification"
     architecture = "ForSequenceClassification"
@@ -88,20 +52,16 @@ class Classification:
 
         Raises:
             InputError: a label in `splits` that is not in `labels`, or not a number in a regression.
+            SettingsError: a class weight of a label that there is not.
         """
         self.tokenizer = tokenizer
         self.labels = tuple(labels)
         self.settings = settings
-        self.metric = settings.metric or ("spearman" if settings.regression else "accuracy")
+        self.target = _target(self.labels, settings, splits.get("train", ()))
+        self.metric = settings.metric or self.target.default_metric
         self.greater_is_better = self.metric != "mse"
         self.loss_weights: Mapping[str, float] = {self.name: 1.0}
-        self._label_ids = {label: index for index, label in enumerate(self.labels)}
         self._splits = {name: ListExamples(self.encode(rows)) for name, rows in splits.items()}
-        targets = [int(item.target or 0) for item in self._splits["train"].items] if "train" in splits else []
-        self._class_weights_C = torch.ones(len(self.labels))
-        if targets and self.labels:
-            counts = np.bincount(targets, minlength=len(self.labels)).tolist()
-            self._class_weights_C = torch.from_numpy(class_weights(settings.class_weights, self.labels, counts))
 
     def row(self, value: str | Mapping[str, Any], where: str) -> ClassificationRow:
         """A row to predict: a text, or a mapping with this task's columns (or `text` and `pair`).
@@ -131,38 +91,21 @@ class Classification:
                 self.tokenizer, first[:first_length], None if second is None else second[:second_length]
             )
             cut_tokens = length - first_length - second_length
-            examples.append(ClassificationExample(row, token_ids, segment_ids, self._target(row), cut_tokens))
+            examples.append(ClassificationExample(row, token_ids, segment_ids, self.target.encode(row), cut_tokens))
         return examples
-
-    def _target(self, row: ClassificationRow) -> float | None:
-        if row.label is None:
-            return None
-        if not self.settings.regression:
-            return label_id(row.label, self._label_ids, row.where)
-        try:
-            number = float(row.label)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(f'"{row.label}" is not a number, and a regression learns numbers.', row.where)
-        return number
 
     def examples(self, split: str) -> ListExamples[ClassificationExample]:
         """The tokenized rows of one split."""
         return self._splits[split]
 
     def collate(self, examples: Sequence[ClassificationExample]) -> Batch:
-        """Lay S examples flat. The count is the sum of the targets' class weights, by which PyTorch's mean divides."""
+        """Lay S examples flat; their targets are left out if one has none."""
         inputs = pack([item.token_ids for item in examples], [item.segment_ids for item in examples])
-        targets = [item.target for item in examples if item.target is not None]
-        if len(targets) < len(examples):
+        targets = [item.target for item in examples]
+        if any(target is None for target in targets):
             return Batch(inputs, {}, {self.name: 0.0}, examples)
-        if self.settings.regression:
-            return Batch(inputs, {"targets": torch.tensor(targets)}, {self.name: float(len(targets))}, examples)
-        targets_S = torch.tensor(targets, dtype=torch.int64)
-        return Batch(
-            inputs, {"targets": targets_S}, {self.name: float(self._class_weights_C[targets_S].sum())}, examples
-        )
+        together, count = self.target.collate(targets)
+        return Batch(inputs, {"targets": together}, {self.name: count}, examples)
 
     def build(self, encoder: Encoder) -> SequenceClassifier:
         """The encoder with a fresh head.
@@ -189,60 +132,24 @@ class Classification:
         return logits_SC.float()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the weighted, smoothed cross-entropy in nats, or of the squared errors."""
+        """Sum of the target's loss: cross-entropy in nats, or squared errors."""
         return self.loss_from(self.logits(model, batch), batch)
 
     def loss_from(self, logits_SC: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The same, of `logits`."""
-        targets_S = batch.labels["targets"]
-        if self.settings.regression:
-            return {self.name: nn.functional.mse_loss(logits_SC[:, 0], targets_S, reduction="sum")}
-        loss = nn.functional.cross_entropy(
-            logits_SC,
-            targets_S,
-            weight=self._class_weights_C.to(logits_SC.device),
-            label_smoothing=self.settings.label_smoothing,
-            reduction="sum",
-        )
-        return {self.name: loss}
+        return {self.name: self.target.loss(logits_SC, batch.labels["targets"])}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [S, C] probabilities, or [S, 1] numbers of a regression."""
-        logits_SC = self.logits(model, batch)
-        return (logits_SC if self.settings.regression else logits_SC.softmax(-1)).cpu()
+        return self.target.scores(self.logits(model, batch)).cpu()
 
-    def decode(self, output: Tensor, batch: Batch) -> list[ClassificationAnswer]:
+    def decode(self, output: Tensor, batch: Batch) -> list[Any]:
         """One answer an example."""
-        scores_SC = output.numpy()
-        if self.settings.regression:
-            return [ClassificationAnswer(None, scores_C) for scores_C in scores_SC]
-        return [ClassificationAnswer(self.labels[int(scores_C.argmax())], scores_C) for scores_C in scores_SC]
+        return self.target.decode(output.numpy())
 
-    def score(
-        self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
-    ) -> dict[str, float]:
-        """Metrics by scikit-learn and SciPy, the objective first.
-
-        A correlation with constant predictions is not defined and counts as 0.
-        """
-        gold = [item.target for item in examples]
-        if self.settings.regression:
-            values = [answer.score for answer in answers]
-            constant = len(set(values)) < 2 or len(set(gold)) < 2
-            results = {
-                "spearman": 0.0 if constant else float(stats.spearmanr(values, gold).statistic),
-                "pearson": 0.0 if constant else float(stats.pearsonr(values, gold).statistic),
-                "mse": float(metrics.mean_squared_error(gold, values)),
-            }
-        else:
-            predicted = [self._label_ids[str(answer.label)] for answer in answers]
-            results = {
-                "accuracy": float(metrics.accuracy_score(gold, predicted)),
-                "macro_f1": float(metrics.f1_score(gold, predicted, average="macro", zero_division=0.0)),
-                "micro_f1": float(metrics.f1_score(gold, predicted, average="micro", zero_division=0.0)),
-                # Of a single label scikit-learn warns, and gives 0 all the same.
-                "mcc": float(metrics.matthews_corrcoef(gold, predicted)) if len({*gold, *predicted}) > 1 else 0.0,
-            }
+    def score(self, answers: Sequence[Any], examples: Sequence[ClassificationExample]) -> dict[str, float]:
+        """The target's metrics, the objective first."""
+        results = self.target.score(answers, examples)
         return {self.metric: results[self.metric], **results}
 
     def notes(self) -> list[str]:
@@ -258,55 +165,16 @@ class Classification:
                 )
         return notes
 
-    def to_json(self, answer: ClassificationAnswer) -> dict[str, Any]:
-        """`{"label", "score", "scores": {label: probability}}`, or `{"value"}` of a regression."""
-        if answer.label is None:
-            return {"value": answer.score}
-        scores = {label: float(score) for label, score in zip(self.labels, answer.scores, strict=True)}
-        return {"label": answer.label, "score": answer.score, "scores": scores}
+    def to_json(self, answer: Any) -> dict[str, Any]:
+        """`{"label", "score", "scores": {label: probability}}`, `{"labels", "scores"}` of several, or `{"value"}`."""
+        return self.target.to_json(answer)
 
-    def sections(
-        self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
-    ) -> list[Section]:
-        """For the report: confusion matrix, a row a label, and the mistakes the model was surest of."""
-        if self.settings.regression:
-            return [self._largest_errors(answers, examples)]
-        gold = [str(item.row.label) for item in examples]
-        predicted = [str(answer.label) for answer in answers]
-        counts = metrics.confusion_matrix(gold, predicted, labels=self.labels)
-        columns = metrics.precision_recall_fscore_support(gold, predicted, labels=self.labels, zero_division=0.0)
-        precision, recall, f1, support = (column.tolist() for column in columns)
-        rows = list(zip(self.labels, precision, recall, f1, support, strict=True))
-        sections: list[Section] = [Table("By label", ("label", "precision", "recall", "F1", "rows"), rows)]
-        if len(self.labels) <= _LARGEST_MATRIX:
-            sections.insert(0, Matrix("Confusion matrix", self.labels, counts.tolist()))
-        else:
-            sections.append(self._confusions(counts))
-        wrong = [(a, e) for a, e in zip(answers, examples, strict=True) if a.label != e.row.label]
-        wrong.sort(key=lambda pair: -pair[0].score)
-        mistakes = [(e.row.label, a.label, a.score, _shown(e.row), e.row.where) for a, e in wrong[:_SHOWN_MISTAKES]]
-        note = f"{len(wrong)} of {len(examples)} rows are wrong; the surest first. Some may be wrongly labelled."
-        return [*sections, Table("Mistakes", ("label", "predicted", "probability", "text", "row"), mistakes, note)]
-
-    def _confusions(self, counts: np.ndarray) -> Table:
-        """The largest numbers off the diagonal, where the whole matrix is too large to look at."""
-        wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-        order = np.argsort(-wrong, axis=None, kind="stable")[:_SHOWN_MISTAKES]
-        places = [(int(place) // len(counts), int(place) % len(counts)) for place in order]
-        rows = [(self.labels[i], self.labels[j], int(wrong[i, j])) for i, j in places if wrong[i, j]]
-        return Table("Most frequent confusions", ("label", "predicted", "rows"), rows)
-
-    def _largest_errors(
-        self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
-    ) -> Table:
-        pairs = sorted(
-            zip(answers, examples, strict=True), key=lambda pair: -abs(pair[0].score - (pair[1].target or 0))
-        )
-        rows = [(e.target, a.score, _shown(e.row), e.row.where) for a, e in pairs[:_SHOWN_MISTAKES]]
-        return Table("Largest errors", ("value", "predicted", "text", "row"), rows)
+    def sections(self, answers: Sequence[Any], examples: Sequence[ClassificationExample]) -> list[Section]:
+        """For the report: what the target shows."""
+        return self.target.sections(answers, examples)
 
 
-def _shown(row: ClassificationRow) -> str:
-    """The text of a row, short enough for a table."""
-    text = row.text if row.pair is None else f"{row.text} | {row.pair}"
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+def _target(labels: Sequence[str], settings: ClassificationSettings, train_rows: Sequence[ClassificationRow]) -> Target:
+    if settings.regression:
+        return NumberTarget()
+    return LabelSetTarget(labels, settings) if settings.multi_label else LabelTarget(labels, settings, train_rows)

@@ -27,8 +27,15 @@ PAIR_COLUMNS = (
 """Names that are taken for the two texts of a pair."""
 LABEL_COLUMNS = ("label", "category", "class", "target", "sentiment", "intent", "score", "similarity")
 
+SEVERAL_LABELS_COLUMNS = ("labels", "categories", "classes", "topics", "tags", "genres", "emotions")
+"""Names that are taken for the label as well, where a row may have several."""
+
 _CLASS_METRICS = ("accuracy", "macro_f1", "micro_f1", "mcc")
 _NUMBER_METRICS = ("spearman", "pearson", "mse")
+_SET_METRICS = ("micro_f1", "macro_f1", "samples_f1", "subset_accuracy")
+Metric = Literal[
+    "accuracy", "macro_f1", "micro_f1", "mcc", "spearman", "pearson", "mse", "samples_f1", "subset_accuracy"
+]
 _FEWEST_NUMBERS = 10
 
 
@@ -50,36 +57,59 @@ class ClassificationSettings:
     """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
     regression: bool = False
     """Learn a number (mean squared error) instead of a label."""
+    multi_label: bool = False
+    """A row may have several labels, or none: a list, or a text parted by label_separator."""
+    label_separator: str = ","
+    """What stands between the labels of a row, where they are one text; for multi_label."""
+    threshold: float = 0.5
+    """From which probability on a label is predicted; for multi_label."""
     max_length: int = 128
     """Tokens in a sequence, [CLS] and [SEP] included; what is longer is cut."""
     class_weights: str = "none"
     """Weights of the labels in the loss: none, auto (every label counts the same), or "spam=5,ham=1"."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all labels."""
-    metric: Literal["accuracy", "macro_f1", "micro_f1", "mcc", "spearman", "pearson", "mse"] | None = None
-    """What picks the best checkpoint; None: accuracy, or spearman for a regression."""
+    metric: Metric | None = None
+    """What picks the best checkpoint; None: accuracy, spearman for a regression, micro_f1 for multi_label."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise SettingsError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
-        choices = _NUMBER_METRICS if self.regression else _CLASS_METRICS
+        if self.regression and self.multi_label:
+            raise SettingsError("regression learns a number, multi_label labels: choose one.")
+        choices: tuple[str, ...] = _CLASS_METRICS
+        kind = "labels"
+        if self.regression:
+            kind, choices = "a regression", _NUMBER_METRICS
+        if self.multi_label:
+            kind, choices = "multi_label", _SET_METRICS
         if self.metric is not None and self.metric not in choices:
-            kind = "a regression" if self.regression else "labels"
             raise SettingsError(
                 f'metric: "{self.metric}" does not go with {kind}. {did_you_mean(self.metric, choices)}'
             )
         if self.regression and (self.class_weights != "none" or self.label_smoothing):
             raise SettingsError("class_weights and label_smoothing are for labels; a regression has none.")
+        if self.multi_label and (self.class_weights != "none" or self.label_smoothing):
+            raise SettingsError("class_weights and label_smoothing are for one label a row, not for multi_label.")
+        if not self.label_separator:
+            raise SettingsError("label_separator is empty; give what stands between labels.")
+        if not 0 < self.threshold < 1:
+            raise SettingsError(f"threshold must be in (0, 1), not {self.threshold}.")
+        if not self.multi_label and (self.label_separator != "," or self.threshold != 0.5):
+            raise SettingsError(
+                "label_separator and threshold are for multi_label, where a row may have several labels."
+            )
 
 
 @dataclass(frozen=True)
 class ClassificationRow:
-    """One row as it was read. `label` is None where an answer is wanted."""
+    """One row as it was read. `label` is None where an answer is wanted, and where `labels` stand in its place."""
 
     where: str
     text: str
     pair: str | None
     label: str | None
+    labels: tuple[str, ...] | None = None
 
     @property
     def group(self) -> str:
@@ -103,6 +133,9 @@ def read_rows(source: str, settings: ClassificationSettings) -> tuple[Classifica
         for column in filter(None, (settings.text_column, settings.pair_column)):
             value_of(values, column, where)  # labelled data must have it; `row_of` is content with `text`
         row = row_of(values, settings, where)
+        if settings.multi_label:
+            rows.append(replace(row, labels=_labels_of(values, settings, where)))
+            continue
         label = _text_of(values, str(settings.label_column), where).strip()
         if not label:
             raise InputError("nothing here; every row needs a label.", f"{where}, {settings.label_column}")
@@ -128,10 +161,26 @@ def _text_of(values: Mapping[str, Any], column: str, where: str) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise InputError(
-        f"text or a number wanted, {type(value).__name__} found. A row has one text and one label; several labels a "
-        "row are not supported.",
+        f"text or a number wanted, {type(value).__name__} found. A row has one text and one label; for several labels "
+        "a row say multi_label.",
         f"{where}, {column}",
     )
+
+
+def _labels_of(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> tuple[str, ...]:
+    """The labels of a row, each once: those of a list, or the parts of a text; none of an empty one, or of null.
+
+    Raises:
+        InputError: there is no such column, or something in it that is no label.
+    """
+    column = str(settings.label_column)
+    if column in values and values[column] is None:
+        return ()
+    value = value_of(values, column, where)
+    parts = value if isinstance(value, list) else str(value).split(settings.label_separator)
+    if isinstance(value, dict) or not all(isinstance(part, str | int | float) for part in parts):
+        raise InputError("a list of labels wanted, or a text of them.", f"{where}, {column}")
+    return tuple(dict.fromkeys(label for part in parts if (label := str(part).strip())))
 
 
 def find_columns(settings: ClassificationSettings, columns: Sequence[str], where: str) -> ClassificationSettings:
@@ -145,8 +194,9 @@ def find_columns(settings: ClassificationSettings, columns: Sequence[str], where
         InputError: cannot be told; lists the columns.
     """
     label = settings.label_column
-    if label is None or _is_lacking(label, LABEL_COLUMNS, columns):
-        label = detect_column(columns, LABEL_COLUMNS, taken=(settings.text_column, settings.pair_column)) or label
+    usual = (*LABEL_COLUMNS, *SEVERAL_LABELS_COLUMNS) if settings.multi_label else LABEL_COLUMNS
+    if label is None or _is_lacking(label, usual, columns):
+        label = detect_column(columns, usual, taken=(settings.text_column, settings.pair_column)) or label
     text, pair = settings.text_column, settings.pair_column
     if (text is None and pair is None) or (str(text).lower(), str(pair).lower()) in PAIR_COLUMNS:
         by_name = {column.strip().lower(): column for column in columns if column != label}
@@ -189,10 +239,16 @@ def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSetti
     """The labels of the training rows in the order of their ids; none for a regression.
 
     Raises:
-        InputError: only one label, or labels that are numbers with fractions.
+        InputError: only one label, or the same labels in every row; labels that are numbers with fractions.
     """
     if settings.regression:
         return ()
+    if settings.multi_label:
+        sets = {frozenset(row.labels or ()) for row in rows}
+        if len(sets) < 2:
+            same = ", ".join(sorted(next(iter(sets)))) or "none"
+            raise InputError(f"every row has the same labels ({same}): nothing to tell apart.", rows[0].where)
+        return sorted_labels(frozenset().union(*sets))
     labels = sorted_labels(row.label for row in rows if row.label is not None)
     if len(labels) < 2:
         raise InputError(f'every row has the label "{labels[0]}": nothing to tell apart.', rows[0].where)

@@ -197,10 +197,19 @@ def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float
     _check_length(where, model, task.settings.max_length)
     if theirs.labels != task.labels:
         _reorder_labels(where, model, theirs.labels, task.labels)
+    if isinstance(task, Classification) and isinstance(theirs, Classification):
+        kinds = theirs.target.problem_type, task.target.problem_type
+        if kinds[0] != kinds[1]:
+            raise ModelError(f"{where}: its problem_type is {kinds[0]}, the student's {kinds[1]}")
 
     def total(student: Tensor, teacher: Tensor) -> Tensor:
         if isinstance(task, Classification) and task.settings.regression:
             return F.mse_loss(student, teacher, reduction="sum")
+        if isinstance(task, Classification) and task.settings.multi_label:
+            # Each label's probability and its complement, as the softmax of two logits.
+            student, teacher = (
+                torch.stack([one, torch.zeros_like(one)], -1).flatten(0, 1) for one in (student, teacher)
+            )
         return divergence(student, teacher, temperature)
 
     soft = SoftLoss("soft", weight, lambda batch: _num_labels(batch, "targets"), total)

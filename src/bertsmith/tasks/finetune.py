@@ -6,12 +6,13 @@ out/
     report.html     curves, figures, mistakes
     checkpoints/    to resume from
     model/          the finished Hugging Face folder
+
+With several seeds there is such a folder for each of them in `out`: see `tasks/seeds.py`.
 """
 
-import glob
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,47 +21,38 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bertsmith import randomness
 from bertsmith.errors import SettingsError
 from bertsmith.files import atomic_write, sha256
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
-from bertsmith.model.folder import read_config
-from bertsmith.model.resize import load_resized
-from bertsmith.model.sizes import named_size
 from bertsmith.settings import to_mapping, to_yaml
+from bertsmith.tasks import seeds
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.distill import Distillation, distil, source_name
+from bertsmith.tasks.finetune_report import data_files, write_run_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import choose_rows, split_rows
-from bertsmith.tasks.saved import (
-    FinetuneTask,
-    Kind,
-    check_vocabulary,
-    claim_run_folder,
-    is_written_as,
-    load_task,
-    model_folder,
-    save_task,
-    task_kind,
-)
-from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
-from bertsmith.training.device import Precision, resolve_device, resolve_precision
-from bertsmith.training.evaluate import Evaluation, evaluate_task
-from bertsmith.training.loop import Stage, TrainResult, train
-from bertsmith.training.report import Section, Table, Text, data_table, training_sections, write_report
+from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, save_task, task_kind
+from bertsmith.tasks.seeds import SeedRun
+from bertsmith.tasks.start import SIZE_PREFIX, build_model, starting_point
+from bertsmith.text.tokenizer import Tokenizer
+from bertsmith.training import plan
+from bertsmith.training.device import Precision, ResolvedPrecision, resolve_device, resolve_precision
+from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 
-_SIZE_PREFIX = "size:"
+_OF_LAYERS = ("layer_decay", "freeze", "reinit_layers")
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
     """What fine-tuning came to: metrics of the saved weights by split ("dev", "test"), and where things are."""
 
-    metrics: dict[str, dict[str, float]]
+    metrics: seeds.Metrics
     folder: Path
     training: TrainResult
+    seeds: tuple[SeedRun, ...]
+    """Every seed's run, in order; one, unless the settings ask for several."""
 
     @property
     def model(self) -> Path:
@@ -90,58 +82,143 @@ def finetune(
     options = kind.settings() if options is None else options
     if not isinstance(options, kind.settings):
         raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
-    plan = settings.train_settings(
+    learning = _train_settings(settings)
+    device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
+    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=_sources(settings))
+    runs = seeds.seed_settings(settings)
+    config, weights, tokenizer = starting_point(settings)
+    work = _make_task(kind, settings, options, tokenizer)
+    if len(runs) > 1:
+        log_every = seeds.log_interval(settings, work.examples("train").num_examples(0))
+        learning = replace(learning, log_every=log_every)
+    model, new_tensors = build_model(work, config, weights, settings)
+    taught = _taught(work, settings)
+    data = {str(path): sha256(path) for path in data_files(settings)}
+    if settings.overwrite:
+        shutil.rmtree(settings.out, ignore_errors=True)
+    _write_configuration(task, settings, options)
+
+    screen = console or Console(stderr=True)
+    for line in [_summary(work), *work.notes(), *(taught.notes() if taught else [])]:
+        _say(screen, line)
+    teaching = _Teaching(kind, work, taught, config, weights, learning, data, device, precision, screen)
+    if len(runs) == 1:
+        run = teaching.learn(settings, options, model, new_tensors)
+        return FinetuneResult(run.metrics, settings.out, run.training, (run,))
+    del model  # made to be sure that it can be; each run makes its own
+    return _learn_all(teaching, settings, runs, options)
+
+
+@dataclass(frozen=True)
+class _Teaching:
+    """What every seed's run has in common."""
+
+    kind: Kind
+    task: FinetuneTask
+    taught: Distillation | None
+    config: EncoderConfig
+    weights: str | None
+    learning: TrainSettings
+    data: Mapping[str, str]
+    """File -> SHA-256."""
+    device: torch.device
+    precision: ResolvedPrecision
+    screen: Console
+
+    def learn(self, settings: FinetuneSettings, options: Any, model: nn.Module, new_tensors: list[str]) -> SeedRun:
+        """One run in its folder, from a model of initial or pre-trained weights to metrics, model and report."""
+        training = train(
+            model,
+            [Stage(self.taught or self.task)],
+            replace(self.learning, seed=settings.seed),
+            settings.out,
+            resume=settings.resume,
+            fingerprint=self.fingerprint(settings),
+            console=self.screen,
+        )
+        evaluations = {
+            split: evaluate_task(model, self.task, split, device=self.device, precision=self.precision)
+            for split in ("dev", "test")
+            if self.task.examples(split).num_examples(0)
+        }
+        metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
+        _save(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
+        write_run_report(self.task, settings, _configuration(settings, options), evaluations, training)
+        failure = seeds.find_failure(self.task, evaluations, settings.out)
+        if failure is not None:
+            _say(self.screen, f"Seed {settings.seed} learnt nothing: {failure}.")
+        return SeedRun(settings.seed, settings.out, metrics, training, failure)
+
+    def fingerprint(self, settings: FinetuneSettings) -> dict[str, str | int | float | bool | None]:
+        """What has to be equal on resume, beside the loop's own."""
+        return {
+            "task": self.task.name,
+            "model": settings.model,
+            "layers": settings.layers,
+            "freeze": settings.freeze,
+            "reinit_layers": settings.reinit_layers,
+            "dropout": settings.dropout,
+            "tokenizer": self.task.tokenizer.fingerprint,
+            "teacher": self.taught.fingerprint if self.taught else None,
+            "options": json.dumps(to_mapping(self.task.settings), sort_keys=True),
+            "data": json.dumps(dict(self.data), sort_keys=True),
+        }
+
+    def whole_fingerprint(self, settings: FinetuneSettings) -> dict[str, Any]:
+        """The same with the loop's."""
+        learning = replace(self.learning, seed=settings.seed)
+        stages = [Stage(self.taught or self.task)]
+        return {**plan.fingerprint(stages, learning, self.precision), **self.fingerprint(settings)}
+
+
+def _learn_all(
+    teaching: _Teaching, settings: FinetuneSettings, each: Sequence[FinetuneSettings], options: Any
+) -> FinetuneResult:
+    """A run a seed, but for those that had finished before the whole was stopped; then the best of them in `out`."""
+    runs = []
+    for number, own in enumerate(each, start=1):
+        fingerprint = teaching.whole_fingerprint(own)
+        run = seeds.read_finished(own, fingerprint) if own.resume else None
+        _say(teaching.screen, f"Seed {own.seed}, {number} of {len(each)}{': finished before' if run else ''}.")
+        if run is None:
+            _write_configuration(teaching.task.name, own, options)
+            model, new_tensors = build_model(teaching.task, teaching.config, teaching.weights, own)
+            run = teaching.learn(own, options, model, new_tensors)
+            seeds.write_finished(run, fingerprint)
+        runs.append(run)
+    best = seeds.best_of(runs, teaching.task)
+    seeds.publish(runs, best, settings.out)
+    write_seeds_report(teaching.task, settings, _configuration(settings, options), runs, best)
+    _say(teaching.screen, seeds.failures(runs))
+    return FinetuneResult(best.metrics, settings.out, best.training, tuple(runs))
+
+
+def _train_settings(settings: FinetuneSettings) -> TrainSettings:
+    """The loop's settings."""
+    learning = settings.train_settings(
         budget=f"{settings.epochs} epochs",
         learning_rate=settings.learning_rate,
         evaluate_every=settings.evaluate_every,
         early_stopping=settings.early_stopping,
         keep_best=True,
     )
-    device = resolve_device(settings.device)
-    precision = resolve_precision(settings.precision, device)
-    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=_sources(settings))
-    config, weights, tokenizer = _starting_point(settings)
-    work = _make_task(kind, settings, options, tokenizer)
-    model, new_tensors = _build_model(kind, work, config, weights, settings)
-    taught = _taught(work, settings)
-    data = {str(path): sha256(path) for path in _data_files(settings)}
-    if settings.overwrite:
-        shutil.rmtree(settings.out, ignore_errors=True)
-    configuration = {**to_mapping(replace(settings, resume=False, overwrite=False)), **to_mapping(options)}
+    return replace(learning, optimizer=replace(learning.optimizer, layer_decay=settings.layer_decay))
+
+
+def _configuration(settings: FinetuneSettings, options: Any) -> dict[str, Any]:
+    """What `--config` would be given for the same run."""
+    return {**to_mapping(replace(settings, resume=False, overwrite=False)), **to_mapping(options)}
+
+
+def _write_configuration(task: str, settings: FinetuneSettings, options: Any) -> None:
     if not settings.resume or not (settings.out / "config.yaml").is_file():
         note = f"# bertsmith finetune {task} --config config.yaml\n"
-        atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
+        atomic_write(settings.out / "config.yaml", note + to_yaml(_configuration(settings, options)))
 
-    screen = console or Console(stderr=True)
-    for line in [_summary(work), *work.notes(), *(taught.notes() if taught else [])]:
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
-    training = train(
-        model,
-        [Stage(taught or work)],
-        plan,
-        settings.out,
-        resume=settings.resume,
-        fingerprint={
-            "task": task,
-            "model": settings.model,
-            "layers": settings.layers,
-            "dropout": settings.dropout,
-            "tokenizer": tokenizer.fingerprint,
-            "teacher": taught.fingerprint if taught else None,
-            "options": json.dumps(to_mapping(work.settings), sort_keys=True),
-            "data": json.dumps(data, sort_keys=True),
-        },
-        console=screen,
-    )
-    evaluations = {
-        split: evaluate_task(model, work, split, device=device, precision=precision)
-        for split in ("dev", "test")
-        if work.examples(split).num_examples(0)
-    }
-    metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-    _save(kind, work, model.cpu(), config, settings, metrics, data, new_tensors)
-    _write_report(work, settings, configuration, evaluations, training)
-    return FinetuneResult(metrics, settings.out, training)
+
+def _say(screen: Console, line: str) -> None:
+    screen.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluate(
@@ -193,40 +270,10 @@ def _summary(task: FinetuneTask) -> str:
     return f"{task.name}: {found} examples{labels}."
 
 
-def _data_files(settings: FinetuneSettings) -> list[Path]:
-    """The local files among the sources: files, those of a folder, those of a pattern."""
-    files: list[Path] = []
-    for source in filter(None, (settings.train, settings.dev, settings.test)):
-        path = Path(source)
-        found = [path]
-        if not path.is_file():
-            found = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True)))
-        files += [file for file in found if file.is_file()]
-    return files
-
-
 def _sources(settings: FinetuneSettings) -> Iterator[str | Path | None]:
     """All that is read of what may lie on this machine."""
     yield from (settings.train, settings.dev, settings.test, settings.model, settings.tokenizer, settings.teacher)
-    yield from _data_files(settings)
-
-
-def _starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | None, Tokenizer]:
-    """The encoder's configuration, the folder or Hub id of its weights (None: random ones), and the tokenizer."""
-    weights: str | None = None
-    if settings.model.startswith(_SIZE_PREFIX):
-        if settings.tokenizer is None:
-            raise SettingsError(f'"{settings.model}" has random weights and no tokenizer of its own: give tokenizer.')
-        tokenizer = load_tokenizer(settings.tokenizer)
-        config = named_size(settings.model.removeprefix(_SIZE_PREFIX), vocab_size=tokenizer.vocab_size)
-    else:
-        weights = model_folder(settings.model)
-        config, _ = read_config(weights)
-        tokenizer = load_tokenizer(settings.tokenizer or weights)
-    check_vocabulary(tokenizer, config.vocab_size, settings.model)
-    if settings.layers is not None:
-        config = replace(config, num_hidden_layers=settings.layers)
-    return config, weights, tokenizer
+    yield from data_files(settings)
 
 
 def _make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: Tokenizer) -> FinetuneTask:
@@ -242,26 +289,6 @@ def _make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: 
         train_rows = choose_rows(train_rows, settings.max_train_examples)
     test_rows = kind.read_rows(settings.test, options)[1] if settings.test is not None else []
     return kind.make(tokenizer, labels, options, {"train": train_rows, "dev": dev_rows, "test": test_rows})
-
-
-def _build_model(
-    kind: Kind, task: FinetuneTask, config: EncoderConfig, weights: str | None, settings: FinetuneSettings
-) -> tuple[nn.Module, list[str]]:
-    """The encoder and head in training form, and the names of the tensors that are newly made."""
-    if settings.dropout is not None:
-        config = config.with_dropout(settings.dropout, settings.dropout, settings.dropout)
-        config = replace(config, classifier_dropout=settings.dropout)
-    torch.manual_seed(randomness.integer(settings.seed, "initial weights"))
-    model = task.build(Encoder(config))
-    if weights is None:
-        return model, list(model.state_dict())
-    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".out." in name}
-    kept = load_resized(weights, model, task.build)
-    if is_written_as(kind, read_config(weights)[1].get("architectures") or []):
-        return model, kept
-    # What another task's head tells apart may be as many things, but not the same: its outputs are not gone on from.
-    model.load_state_dict(fresh, strict=False)
-    return model, [*kept, *(name for name in fresh if name not in kept)]
 
 
 def _taught(task: FinetuneTask, settings: FinetuneSettings) -> Distillation | None:
@@ -283,7 +310,7 @@ def _save(
 ) -> None:
     """The folder `model/` with its card. Its dropout is the configuration's, whatever fine-tuning used."""
     names = {Path(source).name: digest for source, digest in data.items()}
-    is_random = settings.model.startswith(_SIZE_PREFIX)
+    is_random = settings.model.startswith(SIZE_PREFIX)
     origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
     teaching: dict[str, Any] = {}
     if settings.teacher is not None:
@@ -304,44 +331,10 @@ def _save(
             "batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
+            **{name: value for name in _OF_LAYERS if (value := getattr(settings, name)) is not None},
             **teaching,
             **{name: value for name, value in to_mapping(task.settings).items() if value is not None},
         },
     )
     facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors, **teaching}
     save_task(settings.out / "model", task, model, config, card, facts)
-
-
-def _write_report(
-    task: FinetuneTask,
-    settings: FinetuneSettings,
-    configuration: Mapping[str, Any],
-    evaluations: Mapping[str, Evaluation],
-    training: TrainResult,
-) -> None:
-    """`report.html`: figures, the task's own sections of its last split, curves, data."""
-    sections: list[Section] = []
-    facts: dict[str, str] = {}
-    if evaluations:
-        # What a split has no example of has no figure there, such as a type of entity.
-        names = list(dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.metrics))
-        rows = [(name, *(evaluation.metrics.get(name, "") for evaluation in evaluations.values())) for name in names]
-        sections.append(Table("Results", ("metric", *evaluations), rows))
-        facts |= {f"{names[0]} on {split}": f"{evaluation.objective:.4f}" for split, evaluation in evaluations.items()}
-        last = list(evaluations.values())[-1]
-        sections += task.sections(last.answers, last.examples)
-    facts |= {"steps": f"{training.step:,}", "tokens": f"{training.tokens:,}", "seconds": f"{training.seconds:,.0f}"}
-    if training.best_step is not None:
-        facts["best step"] = f"{training.best_step:,}"
-    sections += training_sections(settings.out / "metrics.jsonl")
-    sizes = []
-    for split in ("train", "dev", "test"):
-        examples = task.examples(split)
-        lengths = [examples.num_tokens(index) for index in range(examples.num_examples(0))]
-        if lengths:
-            sizes.append((split, len(lengths), sum(lengths), max(lengths)))
-    sections.append(Table("Examples", ("split", "examples", "tokens", "longest"), sizes))
-    if task.notes():
-        sections.append(Text("Notes", task.notes()))
-    sections.append(data_table(_data_files(settings)))
-    write_report(settings.out, f"Fine-tuning: {task.name}", sections, config=configuration, facts=facts)

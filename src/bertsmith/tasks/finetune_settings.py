@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bertsmith.errors import SettingsError
-from bertsmith.tasks.run_settings import RunSettings
+from bertsmith.tasks.run_settings import RunSettings, check_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,10 @@ class FinetuneSettings(RunSettings):
     """A tokenizer folder or vocab.txt; None: the model's own."""
     layers: int | None = None
     """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
+    freeze: int | None = None
+    """Leave the embeddings and this many layers above them as they are, 0 or more; None: all is trained."""
+    reinit_layers: int | None = None
+    """Start this many of the highest layers, and the head with its pooler, from initial weights; None: none."""
     teacher: str | None = None
     """A model fine-tuned for the same task and labels, whose answers are learnt too; None: the data alone."""
     distill_weight: float = 0.5
@@ -36,6 +40,10 @@ class FinetuneSettings(RunSettings):
     """Passes over the training data."""
     learning_rate: float = 5e-5
     """Peak of the schedule."""
+    layer_decay: float | None = None
+    """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
+    seeds: int = 1
+    """Run as often, with the seeds seed, seed + 1, ..., each in its own folder; the best on dev is the model."""
     evaluate_every: str = "1 epoch"
     """How often dev is evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
     early_stopping: int | None = None
@@ -49,6 +57,15 @@ class FinetuneSettings(RunSettings):
             raise SettingsError(f"max_train_examples must be at least 1, not {self.max_train_examples}.")
         if self.layers is not None and self.layers < 1:
             raise SettingsError(f"layers must be at least 1, not {self.layers}.")
+        if self.freeze is not None and self.freeze < 0:
+            raise SettingsError(f"freeze must be at least 0, not {self.freeze}.")
+        if self.reinit_layers is not None and self.reinit_layers < 1:
+            raise SettingsError(f"reinit_layers must be at least 1, not {self.reinit_layers}.")
+        if self.seeds < 1:
+            raise SettingsError(f"seeds must be at least 1, not {self.seeds}.")
+        check_seed(self.seed + self.seeds - 1)
+        if self.seeds > 1 and self.dev is None and self.dev_share == 0:
+            raise SettingsError("seeds: the best is chosen on dev, and there is none. Give dev, or dev_share above 0.")
         if not 0 <= self.distill_weight <= 1:
             raise SettingsError(f"distill_weight must be in [0, 1], not {self.distill_weight}.")
         if not self.temperature > 0:

@@ -5,12 +5,9 @@ ends with the document. Both give sample (index, epoch) as a pure function, and 
 text differently.
 """
 
-import itertools
-from collections.abc import Sequence
-
 import numpy as np
 
-from bertsmith.tasks.pairs import NO_PAIR, Cut, epoch_shift
+from bertsmith.tasks.pairs import NO_PAIR, Cuts, epoch_shift
 from bertsmith.text.corpus import Corpus
 
 NUM_SPECIAL_TOKENS = 2  # [CLS] text [SEP]
@@ -37,51 +34,50 @@ class FullSentences:
         """The same in every epoch: as many as it takes to show every document (or the whole corpus) once."""
         return self._num_samples
 
-    def cut(self, index: int, epoch: int) -> Cut:
-        """A range of tokens, over the borders of documents if asked for; O(log sentences).
+    def cuts(self, indices: np.ndarray, epoch: int) -> Cuts:
+        """Ranges of tokens, over the borders of documents if asked for; O(log sentences) a sample.
 
         A sentence longer than the sample is cut.
         """
-        anchor = int((index + epoch_shift(self._seed, epoch)) * self._stride) % self._num_tokens
-        start = int(np.searchsorted(self._sentences, anchor, side="right")) - 1
-        document = int(np.searchsorted(self._documents, start, side="right")) - 1
-        begin = int(self._sentences[start])
+        anchor = ((indices + epoch_shift(self._seed, epoch)) * self._stride).astype(np.int64) % self._num_tokens
+        start = np.searchsorted(self._sentences, anchor, side="right") - 1
+        document = np.searchsorted(self._documents, start, side="right") - 1
+        begin = self._sentences[start]
         if not self._across:
-            last = min(int(self._documents[document + 1]), self._last_sentence(start, begin + self._room))
-            end = int(self._sentences[max(last, start + 1)])
-            return _text(begin, min(end, begin + self._room))
+            last = np.minimum(self._documents[document + 1], self._last_sentence(begin + self._room))
+            end = self._sentences[np.maximum(last, start + 1)]
+            return _texts(begin, np.minimum(end, begin + self._room))
         # Every border that the text crosses takes the place of a token.
-        end = begin
+        end = begin.copy()
+        pending = np.arange(len(begin))
         for borders in range(self._room):
-            last = self._last_sentence(start, begin + self._room - borders)
-            end = int(self._sentences[last])
-            crossed = int(np.searchsorted(self._documents, last, side="left")) - 1 - document
-            if crossed <= borders:
+            last = self._last_sentence(begin[pending] + self._room - borders)
+            end[pending] = self._sentences[last]
+            crossed = np.searchsorted(self._documents, last, side="left") - 1 - document[pending]
+            pending = pending[crossed > borders]
+            if len(pending) == 0:
                 break
-        return _text(begin, end if end > begin else begin + self._room)
+        return _texts(begin, np.where(end > begin, end, begin + self._room))
 
-    def _last_sentence(self, start: int, token: int) -> int:
-        """The last sentence border that is not after `token`; at least `start`."""
-        return max(start, int(np.searchsorted(self._sentences, token, side="right")) - 1)
-
-
-def _text(begin: int, end: int) -> Cut:
-    return Cut(begin, end, end, end, NO_PAIR)
+    def _last_sentence(self, tokens: np.ndarray) -> np.ndarray:
+        """The last sentence border that is not after each of the tokens."""
+        return np.searchsorted(self._sentences, tokens, side="right") - 1
 
 
-def document_ranges(corpus: Corpus, start: int, end: int) -> list[tuple[int, int]]:
-    """Tokens start to end as one range a document; O(log sentences), but for the documents in it."""
+def _texts(begin: np.ndarray, end: np.ndarray) -> Cuts:
+    return Cuts(begin, end, end, end, np.full_like(end, NO_PAIR))
+
+
+def document_ranges(corpus: Corpus, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """S ranges of tokens as P ranges, one a document; O(log sentences) each, but for the documents in it.
+
+    Returns:
+        int64 [P] starts, int64 [P] ends, and int64 [S] how many of them each sample has.
+    """
     sentences, documents = corpus.sentence_offsets, corpus.document_offsets
-    first, last = np.searchsorted(sentences, start, side="right"), np.searchsorted(sentences, end, side="left")
-    inside = documents[np.searchsorted(documents, first) : np.searchsorted(documents, last)]
-    stops = [start, *sentences[inside].tolist(), end]
-    return list(itertools.pairwise(stops))
-
-
-def join(pieces: Sequence[np.ndarray], between: int) -> np.ndarray:
-    """All pieces in one array, with one element `between` each two."""
-    separator = np.array([between], dtype=pieces[0].dtype)
-    parts = [pieces[0]]
-    for piece in pieces[1:]:
-        parts += [separator, piece]
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    first = np.searchsorted(documents, np.searchsorted(sentences, starts, side="right"))
+    num_borders = np.searchsorted(documents, np.searchsorted(sentences, ends, side="left")) - first
+    behind = np.cumsum(num_borders)
+    borders = np.arange(behind[-1]) + np.repeat(first - (behind - num_borders), num_borders)
+    inside = sentences[documents[borders]]
+    return np.insert(inside, behind - num_borders, starts), np.insert(inside, behind, ends), num_borders + 1

@@ -14,10 +14,10 @@ Where words begin is known from tokenisation, for every kind of tokenizer, and n
 how a piece is spelt. SpanBERT and ALBERT throw units at random places, and merge or drop those that
 overlap, so that their lengths are not those that were drawn. Here the text is first cut into units
 of drawn lengths, and then some of them are hidden.
-Shape letters: L tokens of a sequence, M masked positions, C tokens that may be hidden, W words, U units.
+Shape letters: L tokens of a sequence; of a batch T tokens, S sequences, M masked positions, C tokens that may be
+hidden, W words, U units.
 """
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final, get_args
@@ -25,6 +25,7 @@ from typing import Literal, final, get_args
 import numpy as np
 
 from bertsmith.errors import SettingsError, did_you_mean
+from bertsmith.randomness import Streams, below, uniform
 from bertsmith.text.tokenizer import Tokenizer
 
 MaskUnit = Literal["piece", "word", "span", "ngram"]
@@ -35,12 +36,19 @@ _WORDS_IN_A_UNIT: Mapping[MaskUnit, np.ndarray] = {
 }
 """Relative frequency of units of 1, 2, 3, ... words, where a unit has several."""
 
+_PLACES = np.uint64(2**20 - 1)
+"""Of the 64 bits that put tokens or units of a sequence in random order, those that tell equal ones apart."""
+_NEVER = np.uint64(2**64 - 1)
+_FATE, _TOKEN, _LENGTH, _PIECE = (use << 32 for use in (1, 2, 3, 4))
+"""Which draws of a sequence are for what: p orders the tokens or units that begin in place p, _FATE + p says what is
+shown there, _TOKEN + p which random token, _LENGTH + p how long a unit is, _PIECE + p orders the pieces of one word."""
+
 
 @dataclass(frozen=True)
 class Masked:
-    """A sequence with some of its tokens hidden."""
+    """One sequence, or several end to end, with some of the tokens hidden."""
 
-    token_ids: np.ndarray  # [L] int64
+    token_ids: np.ndarray  # [L] or [T] int64
     positions: np.ndarray  # [M] int64, ascending
     labels: np.ndarray  # [M] int64, the tokens that were there
 
@@ -83,18 +91,17 @@ class Masking:
 
 @dataclass(frozen=True)
 class _Units:
-    """A sequence cut into units: each array lists borders, from 0 to the end of what it cuts."""
+    """All sequences cut into units. Words and units list where each begins, and behind the last one the end."""
 
-    words: np.ndarray  # [W + 1] int64, into the tokens that may be hidden
-    units: np.ndarray  # [U + 1] int64, into the words
-
-    def __len__(self) -> int:
-        return len(self.units) - 1
+    candidates: np.ndarray  # int64 [C], positions that may be hidden
+    words: np.ndarray  # int64 [W + 1], places in candidates
+    begins: np.ndarray  # int64 [U + 1], places in candidates
+    rows: np.ndarray  # int64 [U], the sequence of each unit
 
 
 @final
 class Masker:
-    """Hides tokens of a sequence by the rules of one `Masking`.
+    """Hides tokens of sequences by the rules of one `Masking`.
 
     Attributes:
         needs_word_starts: whether `mask` has to be told where words begin.
@@ -111,8 +118,10 @@ class Masker:
         frequencies = _WORDS_IN_A_UNIT.get(masking.unit, np.ones(1))
         self._longer_than = np.cumsum(frequencies / frequencies.sum())[:-1]
 
-    def mask(self, token_ids: np.ndarray, random: np.random.Generator, word_starts: np.ndarray | None = None) -> Masked:
-        """Hide tokens of one sequence; special tokens are never hidden, [UNK] only if `mask_unknown`.
+    def mask(
+        self, token_ids: np.ndarray, offsets: np.ndarray, streams: Streams, word_starts: np.ndarray | None = None
+    ) -> Masked:
+        """Hide tokens of each sequence; special tokens are never hidden, [UNK] only if `mask_unknown`.
 
         With Python's rounding, 30 tokens at 15 % hide 4 (4.5 rounds to even), as the original does
         under Python 3. Spans and n-grams that are longer than what is left of the budget are
@@ -120,107 +129,170 @@ class Masker:
         first word are hidden: the original has nothing to predict there.
 
         Args:
-            token_ids: int64 [L].
-            word_starts: bool [L], true on the first token of each word; the unit "piece" does without.
+            token_ids: int64 [T], the sequences end to end, each with a special token in front.
+            offsets: int64 [S + 1], where each begins, from 0 to T.
+            streams: what each of the S sequences draws from, and nothing else.
+            word_starts: bool [T], true on the first token of each word; the unit "piece" does without.
                 Special tokens part words whatever it says, so no unit crosses [SEP].
 
         Raises:
             ValueError: the unit is made of words, and `word_starts` is missing.
         """
-        masking = self._masking
-        candidates = np.flatnonzero(~self._is_kept[token_ids])
-        cut = self._cut(token_ids, candidates, word_starts, random) if self.needs_word_starts else None
-        num_units = len(candidates) if cut is None else len(cut)
-        if masking.count == "exact":
-            order = random.permutation(num_units)
-            budget = max(1, round(len(token_ids) * masking.probability))
+        lengths = np.diff(offsets)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        if self.needs_word_starts:
+            if word_starts is None:
+                raise ValueError(f'masking by "{self._masking.unit}" needs word_starts')
+            cut = self._cut(token_ids, offsets, rows, streams, word_starts)
+            positions, fates = self._whole_units(cut, offsets, streams)
         else:
-            order = random.permutation(np.flatnonzero(random.random(num_units) < masking.probability))
-            budget = len(candidates)
-        if masking.max_predictions is not None:
-            budget = min(budget, masking.max_predictions)
+            positions = fates = self._pieces(token_ids, lengths, streams)
+        rows = rows[positions]
+        return self._hide(token_ids, positions, rows, positions - offsets[rows], fates - offsets[rows], streams)
 
-        if cut is None:
-            positions = candidates[np.sort(order[:budget])]
-            return self._hide(token_ids, positions, random.random(len(positions)), random)
-        begins, lengths = _fill(cut, order, budget)
-        if len(begins) == 0 and len(order):
-            first, end = cut.words[cut.units[order[0]] : cut.units[order[0]] + 2]
-            begins = np.sort(random.permutation(np.arange(first, end))[:budget])
-            lengths = np.ones_like(begins)
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        positions = candidates[np.repeat(begins, lengths) + within]
-        if masking.unit == "span":
-            fate = np.repeat(random.random(len(lengths)), lengths)
-        else:
-            fate = random.random(len(positions))
-        return self._hide(token_ids, positions, fate, random)
+    def _budget(self, lengths: np.ndarray) -> np.ndarray:
+        """How many tokens of sequences [S] may be hidden, int64 [S]."""
+        exact = np.maximum(np.rint(lengths * self._masking.probability), 1).astype(np.int64)
+        budget = exact if self._masking.count == "exact" else lengths
+        bound = self._masking.max_predictions
+        return budget if bound is None else np.minimum(budget, bound)
+
+    def _pieces(self, token_ids: np.ndarray, lengths: np.ndarray, streams: Streams) -> np.ndarray:
+        """Single tokens in random order, as many as the budget says: their positions, int64 [M], ascending."""
+        length = int(lengths.max())
+        is_token = np.arange(length) < lengths[:, None]
+        order = streams.grid(length)
+        can_hide = ~self._is_kept[token_ids]
+        if self._masking.count == "bernoulli":
+            can_hide &= uniform(order[is_token]) < self._masking.probability
+        is_left_out = np.ones_like(is_token)
+        is_left_out[is_token] = ~can_hide
+        order = _in_order(order, is_left_out)
+        budget = self._budget(lengths)
+        first_left = np.sort(order, axis=1)[np.arange(len(lengths)), np.minimum(budget, length - 1)]
+        is_hidden = order < np.where(budget < length, first_left, _NEVER)[:, None]
+        return np.flatnonzero(is_hidden[is_token])
 
     def _cut(
-        self,
-        token_ids: np.ndarray,
-        candidates: np.ndarray,
-        word_starts: np.ndarray | None,
-        random: np.random.Generator,
+        self, token_ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray, streams: Streams, word_starts: np.ndarray
     ) -> _Units:
-        """The words of a sequence, and the units they make."""
-        if word_starts is None:
-            raise ValueError(f'masking by "{self._masking.unit}" needs word_starts')
+        """The words of the sequences, and the units they make. `rows`, int64 [T]: the sequence of each token."""
         is_border = self._is_border[token_ids]
         begins = word_starts | is_border
         begins[1:] |= is_border[:-1]
+        candidates = np.flatnonzero(~self._is_kept[token_ids])
         word_of = np.cumsum(begins)[candidates]
         firsts = np.flatnonzero(np.diff(word_of, prepend=-1))
-        words = np.append(firsts, len(candidates))
+        words, first_positions = np.append(firsts, len(candidates)), candidates[firsts]
+        word_rows = rows[first_positions]
         if self._masking.unit == "word":
-            return _Units(words, np.arange(len(words)))
+            return _Units(candidates, words, words, word_rows)
         # No unit goes on behind a special token, or behind an unknown word that is not to be hidden.
-        breaks = np.flatnonzero(np.diff(word_of[firsts]) > 1) + 1
-        runs = [0, *breaks.tolist(), len(firsts)]
-        units = []
-        for begin, end in itertools.pairwise(runs):
-            drawn = np.searchsorted(self._longer_than, random.random(end - begin), side="right") + 1
-            starts = begin + np.cumsum(drawn) - drawn
-            units.append(starts[starts < end])
-        return _Units(words, np.append(np.concatenate(units), len(firsts)))
+        is_first = np.diff(word_of[firsts], prepend=-1) > 1
+        run_begins = np.flatnonzero(is_first)
+        run = np.cumsum(is_first) - 1
+        run_ends = np.append(run_begins, len(firsts))[1:]
+        draws = streams.at(word_rows, first_positions - offsets[word_rows] + _LENGTH)
+        drawn = np.searchsorted(self._longer_than, uniform(draws), side="right") + 1
+        before = np.cumsum(drawn) - drawn
+        starts = run_begins[run] + before - before[run_begins][run]
+        units = starts[starts < run_ends[run]]
+        return _Units(candidates, words, words[np.append(units, len(firsts))], word_rows[units])
+
+    def _whole_units(self, cut: _Units, offsets: np.ndarray, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [M] of the units that are hidden, ascending, and the positions whose fate each has."""
+        first_positions = cut.candidates[cut.begins[:-1]]
+        draws = streams.at(cut.rows, first_positions - offsets[cut.rows])
+        units = np.arange(len(draws))
+        if self._masking.count == "bernoulli":
+            units = np.flatnonzero(uniform(draws) < self._masking.probability)
+        num_units = np.bincount(cut.rows[units], minlength=len(offsets) - 1)
+        is_unit = np.arange(num_units.max()) < num_units[:, None]
+        order = np.zeros(is_unit.shape, dtype=np.uint64)
+        order[is_unit] = draws[units]
+        order = np.sort(_in_order(order, ~is_unit), axis=1)
+        first = np.cumsum(num_units) - num_units
+        numbers = np.where(is_unit, first[:, None] + (order & _PLACES).astype(np.int64), len(units))
+        budget = self._budget(np.diff(offsets))
+        begins, ends = _fill(cut, np.append(units, len(draws))[numbers], budget, offsets, streams)
+        lengths = ends - begins
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        positions = cut.candidates[np.repeat(begins, lengths) + within]
+        return positions, np.repeat(cut.candidates[begins], lengths) if self._masking.unit == "span" else positions
 
     def _hide(
-        self, token_ids: np.ndarray, positions: np.ndarray, fate: np.ndarray, random: np.random.Generator
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        rows: np.ndarray,
+        places: np.ndarray,
+        fates: np.ndarray,
+        streams: Streams,
     ) -> Masked:
-        """Show something else at the positions [M]; `fate` [M], uniform in [0, 1), says what."""
+        """Show something else at the positions [M].
+
+        Args:
+            rows: int64 [M], the sequence of each.
+            places: int64 [M], where in its sequence it stands, and so which of its draws says what a random token is.
+            fates: int64 [M], the place in its sequence whose draw decides whether it is masked, random or the same.
+        """
         labels = token_ids[positions]
-        random_tokens = self._random_tokens[random.integers(len(self._random_tokens), size=len(positions))]
+        fate = uniform(streams.at(rows, fates + _FATE))
+        random_tokens = self._random_tokens[below(streams.at(rows, places + _TOKEN), len(self._random_tokens))]
         replaced = np.where(fate < self._masking.mask_share + self._masking.random_share, random_tokens, labels)
         hidden = token_ids.copy()
         hidden[positions] = np.where(fate < self._masking.mask_share, self._mask_id, replaced)
         return Masked(hidden, positions, labels)
 
 
-def _fill(cut: _Units, order: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+def _in_order(draws: np.ndarray, is_left_out: np.ndarray) -> np.ndarray:
+    """By what the columns of uint64 [S, N] are sorted at random: no two alike in a row, last what is left out."""
+    order = draws & ~_PLACES | np.arange(draws.shape[1], dtype=np.uint64)
+    np.putmask(order, is_left_out, _NEVER)
+    return order
+
+
+def _fill(
+    cut: _Units, order: np.ndarray, budget: np.ndarray, offsets: np.ndarray, streams: Streams
+) -> tuple[np.ndarray, np.ndarray]:
     """Take units in the given order as long as they fit, then of the others what fits, in whole words.
 
+    Args:
+        order: int64 [S, N], the numbers of the units, U where there is none.
+        budget: int64 [S], how many tokens.
+
     Returns:
-        Where the taken units begin, ascending, and how long they are, in tokens that may be hidden.
+        Where the taken units begin in the candidates, ascending, and where they end.
     """
-    begins, ends = cut.words[cut.units[order]], cut.words[cut.units[order + 1]]
-    sums = np.cumsum(ends - begins)
-    num_whole = int(np.searchsorted(sums, budget, side="right"))
-    room = budget - (int(sums[num_whole - 1]) if num_whole else 0)
-    taken, taken_ends = begins[:num_whole].tolist(), ends[:num_whole].tolist()
-    rest = cut.units[order[num_whole:]]  # first words of the other units
-    rest_ends = cut.units[order[num_whole:] + 1]
-    while room > 0:
-        # What does not fit now never will.
-        fits = cut.words[rest + 1] - cut.words[rest] <= room
-        rest, rest_ends = rest[fits], rest_ends[fits]
-        if len(rest) == 0:
+    bounds = np.append(cut.begins, cut.begins[-1])
+    begins, ends = bounds[order], bounds[order + 1]
+    sums = np.cumsum(ends - begins, axis=1)
+    is_whole = sums <= budget[:, None]
+    next_one = is_whole.sum(1)
+    room = budget - np.max(sums, axis=1, initial=0, where=is_whole)
+    taken = [begins[is_whole]]
+    taken_ends = [ends[is_whole]]
+    while True:
+        rows = np.flatnonzero((room > 0) & (next_one < order.shape[1]))
+        if len(rows) == 0:
             break
-        words = cut.words[rest[0] : rest_ends[0] + 1]
-        end = int(words[np.searchsorted(words, words[0] + room, side="right") - 1])
-        taken.append(int(words[0]))
+        begin, end = begins[rows, next_one[rows]], ends[rows, next_one[rows]]
+        end = np.minimum(end, begin + room[rows])
+        end = cut.words[np.searchsorted(cut.words, end, side="right") - 1]
+        room[rows] -= end - begin
+        next_one[rows] += 1
+        taken.append(begin)
         taken_ends.append(end)
-        room -= end - taken[-1]
-        rest, rest_ends = rest[1:], rest_ends[1:]
-    by_place = np.argsort(taken)
-    begin = np.array(taken, dtype=np.int64)[by_place]
-    return begin, np.array(taken_ends, dtype=np.int64)[by_place] - begin
+    # Where the budget is that of no word, single pieces of the first unit's first word.
+    has_units = (order < len(cut.rows)).any(1)
+    for row in np.flatnonzero(has_units & (room == budget)).tolist():
+        first = int(begins[row, 0])
+        pieces = np.arange(first, cut.words[np.searchsorted(cut.words, first, side="right")])
+        places = cut.candidates[pieces] - offsets[row]
+        drawn = streams.at(np.full_like(places, row), places + _PIECE)
+        taken.append(pieces[np.argsort(drawn, kind="stable")[: budget[row]]])
+        taken_ends.append(taken[-1] + 1)
+    begin, end = np.concatenate(taken), np.concatenate(taken_ends)
+    by_place = np.argsort(begin)
+    by_place = by_place[(end > begin)[by_place]]
+    return begin[by_place], end[by_place]

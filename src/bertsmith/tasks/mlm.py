@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bertsmith.errors import InputError
 from bertsmith.model.batch import pack
+from bertsmith.tasks.cross_entropy import summed_cross_entropy
 from bertsmith.tasks.masking import Masked
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.text.definition import read_definition
@@ -28,17 +29,17 @@ class MaskedLanguageModel:
     weight: float = 1.0
     name: str = "mlm"
 
-    def labels(self, masked: Sequence[Masked]) -> tuple[dict[str, Tensor], float]:
+    def labels(self, masked: Masked) -> tuple[dict[str, Tensor], float]:
         """Positions in the flat batch and the tokens that were there; how many they are."""
-        starts = np.cumsum([0] + [len(one.token_ids) for one in masked[:-1]])
-        positions_M = np.concatenate([one.positions + start for one, start in zip(masked, starts, strict=True)])
-        labels_M = np.concatenate([one.labels for one in masked])
-        tensors = {"masked_positions": torch.from_numpy(positions_M), "masked_labels": torch.from_numpy(labels_M)}
-        return tensors, float(len(labels_M))
+        tensors = {
+            "masked_positions": torch.from_numpy(masked.positions),
+            "masked_labels": torch.from_numpy(masked.labels),
+        }
+        return tensors, float(len(masked.labels))
 
     def loss(self, logits_MV: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
         """Sum of the cross-entropy over the masked tokens, in nats."""
-        return nn.functional.cross_entropy(logits_MV.float(), labels["masked_labels"], reduction="sum")
+        return summed_cross_entropy(logits_MV, labels["masked_labels"])
 
 
 @dataclass(frozen=True)

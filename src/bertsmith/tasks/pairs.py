@@ -11,10 +11,10 @@ needs no second document. Two ways to cut a corpus into pairs:
   text at the border between A and B is never cut away.
 
 Both give sample (index, epoch) as a pure function, and every epoch cuts the text differently.
-Shape letters: S sequences, D hidden width.
+Shape letters: S sequences or samples, D hidden width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -41,6 +41,7 @@ PairQuestion = Literal["nsp", "sop"]
 _ANSWERS: Mapping[PairQuestion, tuple[str, str]] = {"nsp": ("next", "random"), "sop": ("in_order", "swapped")}
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP], where the tokenizer does not say otherwise
 _RANDOM_DOCUMENT_TRIES = 10
+_NUM_PAIR_DRAWS = 5  # short or not, how short, where A ends, which label, where a random B starts
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,24 @@ class Cut:
     label: int
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """A `Cut` for each of S samples, as int64 [S] arrays."""
+
+    first_start: np.ndarray
+    first_end: np.ndarray
+    second_start: np.ndarray
+    second_end: np.ndarray
+    label: np.ndarray
+
+    def __iter__(self) -> Iterator[Cut]:
+        arrays = (self.first_start, self.first_end, self.second_start, self.second_end, self.label)
+        return map(Cut, *(array.tolist() for array in arrays))
+
+
 @lru_cache(maxsize=16)
 def epoch_shift(seed: int, epoch: int) -> float:
-    """By which part of its stride an epoch's samples begin later, in [0, 1): kept, because every sample asks."""
+    """By which part of its stride an epoch's samples begin later, in [0, 1): kept, because every batch asks."""
     return float(randomness.generator(seed, "shift", epoch).random())
 
 
@@ -66,8 +82,8 @@ class Pairs(Protocol):
     def num_samples(self, epoch: int) -> int:
         """How many samples epoch `epoch` has."""
 
-    def cut(self, index: int, epoch: int) -> Cut:
-        """Where sample `index` of epoch `epoch` lies in the store."""
+    def cuts(self, indices: np.ndarray, epoch: int) -> Cuts:
+        """Where samples `indices`, int64 [S], of epoch `epoch` lie in the store; each a function of its own index."""
 
 
 class CleanPairs:
@@ -103,69 +119,113 @@ class CleanPairs:
         """The same in every epoch: tokens of the corpus by tokens of running text in a sample."""
         return max(1, round(self._num_tokens / self._stride))
 
-    def cut(self, index: int, epoch: int) -> Cut:
-        """See the class; O(log sentences)."""
+    def cuts(self, indices: np.ndarray, epoch: int) -> Cuts:
+        """See the class; O(log sentences) a sample."""
         sentences, documents = self._sentences, self._documents
-        anchor = int((index + epoch_shift(self._seed, epoch)) * self._stride) % self._num_tokens
-        start = int(np.searchsorted(sentences, anchor, side="right")) - 1
-        document = int(np.searchsorted(documents, start, side="right")) - 1
-        document_start, document_end = int(documents[document]), int(documents[document + 1])
-        if document_end - document_start == 1:
-            begin, end = int(sentences[start]), int(sentences[start + 1])
-            return Cut(begin, min(end, begin + self._room + 1), end, end, NO_PAIR)
+        anchor = ((indices + epoch_shift(self._seed, epoch)) * self._stride).astype(np.int64) % self._num_tokens
+        start = np.searchsorted(sentences, anchor, side="right") - 1
+        document = np.searchsorted(documents, start, side="right") - 1
+        document_start, document_end = documents[document], documents[document + 1]
+        is_single = document_end - document_start == 1
 
-        random = randomness.generator(self._seed, "pair", epoch, index)
-        target = self._room
-        if random.random() < self._short:
-            target = int(random.integers(2, self._room, endpoint=True))
-        start = min(start, document_end - 2)  # the last sentence borrows its neighbour: A always has a B
-        end = int(np.searchsorted(sentences, sentences[start] + target))
-        end = max(min(end, document_end), start + 2)
-        middle = int(random.integers(start + 1, end))
-        first = int(sentences[start]), int(sentences[middle])
+        streams = randomness.Streams(self._seed, "pair", epoch, indices)
+        draws = streams.grid(_NUM_PAIR_DRAWS)
+        is_short = randomness.uniform(draws[:, 0]) < self._short
+        target = np.where(is_short, 2 + randomness.below(draws[:, 1], self._room - 1), self._room)
+        # The last sentence borrows its neighbour: A always has a B.
+        start = np.where(is_single, start, np.minimum(start, document_end - 2))
+        end = np.minimum(np.searchsorted(sentences, sentences[start] + target), document_end)
+        end = np.maximum(end, np.minimum(start + 2, document_end))
+        middle = start + 1 + randomness.below(draws[:, 2], np.maximum(end - start - 1, 1))
+        first = _Ranges(sentences[start], sentences[middle])
+        second = _Ranges(sentences[middle], sentences[end])
+        coin = draws[:, 3] >> np.uint64(63) == 1
         if self._is_order:
-            return _ordered(random, first, (first[1], int(sentences[end])), target)
-        if random.random() < 0.5 and document_end - document_start < len(sentences) - 1:
-            second, label = self._random_second(random, document_start, document_end, target - (first[1] - first[0]))
+            first, second = _cut_at_random_ends(streams, first, second, target)
+            label = np.where(coin, IS_SWAPPED, IN_ORDER)
+            first, second = first.where(~coin, second), second.where(~coin, first)
         else:
-            second, label = (int(sentences[middle]), int(sentences[end])), IS_NEXT
-        # What is too long loses the far ends, so that A and B still meet at a sentence border.
-        first_length, second_length = truncate_pair(first[1] - first[0], second[1] - second[0], target)
-        return Cut(first[1] - first_length, first[1], second[0], second[0] + second_length, label)
+            is_random = coin & (document_end - document_start < len(sentences) - 1)
+            others = self._random_seconds(draws[:, 4], document_start, document_end, target - first.lengths)
+            label = np.where(is_random, IS_RANDOM, IS_NEXT)
+            second = others.where(is_random, second)
+            # What is too long loses the far ends, so that A and B still meet at a sentence border.
+            first_length, second_length = truncate_pairs(first.lengths, second.lengths, target)
+            first, second = _Ranges(first.end - first_length, first.end), second.head(second_length)
+        whole = _Ranges(sentences[start], sentences[start + 1])
+        first = whole.head(np.minimum(whole.lengths, self._room + 1)).where(is_single, first)
+        second = _Ranges(whole.end, whole.end).where(is_single, second)
+        return _cuts(first, second, np.where(is_single, NO_PAIR, label))
 
-    def _random_second(
-        self, random: np.random.Generator, document_start: int, document_end: int, target: int
-    ) -> tuple[tuple[int, int], int]:
-        """A run of text from a sentence drawn evenly over all other documents."""
+    def _random_seconds(
+        self, draws: np.ndarray, document_start: np.ndarray, document_end: np.ndarray, target: np.ndarray
+    ) -> "_Ranges":
+        """A run of text from a sentence drawn evenly over all other documents; anything where there are none."""
         sentences, documents = self._sentences, self._documents
-        others = len(sentences) - 1 - (document_end - document_start)
-        start = int(random.integers(others))
-        if start >= document_start:
-            start += document_end - document_start
-        document = int(np.searchsorted(documents, start, side="right")) - 1
-        end = int(np.searchsorted(sentences, sentences[start] + max(target, 1)))
-        end = max(min(end, int(documents[document + 1])), start + 1)
-        return (int(sentences[start]), int(sentences[end])), IS_RANDOM
+        size = document_end - document_start
+        start = randomness.below(draws, len(sentences) - 1 - size)
+        start += np.where(start >= document_start, size, 0)
+        start = np.minimum(start, len(sentences) - 2)
+        document = np.searchsorted(documents, start, side="right") - 1
+        end = np.searchsorted(sentences, sentences[start] + np.maximum(target, 1))
+        end = np.maximum(np.minimum(end, documents[document + 1]), start + 1)
+        return _Ranges(sentences[start], sentences[end])
 
 
-def _ordered(random: np.random.Generator, first: tuple[int, int], second: tuple[int, int], target: int) -> Cut:
-    """Neighbours in their order or swapped. Cutting only the far ends would tell which of them came first."""
-    first, second = _cut_at_random_ends(random, first, second, target)
-    if random.random() < 0.5:
-        return Cut(*second, *first, IS_SWAPPED)
-    return Cut(*first, *second, IN_ORDER)
+@dataclass(frozen=True)
+class _Ranges:
+    """S ranges of tokens, as int64 [S] arrays."""
+
+    start: np.ndarray
+    end: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        lengths: np.ndarray = self.end - self.start
+        return lengths
+
+    def head(self, lengths: np.ndarray) -> "_Ranges":
+        return _Ranges(self.start, self.start + lengths)
+
+    def where(self, condition: np.ndarray, other: "_Ranges") -> "_Ranges":
+        return _Ranges(np.where(condition, self.start, other.start), np.where(condition, self.end, other.end))
+
+
+def _cuts(first: _Ranges, second: _Ranges, label: np.ndarray) -> Cuts:
+    return Cuts(first.start, first.end, second.start, second.end, label)
+
+
+def truncate_pairs(lengths_a: np.ndarray, lengths_b: np.ndarray, rooms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`truncate_pair` for int64 [S] lengths and rooms."""
+    excess = np.maximum(lengths_a + lengths_b - rooms, 0)
+    from_longer = np.minimum(excess, np.abs(lengths_a - lengths_b))
+    rest = excess - from_longer
+    is_longer = lengths_a > lengths_b
+    kept_a = lengths_a - np.where(is_longer, from_longer, 0) - rest // 2
+    return kept_a, lengths_b - np.where(is_longer, 0, from_longer) - (rest - rest // 2)
 
 
 def _cut_at_random_ends(
-    random: np.random.Generator, first: tuple[int, int], second: tuple[int, int], room: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
+    streams: randomness.Streams, first: _Ranges, second: _Ranges, rooms: np.ndarray
+) -> tuple[_Ranges, _Ranges]:
     """One token at a time from the longer range, from its front or back with equal chance: a binomial draw."""
-    lengths = truncate_pair(first[1] - first[0], second[1] - second[0], room)
+    lengths = truncate_pairs(first.lengths, second.lengths, rooms)
     cut = []
-    for (start, end), length in zip((first, second), lengths, strict=True):
-        start += int(random.binomial(end - start - length, 0.5))
-        cut.append((start, start + length))
+    for side, (ranges, kept) in enumerate(zip((first, second), lengths, strict=True)):
+        start = ranges.start + _heads(streams, ranges.lengths - kept, side)
+        cut.append(_Ranges(start, start + kept))
     return cut[0], cut[1]
+
+
+def _heads(streams: randomness.Streams, coins: np.ndarray, side: int) -> np.ndarray:
+    """How many of so many coins [S] show heads: the ones among as many random bits, int64 [S]."""
+    words = (coins + 63) // 64
+    rows = np.repeat(np.arange(len(coins)), words)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(words) - words, words)
+    bits = streams.at(rows, _NUM_PAIR_DRAWS + 2 * place + side)
+    bits >>= (64 - np.minimum(coins[rows] - 64 * place, 64)).astype(np.uint64)
+    heads: np.ndarray = np.bincount(rows, np.bitwise_count(bits), minlength=len(coins)).astype(np.int64)
+    return heads
 
 
 class OriginalPairs:
@@ -188,12 +248,13 @@ class OriginalPairs:
         """Differs from epoch to epoch, since short targets and given-back sentences are drawn anew."""
         return len(self._plan(epoch))
 
-    def cut(self, index: int, epoch: int) -> Cut:
-        """The planned sample, cut to the room from random ends as the original does."""
-        first_start, first_end, second_start, second_end, label = self._plan(epoch)[index].tolist()
-        random = randomness.generator(self._seed, "truncate", epoch, index)
-        first, second = _cut_at_random_ends(random, (first_start, first_end), (second_start, second_end), self._room)
-        return Cut(*first, *second, label)
+    def cuts(self, indices: np.ndarray, epoch: int) -> Cuts:
+        """The planned samples, cut to the room from random ends as the original does."""
+        first_start, first_end, second_start, second_end, label = self._plan(epoch)[indices].T
+        streams = randomness.Streams(self._seed, "truncate", epoch, indices)
+        first, second = _Ranges(first_start, first_end), _Ranges(second_start, second_end)
+        first, second = _cut_at_random_ends(streams, first, second, np.full_like(label, self._room))
+        return _cuts(first, second, label)
 
     def _make_plan(self, epoch: int) -> np.ndarray:
         rows: list[tuple[int, int, int, int, int]] = []
@@ -254,7 +315,7 @@ class PairClassification:
     name: PairQuestion
     weight: float = 1.0
 
-    def labels(self, pair_labels: Sequence[int]) -> tuple[dict[str, Tensor], float]:
+    def labels(self, pair_labels: Sequence[int] | np.ndarray) -> tuple[dict[str, Tensor], float]:
         """Tensors for `loss` and how many sequences carry a label."""
         labels_S = torch.tensor(pair_labels, dtype=torch.int64)
         return {"pair_labels": labels_S}, float((labels_S != NO_PAIR).sum())

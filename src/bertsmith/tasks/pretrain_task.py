@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertsmith.model.batch import pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.tasks.mlm import MaskedLanguageModel
 from bertsmith.tasks.pairs import (
@@ -23,7 +22,7 @@ from bertsmith.tasks.pairs import (
     NO_PAIR,
     PairClassification,
 )
-from bertsmith.tasks.pretrain_examples import PretrainExample, PretrainExamples
+from bertsmith.tasks.pretrain_examples import PretrainExample, PretrainExamples, flat_examples
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples
 from bertsmith.text.corpus import Corpus
@@ -110,13 +109,13 @@ class PretrainTask:
 
     def collate(self, examples: Sequence[PretrainExample]) -> Batch:
         """Lay S samples flat, with the labels of each objective."""
-        inputs = pack([one.masked.token_ids for one in examples], [one.segment_ids for one in examples])
-        labels, num_masked = self._mlm.labels([one.masked for one in examples])
+        flat = flat_examples(examples)
+        labels, num_masked = self._mlm.labels(flat.masked)
         counts = {self._mlm.name: num_masked}
         if self._pair is not None:
-            pair_labels, counts[self._pair.name] = self._pair.labels([one.pair_label for one in examples])
+            pair_labels, counts[self._pair.name] = self._pair.labels(flat.pair_labels)
             labels |= pair_labels
-        return Batch(inputs, labels, counts, examples)
+        return Batch(flat.inputs(), labels, counts, flat)
 
     def build(self, encoder: Encoder) -> PretrainingModel:
         """A `PretrainingModel` whose heads match the objectives."""

@@ -16,13 +16,13 @@ from sklearn import metrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertsmith.model.batch import pack, split
+from bertsmith.model.batch import split
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import DetectionHead, VocabularyHead
 from bertsmith.model.resize import load_resized
 from bertsmith.tasks.mlm import MaskedLanguageModel
-from bertsmith.tasks.pretrain_examples import PretrainExample, PretrainExamples
+from bertsmith.tasks.pretrain_examples import PretrainExample, PretrainExamples, flat_examples
 from bertsmith.tasks.pretrain_task import UnigramBaseline
 from bertsmith.tasks.rows import ListExamples
 from bertsmith.training.task import Batch, Examples
@@ -150,10 +150,10 @@ class ReplacedTokensTask:
 
     def collate(self, examples: Sequence[PretrainExample]) -> Batch:
         """Lay samples flat; every token counts for the discriminator, [CLS] and [SEP] too, as in the original."""
-        inputs = pack([one.masked.token_ids for one in examples], [one.segment_ids for one in examples])
-        labels, num_masked = self._mlm.labels([one.masked for one in examples])
-        counts = {self._mlm.name: num_masked, "rtd": float(sum(inputs.lengths))}
-        return Batch(inputs, labels, counts, examples)
+        flat = flat_examples(examples)
+        labels, num_masked = self._mlm.labels(flat.masked)
+        counts = {self._mlm.name: num_masked, "rtd": float(len(flat.segment_ids))}
+        return Batch(flat.inputs(), labels, counts, flat)
 
     def build(self, encoder: Encoder) -> ReplacedTokensModel:
         """The discriminator's encoder with everything around it."""

@@ -47,9 +47,9 @@ class ListExamples(Generic[ExampleT]):
         """The same for every epoch."""
         return len(self.items)
 
-    def example(self, index: int, epoch: int) -> ExampleT:
-        """Item `index`, whatever the epoch."""
-        return self.items[index]
+    def take(self, indices: Sequence[int], epoch: int) -> Sequence[ExampleT]:
+        """Those items, whatever the epoch."""
+        return [self.items[index] for index in indices]
 
     def num_tokens(self, index: int) -> int:
         """Tokens of item `index`."""

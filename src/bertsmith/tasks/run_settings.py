@@ -39,6 +39,12 @@ class RunSettings:
     """All dropout of the model while it learns; None: as its configuration says (0.1 for the named sizes)."""
     save_every: str = "10m"
     """How often a checkpoint is saved: "500 steps", "10m", "5%"; Ctrl-C and the end always save one."""
+    max_skipped_steps: int = 0
+    """Steps in a row that are skipped before the run stops, because a loss or gradient is not finite, or is a spike."""
+    skip_spikes: float | None = None
+    """Skip gradients so many standard deviations above the mean norm of the last 128, such as 6; None: use them all."""
+    auto_batch: bool = False
+    """When memory runs out, halve the micro-batch and go on with the same step."""
     precision: Precision = "auto"
     """bf16 autocast where the hardware has it, unless said otherwise."""
     device: str = "auto"
@@ -93,6 +99,9 @@ class RunSettings:
             early_stopping=early_stopping,
             keep_best=keep_best,
             save_every=self.save_every,
+            max_skipped_steps=self.max_skipped_steps,
+            skip_spikes=self.skip_spikes,
+            auto_batch=self.auto_batch,
             num_workers=self.num_workers,
             precision=self.precision,
             device=self.device,

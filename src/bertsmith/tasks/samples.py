@@ -33,8 +33,8 @@ def describe_samples(
         seed=seed,
         num_samples=number,
     )
-    for index in range(examples.num_examples(0)):
-        yield describe(examples.example(index, 0), tokenizer)
+    for example in examples.take(range(examples.num_examples(0)), 0):
+        yield describe(example, tokenizer)
 
 
 def describe(example: PretrainExample, tokenizer: Tokenizer) -> str:

@@ -24,12 +24,16 @@ from bertsmith.settings import from_mapping, to_mapping
 from bertsmith.tasks import answer, answer_data, classify_data, tag_data
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.classify_targets import NumberTarget
+from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Section
 from bertsmith.training.task import Batch, Task
 
 _FORMAT = 1
+OF_A_SEED = "seed-"
+"""What the names of the folders begin with that a run of several seeds holds."""
 _OF_A_RUN = ("metrics.jsonl", "checkpoints", "model")
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
@@ -128,7 +132,8 @@ def model_folder(path: str | Path) -> str:
     folder = Path(path)
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")
-    if (folder / "metrics.jsonl").is_file() and not (folder / "config.json").is_file():
+    is_run = (folder / "metrics.jsonl").is_file() or any(folder.glob(f"{OF_A_SEED}*/config.yaml"))
+    if is_run and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is a run that has no model yet. Let it finish: the same command with --resume.")
     return str(path)
 
@@ -166,7 +171,8 @@ def _is_run(out: Path) -> bool:
     names = {path.name for path in out.iterdir()}
     if names == {"config.yaml"}:
         return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
-    return "config.yaml" in names and not names.isdisjoint(_OF_A_RUN)
+    has_seeds = any(name.startswith(OF_A_SEED) for name in names)
+    return "config.yaml" in names and (has_seeds or not names.isdisjoint(_OF_A_RUN))
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
@@ -199,7 +205,7 @@ def save_task(
     problem_type = None
     labels = task.labels
     if isinstance(task, Classification):
-        problem_type = "regression" if task.settings.regression else "single_label_classification"
+        problem_type = task.target.problem_type
         labels = labels or ("LABEL_0",)
     saved = {
         "format": _FORMAT,
@@ -279,11 +285,9 @@ def _saved_task(
     if name == "answering":
         longest = min(_LONGEST_WINDOW, max_sequence_length)
         values, labels = {"max_length": longest, "max_query_length": longest // 6}, ()
-    if name == "classification" and raw_config.get("problem_type") == "multi_label_classification":
-        raise ModelError(
-            f"{folder}: problem_type is multi_label_classification, several labels a text. Only one label a text is "
-            "supported (single_label_classification), or a number (regression)."
-        )
-    if name == "classification" and (raw_config.get("problem_type") == "regression" or len(labels) == 1):
+    problem_type = raw_config.get("problem_type")
+    if name == "classification" and problem_type == LabelSetTarget.problem_type:
+        values["multi_label"] = True
+    elif name == "classification" and (problem_type == NumberTarget.problem_type or len(labels) == 1):
         values["regression"], labels = True, ()
     return name, labels, values

@@ -115,7 +115,7 @@ class Corpus:
 
         self._tokens: list[np.ndarray] = []
         self._word_starts: list[np.ndarray] = []
-        self._first_tokens = [0]
+        first_tokens = [0]
         sentences, documents = [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
         for shard in record.shards:
             place = folder / split / shard.name
@@ -124,7 +124,8 @@ class Corpus:
             self._word_starts.append(np.asarray(_map(place / "word_starts.npy")))
             sentences.append(np.load(place / "sentences.npy", allow_pickle=False)[1:] + sentences[-1][-1])
             documents.append(np.load(place / "documents.npy", allow_pickle=False)[1:] + documents[-1][-1])
-            self._first_tokens.append(self._first_tokens[-1] + shard.num_tokens)
+            first_tokens.append(first_tokens[-1] + shard.num_tokens)
+        self._first_tokens = np.array(first_tokens, dtype=np.int64)
         self.sentence_offsets: np.ndarray = np.concatenate(sentences)
         self.document_offsets: np.ndarray = np.concatenate(documents)
 
@@ -133,12 +134,22 @@ class Corpus:
         shard, first = self._shard(start, end)
         return self._tokens[shard][start - first : end - first]
 
-    def word_starts(self, start: int, end: int) -> np.ndarray:
-        """bool [end - start], true on the first token of a word; the same range as for `tokens`."""
-        shard, first = self._shard(start, end)
-        begin, stop = start - first, end - first
-        bits = np.unpackbits(self._word_starts[shard][begin // 8 : (stop + 7) // 8])
-        return bits[begin % 8 : begin % 8 + stop - begin].view(bool)
+    def tokens_of(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """The tokens of P ranges end to end, copied: int64 [P] starts and ends, each as for `tokens`."""
+        shards, first = self._shards(starts, ends)
+        return _join(self._tokens, shards, starts - first, ends - first)
+
+    def word_starts_of(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """bool, true on the first token of a word, for P ranges end to end as for `tokens_of`."""
+        shards, first = self._shards(starts, ends)
+        begins, lengths = starts - first, ends - starts
+        first_bytes, end_bytes = begins // 8, (ends - first + 7) // 8
+        bits = np.unpackbits(_join(self._word_starts, shards, first_bytes, end_bytes))
+        num_bytes = end_bytes - first_bytes
+        first_bits = 8 * (np.cumsum(num_bytes) - num_bytes) + begins % 8
+        places = np.repeat(first_bits - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        is_start: np.ndarray = bits[places].view(bool)
+        return is_start
 
     def shards(self) -> Sequence[np.ndarray]:
         """The tokens of each shard [T], in order, for passes over the whole split."""
@@ -155,12 +166,20 @@ class Corpus:
         """How many words there are; reads an eighth of a byte a token."""
         return sum(int(np.bitwise_count(bits).sum()) for bits in self._word_starts)
 
+    def _shards(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shards that hold token ranges, int64 [P], and their first tokens, int64 [P]."""
+        shards = np.minimum(np.searchsorted(self._first_tokens, starts, side="right"), len(self._tokens)) - 1
+        is_outside = (starts < 0) | (ends > self._first_tokens[shards + 1])
+        if is_outside.any():
+            self._shard(int(starts[is_outside][0]), int(ends[is_outside][0]))
+        return shards, self._first_tokens[shards]
+
     def _shard(self, start: int, end: int) -> tuple[int, int]:
         """The shard that holds a token range, and its first token."""
         shard = bisect.bisect_right(self._first_tokens, start, hi=len(self._tokens)) - 1
         if start < 0 or shard < 0 or end > self._first_tokens[shard + 1]:
             raise IndexError(f"tokens {start} to {end} are not in one shard of {self.folder / self.split}")
-        return shard, self._first_tokens[shard]
+        return shard, int(self._first_tokens[shard])
 
 
 def open_corpus(folder: str | Path, split: Split = "train", *, verify: bool = False) -> Corpus:
@@ -224,6 +243,12 @@ def _check_file(path: Path, size: int, digest: str, verify: bool) -> None:
         raise CorpusError(f"{path} has {found} bytes, the manifest says {size}: damaged. Build the store again.")
     if verify and sha256(path) != digest:
         raise CorpusError(f"{path} has changed: its SHA-256 is not the manifest's. Build the store again.")
+
+
+def _join(arrays: Sequence[np.ndarray], numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Ranges of arrays with those numbers, end to end."""
+    places = zip(numbers.tolist(), starts.tolist(), ends.tolist(), strict=True)
+    return np.concatenate([arrays[number][start:end] for number, start, end in places])
 
 
 def _map(path: Path) -> np.ndarray:

@@ -49,8 +49,9 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
         raise SettingsError(f'language: "{language}" is not a language code. Write for example en, de or zh.')
     whole = replace_surrogates(text)
     starts: list[int] = []
-    begin = 0
-    for blank in _BLANK_LINES.finditer(whole):
+    # sentencex cuts some paragraphs otherwise when white space is before them.
+    begin = len(whole) - len(whole.lstrip())
+    for blank in _BLANK_LINES.finditer(whole, begin):
         starts.extend(_sentence_starts(whole, begin, blank.start(), code))
         begin = blank.end()
     starts.extend(_sentence_starts(whole, begin, len(whole), code))

@@ -12,6 +12,7 @@ there is one, and no optimizer. `stable-STEP` is a whole checkpoint, of the mome
 to fall: from there a longer run can go on.
 """
 
+import os
 import re
 import shutil
 import warnings
@@ -31,6 +32,7 @@ from bertsmith.files import atomic_folder, ensure_free, read_json, sha256, write
 Kind = Literal["step", "best", "stable"]
 
 _FORMAT = 1
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _STALE = re.compile(r"\.(step|best|stable)-\d+\.(tmp|old)-.*")
 
 
@@ -45,12 +47,13 @@ def save_checkpoint(
     kind: Kind = "step",
     keep: int = 2,
 ) -> Path:
-    """Write `folder/KIND-STEP`, then remove all but the newest `keep` of that kind.
+    """Write `folder/KIND-STEP` and verify it; then remove all but the newest `keep` of that kind.
 
     Checkpoints of later steps are removed as well: they belong to a run that went back.
 
     Raises:
-        StorageError: no space or no permission; what was there before is still there.
+        StorageError: no space, no permission, or what was written does not read back; what was there before is
+            still there.
     """
     tensors = {"model.safetensors": _model_tensors(model)}
     if optimizer is not None:
@@ -60,18 +63,18 @@ def save_checkpoint(
     needed_bytes = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     ensure_free(folder, needed_bytes + 2**20)
     path = folder / f"{kind}-{step:08d}"
-    with atomic_folder(path, replace=True) as temporary:
+    with atomic_folder(path, replace=True, needed_bytes=needed_bytes) as temporary:
         for name, group in tensors.items():
-            try:
-                save_file({key: value.detach().contiguous() for key, value in group.items()}, temporary / name)
-            except SafetensorError as error:
-                raise StorageError(f"cannot write {path / name}: {error}") from error
+            _save_tensors(group, temporary / name)
         write_json(temporary / "state.json", dict(state))
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in temporary.iterdir()}
         write_json(temporary / "manifest.json", {"format": _FORMAT, "step": step, "files": files})
+        # Before it takes its name: the one that it replaces may be the last that is whole.
+        if fault := find_fault(temporary):
+            raise StorageError(f"{path} does not read back as it was written: {fault}. The disk may be failing.")
     remove_checkpoints(folder, kind=kind, after_step=step)
     for old in _found(folder, kind)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     return path
 
 
@@ -96,10 +99,10 @@ def remove_checkpoints(folder: Path, *, kind: Kind, after_step: int) -> None:
     """Remove checkpoints of later steps, and what a process that was killed while writing left behind."""
     for path in _found(folder, kind):
         if step_of(path) > after_step:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
     for path in folder.iterdir() if folder.is_dir() else ():
         if _STALE.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
 
 
 def step_of(path: Path) -> int:
@@ -152,6 +155,32 @@ def read_state(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `state`."""
     state: dict[str, Any] = read_json(path / "state.json")
     return state
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a file of tensors; what the system refuses is an OSError, as it is for any other file."""
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        code = _OS_ERROR.search(str(error))
+        if code is None:
+            raise StorageError(f"cannot write {path.name} of a checkpoint: {error}") from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint that is not needed any more. That it stays is no reason to end a run.
+
+    It loses its name first: one that is half removed when the process is killed would look damaged.
+    """
+    try:
+        hidden = folder
+        if not folder.name.startswith("."):
+            hidden = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+            os.rename(folder, hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        warnings.warn(f"checkpoint {folder} cannot be removed: {error.strerror}", RuntimeWarning, stacklevel=3)
 
 
 def _fill(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Which device to compute on, and whether in bfloat16."""
+"""Which device to compute on, whether in bfloat16, and how it says that its memory is full."""
 
+import re
 from typing import Literal
 
 import torch
@@ -8,6 +9,8 @@ from bertsmith.errors import SettingsError
 
 Precision = Literal["auto", "fp32", "bf16"]
 ResolvedPrecision = Literal["fp32", "bf16"]
+
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -57,3 +60,14 @@ def autocast(device: torch.device, precision: ResolvedPrecision) -> torch.autoca
     The bf16 copies of the weights live as long as the outermost context.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is how torch or Python says that there is no memory left.
+
+    CUDA has a class of its own; on a CPU torch raises a RuntimeError that only its text tells apart, and so does cuBLAS
+    when it cannot have its workspace.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )

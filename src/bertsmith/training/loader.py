@@ -5,10 +5,11 @@ beside the training thread is enough to hide it. Batches come out in the same or
 content, for any number of threads.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -48,6 +49,19 @@ class Step:
     def num_tokens(self) -> int:
         """Real tokens, special ones included."""
         return sum(sum(batch.inputs.lengths) for batch in self.micro_batches)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Examples in its largest micro-batch."""
+        return max(len(batch.examples) for batch in self.micro_batches)
+
+    def cut(self, collate: Collate, micro_batch_size: int) -> "Step":
+        """The same examples in micro-batches of at most so many, as a loader of that `micro_batch_size` makes them."""
+        if self.micro_batch_size <= micro_batch_size:
+            return self
+        examples = [example for batch in self.micro_batches for example in batch.examples]
+        starts = range(0, len(examples), micro_batch_size)
+        return replace(self, micro_batches=[collate(examples[start : start + micro_batch_size]) for start in starts])
 
 
 class _Noting:
@@ -142,18 +156,27 @@ class Loader:
     def _make(self, epoch: int, start: int, size: int) -> Step:
         end = min(start + self._batch_size, size)
         sample_ids = self.sample_ids(epoch, start, end)
-        rows: list[Any] = []
-        for sample_id in sample_ids:
-            with _Noting(f"while making example {sample_id} of epoch {epoch}"):
-                rows.append(self._examples.example(sample_id, epoch))
+        thread = f", in thread {threading.current_thread().name}"
+        with _Noting(f"while making examples {sample_ids} of epoch {epoch}{thread}"):
+            rows = self._take(sample_ids, epoch)
         micro_batches: list[Batch] = []
         for first in range(0, len(rows), self._micro_batch_size):
             last = first + self._micro_batch_size
-            with _Noting(f"while batching examples {sample_ids[first:last]} of epoch {epoch}"):
+            with _Noting(f"while batching examples {sample_ids[first:last]} of epoch {epoch}{thread}"):
                 micro_batches.append(self._collate(rows[first:last]))
         steps_done = -(-end // self._batch_size)
         steps_in_epoch = -(-size // self._batch_size)
         return Step(epoch, end, epoch + steps_done / steps_in_epoch, micro_batches, sample_ids)
+
+    def _take(self, sample_ids: list[int], epoch: int) -> Sequence[Any]:
+        """The examples of a step; if that fails, one by one, to say in which of them the fault is."""
+        try:
+            return self._examples.take(sample_ids, epoch)
+        except Exception:
+            for sample_id in sample_ids:
+                with _Noting(f"in example {sample_id}"):
+                    self._examples.take([sample_id], epoch)
+            raise
 
 
 def evaluation_batches(
@@ -172,9 +195,9 @@ def evaluation_batches(
     group_tokens = 0
     for index in np.argsort(-lengths, kind="stable").tolist():
         if group and group_tokens + lengths[index] > token_budget:
-            yield group, collate([examples.example(place, 0) for place in group])
+            yield group, collate(examples.take(group, 0))
             group, group_tokens = [], 0
         group.append(index)
         group_tokens += int(lengths[index])
     if group:
-        yield group, collate([examples.example(place, 0) for place in group])
+        yield group, collate(examples.take(group, 0))

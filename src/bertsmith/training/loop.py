@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bertsmith.errors import Interrupted, SettingsError, TrainingError
+from bertsmith.errors import Interrupted, SettingsError
 from bertsmith.files import bring_back
 from bertsmith.training import plan
 from bertsmith.training.average import WeightAverage
@@ -36,6 +36,7 @@ from bertsmith.training.checkpoint import (
 )
 from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.faults import Guard
 from bertsmith.training.interrupt import StopRequest
 from bertsmith.training.loader import Loader, Step
 from bertsmith.training.optim import build_optimizer
@@ -76,7 +77,8 @@ def train(
         clock: seconds that only grow; for time budgets and throughput.
 
     Raises:
-        TrainingError: the gradient is not finite; or the checkpoint was made with other settings.
+        TrainingError: a bad step too many, or memory ran out (see `faults`); or the checkpoint was made with other
+            settings.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
         SettingsError: `run_folder` holds a run and `resume` is false; stages that do not rise to 1.
     """
@@ -127,7 +129,7 @@ def _train_stage(run: "_Run", reporter: Reporter, stop: StopRequest) -> None:
                 run.log(reporter)
                 return
             asked = run.clock()
-            run.take_step(stage.task, next(steps), progress, asked)
+            run.take_step(stage.task, next(steps), progress, asked, reporter)
             run.after_step(reporter)
 
 
@@ -153,6 +155,7 @@ class _Run:
         self.settings = settings
         self.clock = clock
         self.checkpoints = run_folder / "checkpoints"
+        self.guard = Guard(settings, self.checkpoints)
         self.budget = Budget.parse(settings.budget)
         self.evaluations = Interval(Budget.parse(settings.evaluate_every or "10%"))
         self.saves = Interval(Budget.parse(settings.save_every))
@@ -210,7 +213,7 @@ class _Run:
             stage.task.examples("train"),
             stage.task.collate,
             batch_size=stage.batch_size or self.settings.batch_size,
-            micro_batch_size=stage.micro_batch_size or self.settings.micro_batch_size,
+            micro_batch_size=self.state.micro_batch_limit or stage.micro_batch_size or self.settings.micro_batch_size,
             seed=self.settings.seed,
             stream=self.state.stage,
             num_workers=self.settings.num_workers,
@@ -233,33 +236,41 @@ class _Run:
             if self.state.stage < len(self.stages):
                 self.state.epoch = self.state.position = 0
                 self.state.epochs_before_stage = self.state.epochs
+                # Text of another length has other norms, and needs other memory.
+                self.state.grad_norms, self.state.micro_batch_limit = [], None
 
-    def take_step(self, task: Task, step: Step, progress: float, asked: float) -> None:
-        """One update, and where the run is afterwards. `asked` is when its data was asked for."""
+    def take_step(self, task: Task, step: Step, progress: float, asked: float, reporter: Reporter) -> None:
+        """One update, or none, and where the run is afterwards. `asked` is when its data was asked for."""
         began = self.clock()
         state, optimizer = self.state, self.settings.optimizer
         self.learning_rate = rate(progress, state.step, optimizer)
-        result = take_step(
-            self.model,
-            task,
-            step,
-            self.optimizer,
-            learning_rate=self.learning_rate,
-            max_grad_norm=optimizer.max_grad_norm,
-            seed=self.settings.seed,
-            number=state.step,
-            device=self.device,
-            precision=self.precision,
-        )
-        if not result.is_finite:
-            raise TrainingError(self._divergence(step, result))
-        self.average.update(state.step)
+
+        def update(part: Step) -> StepResult:
+            return take_step(
+                self.model,
+                task,
+                part,
+                self.optimizer,
+                learning_rate=self.learning_rate,
+                max_grad_norm=optimizer.max_grad_norm,
+                seed=self.settings.seed,
+                number=state.step,
+                device=self.device,
+                precision=self.precision,
+                spike_norm=self.guard.spike_norm(state),
+            )
+
+        result = self.guard.within_memory(task, step, state, reporter, update)
+        is_taken = self.guard.judge(step, result, self.learning_rate, state, reporter)
+        if is_taken:
+            self.average.update(state.step)
         state.step += 1
         state.tokens += step.num_tokens
         state.epoch, state.position = step.epoch, step.position
         state.epochs = state.epochs_before_stage + step.epochs
         self.step_seconds = self.clock() - asked
-        self.totals.add(result, step.num_tokens, self.step_seconds, began - asked)
+        if is_taken:  # else the figures of the next line would be those of the bad step
+            self.totals.add(result, step.num_tokens, self.step_seconds, began - asked)
 
     def after_step(self, reporter: Reporter) -> None:
         """A line of metrics and a checkpoint if they are due; an evaluation is only noted as due."""
@@ -370,17 +381,3 @@ class _Run:
             return False
         expected = self.state.evaluation_seconds + self.last_evaluation_seconds
         return self.last_evaluation_seconds > 0 and expected > _EVALUATION_SHARE * self.budget.amount
-
-    def _divergence(self, step: Step, result: StepResult) -> str:
-        losses = ", ".join(f"{name} {float(total) / result.counts[name]:g}" for name, total in result.loss_sums.items())
-        last = newest_checkpoint(self.checkpoints)
-        return (
-            f"step {self.state.step + 1}: the gradient is not finite (norm {result.grad_norm}; losses: {losses}; "
-            f"learning rate {self.learning_rate:g}; epoch {step.epoch}, examples {_some(step.sample_ids)}). "
-            f"The last checkpoint is {last or 'not yet written'}. A lower learning rate or a longer warm-up may help; "
-            "if the loss itself is not finite, look at these examples."
-        )
-
-
-def _some(sample_ids: Sequence[int]) -> str:
-    return ", ".join(map(str, sample_ids[:16])) + (f" and {len(sample_ids) - 16} more" if len(sample_ids) > 16 else "")

@@ -1,6 +1,6 @@
 """The optimizers by name, with what their authors set, and which parameters they decay."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from bertsmith.errors import SettingsError, did_you_mean
-from bertsmith.model.encoder import Layer
+from bertsmith.model.encoder import Encoder, Layer
 from bertsmith.training.optimizers import BertAdam, Combined, Lamb, MatrixMuon, StableAdamW
 
 OptimizerName = Literal["adamw", "bert-original", "stable-adamw", "lamb", "muon"]
@@ -71,6 +71,9 @@ class OptimizerSettings:
     """Share of the budget over which the rate rises from 0; used when warmup_steps is not given."""
     warmup_steps: int | None = None
     """Steps over which the rate rises from 0."""
+    layer_decay: float | None = None
+    """What the rate of a layer is multiplied by for the layer below it (Clark et al. 2020, arXiv 2003.10555): the head
+    has the whole rate, the embeddings have the lowest. None: all have the same."""
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName)):
@@ -92,6 +95,8 @@ class OptimizerSettings:
                 raise SettingsError(f"{name} is {value}; it must be at least {low:g} and below {high:g}.")
         if self.epsilon is not None and self.epsilon <= 0:
             raise SettingsError(f"epsilon is {self.epsilon}; it must be above 0.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise SettingsError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
 
     @property
     def preset(self) -> Preset:
@@ -105,12 +110,13 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
 
     What decays is decided by the module that owns a parameter and by its number of dimensions, never
     by its name: a pattern that expects "LayerNorm" misses a module called `norm1`. A tied parameter is
-    in one group, once.
+    in one group, once. A group's `lr_scale` is what the run's learning rate is multiplied by for it.
 
     Raises:
         SettingsError: muon, for a model without encoder layers to train.
     """
     decayed, undecayed = _split(model)
+    scales = _rate_scales(model, settings.layer_decay)
     preset = settings.preset
     values: dict[str, Any] = {
         "lr": settings.learning_rate,
@@ -119,13 +125,13 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
     }
     match settings.optimizer:
         case "adamw":
-            return AdamW(_groups(decayed, undecayed, settings), fused=True, **values)
+            return AdamW(_groups(decayed, undecayed, scales, settings), fused=True, **values)
         case "bert-original":
-            return BertAdam(_groups(decayed, undecayed, settings), **values)
+            return BertAdam(_groups(decayed, undecayed, scales, settings), **values)
         case "stable-adamw":
-            return StableAdamW(_groups(decayed, undecayed, settings), **values)
+            return StableAdamW(_groups(decayed, undecayed, scales, settings), **values)
         case "lamb":
-            return Lamb(_groups(decayed, undecayed, settings), **values)
+            return Lamb(_groups(decayed, undecayed, scales, settings), **values)
         case "muon":
             num_parts = _hidden_matrices(model)
             matrices = [parameter for parameter in decayed if parameter in num_parts]
@@ -133,11 +139,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
             if not matrices:
                 raise SettingsError("optimizer muon trains the matrices of encoder layers, and this model trains none.")
             by_parts = [
-                {"params": [matrix for matrix in matrices if num_parts[matrix] == number], "num_parts": number}
+                {**group, "num_parts": number}
                 for number in sorted({num_parts[matrix] for matrix in matrices})
+                for group in _by_rate([one for one in matrices if num_parts[one] == number], scales, settings)
             ]
             muon = MatrixMuon(by_parts, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-            groups = _groups(others, undecayed, settings)
+            groups = _groups(others, undecayed, scales, settings)
             return Combined(muon, *([AdamW(groups, fused=True, **values)] if groups else []))
 
 
@@ -157,11 +164,47 @@ def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def _groups(
-    decayed: list[nn.Parameter], undecayed: list[nn.Parameter], settings: OptimizerSettings
+    decayed: Sequence[nn.Parameter],
+    undecayed: Sequence[nn.Parameter],
+    scales: Mapping[Tensor, float],
+    settings: OptimizerSettings,
 ) -> list[dict[str, Any]]:
     """The parameters as torch's optimizers take them; no group is empty."""
-    pairs = ((decayed, settings.weight_decay), (undecayed, 0.0))
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in pairs if parameters]
+    return [
+        {**group, "weight_decay": decay}
+        for parameters, decay in ((decayed, settings.weight_decay), (undecayed, 0.0))
+        for group in _by_rate(parameters, scales, settings)
+    ]
+
+
+def _by_rate(
+    parameters: Sequence[nn.Parameter], scales: Mapping[Tensor, float], settings: OptimizerSettings
+) -> list[dict[str, Any]]:
+    """Parameters in groups of equal learning rate, the highest first."""
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_scale.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+    return [
+        {"params": by_scale[scale], "lr": settings.learning_rate * scale, "lr_scale": scale}
+        for scale in sorted(by_scale, reverse=True)
+    ]
+
+
+def _rate_scales(model: nn.Module, layer_decay: float | None) -> dict[Tensor, float]:
+    """The share of the learning rate of all parameters that do not have the whole of it.
+
+    The highest of L layers is one step below the head, the lowest L, the embeddings L + 1. A layer whose weights are
+    shared counts once. The norm behind the layers goes with the head.
+    """
+    found: dict[Tensor, float] = {}
+    if layer_decay is None:
+        return found
+    for encoder in model.modules():
+        if isinstance(encoder, Encoder):
+            for below, part in enumerate(reversed(list(encoder.layers)), start=1):
+                found |= dict.fromkeys(part.parameters(), layer_decay**below)
+            found |= dict.fromkeys(encoder.embedding_parameters(), layer_decay ** (len(encoder.layers) + 1))
+    return found
 
 
 def _hidden_matrices(model: nn.Module) -> dict[Tensor, int]:

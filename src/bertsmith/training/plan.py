@@ -39,6 +39,13 @@ class TrainSettings:
     """An interval, as evaluate_every. Ctrl-C and the end always save."""
     log_every: int | None = None
     """Steps between lines of metrics.jsonl; without it a line every 1.5 seconds or 50 steps."""
+    max_skipped_steps: int = 0
+    """How many steps in a row may be skipped because a loss or the gradient is not finite, or is a spike."""
+    skip_spikes: float | None = None
+    """Skip a gradient whose norm is so many standard deviations above the mean of the last 128; None: use it."""
+    auto_batch: bool = False
+    """When memory runs out, halve the micro-batch and go on with the same step, whose update stays the same but for
+    dropout."""
     num_workers: int = 1
     """Threads that make batches ahead; changes nothing but speed."""
     precision: Precision = "auto"
@@ -51,8 +58,16 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}; it must be at least 1.")
-        if self.num_workers < 0:
-            raise SettingsError(f"num_workers is {self.num_workers}; it must be at least 0.")
+        for name in ("num_workers", "max_skipped_steps"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        if self.skip_spikes is not None and not self.skip_spikes > 0:
+            raise SettingsError(f"skip_spikes is {self.skip_spikes}; it must be above 0.")
+        if self.skip_spikes is not None and self.max_skipped_steps == 0:
+            raise SettingsError(
+                "skip_spikes skips steps, and max_skipped_steps is 0, which allows none: set it to how many in a row "
+                "may be, such as 5."
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise SettingsError(f"ema_decay is {self.ema_decay}; it must be above 0 and below 1.")
         if Budget.parse(self.budget).unit == "share":
@@ -95,6 +110,12 @@ class State:
     evaluations_without_gain: int = 0
     is_stopped_early: bool = False
     is_rate_falling: bool = False
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    grad_norms: list[float] = field(default_factory=list)
+    """The last finite ones of the stage, which decide what is a spike; none without `skip_spikes`."""
+    micro_batch_limit: int | None = None
+    """What fits the memory in this stage, once that has run out."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +142,14 @@ def check_stages(stages: Sequence[Stage]) -> None:
 def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: ResolvedPrecision) -> dict[str, Any]:
     """What must not change between the parts of a run that is resumed, by the names that users know.
 
-    Not in it: what cannot change a weight (workers, logging, saving), when to evaluate and to stop,
-    and the device, so that a run may move to another machine.
+    Not in it: what cannot change a weight (workers, logging, saving), when to evaluate and to stop
+    (`max_skipped_steps` among it), and the device and what fits its memory (`auto_batch`), so that a run
+    may move to another machine.
     """
     optimizer = asdict(settings.optimizer) | asdict(settings.optimizer.preset)
     values: dict[str, Any] = {"budget": settings.budget, "seed": settings.seed, "precision": precision}
-    values |= {f"optimizer.{name}": value for name, value in optimizer.items()} | {"ema_decay": settings.ema_decay}
+    values |= {f"optimizer.{name}": value for name, value in optimizer.items()}
+    values |= {"ema_decay": settings.ema_decay, "skip_spikes": settings.skip_spikes}
     for index, stage in enumerate(stages):
         values |= {
             f"stages.{index}.task": stage.task.name,

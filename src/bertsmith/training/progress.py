@@ -19,8 +19,8 @@ _PLAIN_LINE_SECONDS = 10.0
 class Reporter:
     """Appends lines to `metrics.jsonl` and shows where the run is.
 
-    Every line has "kind" and "step"; the kinds of the training loop are "run", "train", "eval"
-    and "end". A terminal gets a bar that is redrawn; anything else (a pipe, a log file) gets
+    Every line has "kind" and "step"; the kinds of the training loop are "run", "train", "eval", "bad_step",
+    "out_of_memory" and "end". A terminal gets a bar that is redrawn; anything else (a pipe, a log file) gets
     a line every ten seconds.
     """
 
@@ -45,6 +45,8 @@ class Reporter:
         self._bar: Progress | None = None
         self._bar_id = TaskID(0)
         path = run_folder / "metrics.jsonl"
+        for stale in run_folder.glob(".metrics.jsonl.tmp-*"):  # of a process that was killed in the next lines
+            stale.unlink()
         kept = path.read_bytes()[:keep_bytes] if path.exists() else b""
         atomic_write(path, kept[: kept.rfind(b"\n") + 1])
         self._file = path.open("a", encoding="utf-8")
@@ -91,6 +93,11 @@ class Reporter:
         elif self._clock() - self._last_line >= _PLAIN_LINE_SECONDS:
             self._last_line = self._clock()
             self._print(f"{progress:4.0%}  {text}")
+
+    def note(self, kind: str, step: int, text: str, values: Mapping[str, Any]) -> None:
+        """Something that people should see at once: a line of metrics.jsonl with `text` in it, and `text` itself."""
+        self.write(kind, step, {"text": text, **values})
+        self._print(f"      step {step:,}  {text}")
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float, best: bool) -> None:
         """Scores of the held-out split after `step` steps, which took `seconds` to get; baselines are not shown."""

@@ -1,18 +1,21 @@
 """One optimizer update: accumulate over the micro-batches, check, clip, step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bertsmith import randomness
-from bertsmith.training.device import ResolvedPrecision, autocast
+from bertsmith.training.device import ResolvedPrecision, autocast, is_out_of_memory
 from bertsmith.training.loader import Step
-from bertsmith.training.task import Task
+from bertsmith.training.task import Batch, Task
+
+Fault = Literal["not finite", "spike"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,15 @@ class StepResult:
     loss_sums: dict[str, Tensor]  # float32 scalars, still on the device: reading one waits for it
     counts: dict[str, float]
     grad_norm: float  # before clipping
-    is_finite: bool  # if not, weights and moments are as they were before
+    fault: Fault | None = None  # with one, weights and moments are as they were before
+
+
+class OutOfMemory(Exception):
+    """Memory ran out: in a micro-batch, when weights and moments are as they were before; or in the update itself."""
+
+    def __init__(self, batch: Batch | None) -> None:
+        self.batch = batch
+        super().__init__("out of memory")
 
 
 def take_step(
@@ -37,8 +48,9 @@ def take_step(
     number: int,
     device: torch.device,
     precision: ResolvedPrecision,
+    spike_norm: float = math.inf,
 ) -> StepResult:
-    """Update the weights once.
+    """Update the weights once, unless a loss or the gradient is not finite, or the gradient is a spike.
 
     Each loss is its sum over all micro-batches divided by its count over all of them, so the update
     does not depend on how the step is cut. (The mean of the means of micro-batches, which most
@@ -47,6 +59,10 @@ def take_step(
     Args:
         number: steps finished so far; with `seed` and the number of the micro-batch it decides every
             dropout mask, through torch's global generator.
+        spike_norm: a gradient with a greater norm than this is not used.
+
+    Raises:
+        OutOfMemory: what the step held on the device is free again once the error is dropped.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
@@ -54,25 +70,55 @@ def take_step(
     loss_sums: dict[str, Tensor] = {}
     for index, batch in enumerate(step.micro_batches):
         torch.manual_seed(randomness.integer(seed, "dropout", number, index))
-        with autocast(device, precision):
-            sums = task.loss(model, batch.to(device))
-        # A sum over nothing is skipped, not multiplied by zero: it may be NaN.
-        counted = {name: total.float() for name, total in sums.items() if batch.counts[name] > 0}
-        if not counted:
-            continue
+        with _noting_lack_of_memory(batch):
+            sums = _add_gradients(model, task, batch, counts, device, precision)
+        for name, total in sums.items():
+            loss_sums[name] = loss_sums[name] + total if name in loss_sums else total
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+    # One read is the step's only wait for the device. An update with a NaN could not be undone.
+    grad_norm, *losses = torch.stack([norm.float(), *loss_sums.values()]).tolist()
+    fault: Fault | None = None
+    if not all(map(math.isfinite, (grad_norm, *losses))):
+        fault = "not finite"
+    elif grad_norm > spike_norm:
+        fault = "spike"
+    else:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        with _noting_lack_of_memory(None):
+            optimizer.step()
+    return StepResult(loss_sums, counts, grad_norm, fault)
+
+
+def _add_gradients(
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    counts: Mapping[str, float],
+    device: torch.device,
+    precision: ResolvedPrecision,
+) -> dict[str, Tensor]:
+    """Add a micro-batch's share of the step to the gradients, and return its sums, of the losses that counted."""
+    with autocast(device, precision):
+        sums = task.loss(model, batch.to(device))
+    # A sum over nothing is skipped, not multiplied by zero: it may be NaN.
+    counted = {name: total.float() for name, total in sums.items() if batch.counts[name] > 0}
+    if counted:
         parts = [total * (task.loss_weights[name] / counts[name]) for name, total in counted.items()]
         torch.autograd.backward(torch.stack(parts).sum())
-        for name, total in counted.items():
-            loss_sums[name] = loss_sums[name] + total.detach() if name in loss_sums else total.detach()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # Reading the norm is the step's only wait for the device. An update with a NaN could not be undone.
-    grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf))
-    is_finite = math.isfinite(grad_norm)
-    if is_finite:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-    return StepResult(loss_sums, counts, grad_norm, is_finite)
+    return {name: total.detach() for name, total in counted.items()}
+
+
+@contextmanager
+def _noting_lack_of_memory(batch: Batch | None) -> Iterator[None]:
+    """Turn what torch and Python raise for it into OutOfMemory, with the micro-batch that was too much."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(batch) from error
 
 
 @dataclass

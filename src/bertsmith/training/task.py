@@ -42,8 +42,11 @@ class Examples(Protocol):
     def num_examples(self, epoch: int) -> int:
         """How many examples epoch `epoch` has."""
 
-    def example(self, index: int, epoch: int) -> Any:
-        """Example `index` of epoch `epoch`; safe to call from several threads."""
+    def take(self, indices: Sequence[int], epoch: int) -> Sequence[Any]:
+        """Some examples of epoch `epoch`, in that order, each the same whatever others are asked for.
+
+        Safe to call from several threads. What comes back can be sliced, and slices of it go to `Task.collate`.
+        """
 
     def num_tokens(self, index: int) -> int:
         """About how long an example is; evaluation puts examples of similar length together."""

@@ -55,6 +55,22 @@ CASES: dict[str, dict[str, Any]] = {
     "averaged": {"budget": "17 steps", "ema_decay": 0.9, "evaluate_every": "3 steps"},
     "best average kept": {"budget": "17 steps", "ema_decay": 0.9, "keep_best": True, "evaluate_every": "3 steps"},
 }
+
+
+def spoil(number: int, batch: Batch) -> None:
+    """Steps 2, 3, 9, 10 and 11 have a loss that is not finite; a signal comes in the midst of each row."""
+    if number in (2, 3, 9, 10, 11):
+        batch.labels["count"][0] = float("nan")
+
+
+def crowd(number: int, batch: Batch) -> None:
+    """Memory runs out above 3 examples from step 2 on, and above 1 from step 5 on."""
+    if len(batch.examples) > (8 if number < 2 else 3 if number < 5 else 1):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+CASES["steps skipped"] = {"budget": "17 steps", "spoil": spoil, "max_skipped_steps": 3, "ema_decay": 0.9}
+CASES["memory runs out"] = {"budget": "12 steps", "spoil": crowd, "auto_batch": True}
 for _name in get_args(OptimizerName):
     CASES[_name] = {"budget": "12 steps", "build": SmallBert, "optimizer": {"optimizer": _name}, "ema_decay": 0.8}
 for _name in get_args(ScheduleName):
@@ -74,33 +90,54 @@ class Run:
         folder: Path,
         two_stages: bool = False,
         build: Callable[[], nn.Module] | None = None,
+        spoil: Callable[[int, Batch], None] | None = None,
         **changes: Any,
     ) -> None:
         self.toy, self.folder, self.two_stages = toy, folder, two_stages
         self.build = build or (lambda: toy.Model(dropout=0.3))
+        self.spoil = spoil or (lambda number, batch: None)
+        self.sample_ids: list[tuple[int, ...]] = []
+        self.losses: list[dict[str, float]] = []
         optimizer = {"learning_rate": 0.05, **changes.pop("optimizer", {})}
         self.settings = TrainSettings(
             optimizer=OptimizerSettings(**optimizer),
             **{"batch_size": 8, "device": "cpu", "log_every": 1, "num_workers": 0, **changes},
         )
 
-    def go(self, *, until: int | None = None, fail_in: int | None = None, **options: Any) -> TrainResult | None:
-        """Train, resuming what is there; a signal comes in step `until`, or the power fails in step `fail_in`."""
+    def go(
+        self, *, until: int | None = None, where: str = "step", fail_in: int | None = None, **options: Any
+    ) -> TrainResult | None:
+        """Train, resuming what is there; a signal comes in step `until`, or the power fails in step `fail_in`.
+
+        `where` the signal comes: in the first micro-batch, in the last, or in the evaluation after the step.
+        """
         # Weights in memory when a run is resumed have nothing to do with those when it stopped.
         torch.manual_seed(99 if any(self.folder.glob("checkpoints/*")) else 0)
         tasks = [self.toy.Task(size=50), self.toy.Task(size=30, seed=9)]
         pressed: list[int] = []
+        seen_in_step: list[int] = [0, 0]
 
-        def before_loss(batch: Any) -> None:
-            number = 1 + max([0, *(line["step"] for line in self.lines("train"))])
+        def press(number: int) -> None:
             if number == until and not pressed:
                 pressed.append(number)
                 os.kill(os.getpid(), signal.SIGINT)
+
+        def before_loss(batch: Any) -> None:
+            number = 1 + self.last_step()
+            seen_in_step[:] = [number, len(batch.examples) + (seen_in_step[1] if seen_in_step[0] == number else 0)]
+            if where == "step" or (where == "last micro-batch" and seen_in_step[1] == self.settings.batch_size):
+                press(number)
             if number == fail_in:
                 raise Power
+            self.spoil(number, batch)
+
+        def predict(model: nn.Module, batch: Any) -> Any:
+            if where == "evaluation":
+                press(self.last_step())
+            return self.toy.Task.predict(tasks[0], model, batch)
 
         for task in tasks:
-            task.before_loss = before_loss
+            task.before_loss, task.predict = before_loss, predict
         stages = (
             [Stage(tasks[0], progress_end=0.5), Stage(tasks[1], batch_size=4)] if self.two_stages else [Stage(tasks[0])]
         )
@@ -111,6 +148,14 @@ class Run:
             )
         except Interrupted:
             return None
+        finally:
+            for task in tasks:
+                self.sample_ids += task.seen
+                self.losses += task.losses
+
+    def last_step(self) -> int:
+        """The step that was finished last, as far as metrics.jsonl knows."""
+        return max([0, *(line["step"] for line in self.lines("train", "bad_step"))])
 
     def lines(self, *kinds: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl of these kinds."""
@@ -118,12 +163,12 @@ class Run:
 
     def everything(self) -> dict[str, Any]:
         """Weights, moments, losses, rates, evaluations: all that must be equal, to the bit."""
-        path = newest_checkpoint(self.folder / "checkpoints")
-        assert path is not None
+        path = newest(self)
         state = read_state(path)["state"]
         timed = ("seconds", "evaluation_seconds", "tokens_per_second", "data_wait_seconds")
         metrics = [
-            {name: value for name, value in line.items() if name not in timed} for line in self.lines("train", "eval")
+            {name: value for name, value in line.items() if name not in timed}
+            for line in self.lines("train", "eval", "bad_step", "out_of_memory")
         ]
         return {
             "model": {name: tensor.tolist() for name, tensor in self.model.state_dict().items()},
@@ -131,6 +176,12 @@ class Run:
             "state": {name: value for name, value in state.items() if name not in timed},
             "metrics": metrics,
         }
+
+
+def newest(run: Run) -> Path:
+    path = newest_checkpoint(run.folder / "checkpoints")
+    assert path is not None
+    return path
 
 
 def assert_same(stopped: Run, straight: Run) -> None:
@@ -150,6 +201,55 @@ def test_stopped_twice_and_resumed_is_as_never_stopped(toy: SimpleNamespace, tmp
     result = stopped.go()
     assert result is not None
     assert_same(stopped, straight)
+
+
+@pytest.mark.parametrize(
+    ("stops", "where"),
+    [
+        ([1], "step"),  # the first
+        ([4], "step"),  # in the middle of an epoch, which has seven
+        ([7], "step"),  # its last
+        ([8], "step"),  # the first of the next
+        ([4], "last micro-batch"),  # with gradients that other micro-batches have left
+        ([6], "evaluation"),
+        ([10, 18], "step"),  # twice, in later epochs
+        ([9, 15], "evaluation"),
+        (list(range(1, 20, 2)), "step"),  # ten times
+        (list(range(1, 21)), "step"),  # after every step
+    ],
+)
+def test_every_example_and_every_loss_is_as_in_a_run_that_did_not_stop(
+    toy: SimpleNamespace, tmp_path: Path, stops: list[int], where: str
+) -> None:
+    options: dict[str, Any] = {"budget": "21 steps", "micro_batch_size": 3, "evaluate_every": "3 steps"}
+    straight, stopped = Run(toy, tmp_path / "a", **options), Run(toy, tmp_path / "b", **options)
+    assert straight.go() is not None
+    for stop in stops:
+        assert stopped.go(until=stop, where=where) is None
+        assert read_state(newest(stopped))["state"]["step"] == stop
+    assert stopped.go() is not None
+    assert_same(stopped, straight)
+    assert stopped.sample_ids == straight.sample_ids
+    assert stopped.losses == straight.losses
+    assert len(straight.sample_ids) == 3 * (6 * 3 + 1)
+
+
+@pytest.mark.parametrize("stops", [[70], [74, 75, 76]])
+def test_what_is_a_spike_does_not_depend_on_where_a_run_stopped(
+    toy: SimpleNamespace, tmp_path: Path, stops: list[int]
+) -> None:
+    def spike(number: int, batch: Batch) -> None:
+        if number in (20, 75, 78):
+            batch.labels["count"][0] = 100.0
+
+    options: dict[str, Any] = {"budget": "80 steps", "spoil": spike, "skip_spikes": 4.0, "max_skipped_steps": 2}
+    straight, stopped = Run(toy, tmp_path / "a", **options), Run(toy, tmp_path / "b", **options)
+    straight.go()
+    for stop in stops:
+        assert stopped.go(until=stop) is None
+    stopped.go()
+    assert_same(stopped, straight)
+    assert [line["step"] for line in stopped.lines("bad_step")][:1] == [75]
 
 
 @pytest.mark.parametrize("stop", [1, 6, 7, 8, 9, 15])
@@ -248,6 +348,7 @@ def test_time_spent_before_counts_after_resuming(toy: SimpleNamespace, tmp_path:
         ({"seed": 7}, "seed was 42 and is now 7"),
         ({"budget": "9 steps"}, "budget was 8 steps and is now 9 steps"),
         ({"ema_decay": 0.9}, r"ema_decay was None and is now 0\.9"),
+        ({"skip_spikes": 5.0, "max_skipped_steps": 3}, r"skip_spikes was None and is now 5\.0"),
         ({"optimizer": {"optimizer": "lamb"}}, r"optimizer\.optimizer was adamw and is now lamb"),
         ({"optimizer": {"beta2": 0.98}}, r"optimizer\.beta2 was 0\.999 and is now 0\.98"),
         ({"optimizer": {"schedule": "cosine"}}, r"optimizer\.schedule was linear and is now cosine"),
@@ -362,6 +463,7 @@ def test_what_changes_no_weight_may_change(toy: SimpleNamespace, tmp_path: Path)
     straight = Run(toy, tmp_path / "a", budget="8 steps")
     straight.go()
     Run(toy, tmp_path / "b", budget="8 steps").go(until=3)
-    changed = Run(toy, tmp_path / "b", budget="8 steps", num_workers=3, save_every="1 step", log_every=1)
+    patient = {"max_skipped_steps": 3, "auto_batch": True}
+    changed = Run(toy, tmp_path / "b", budget="8 steps", num_workers=3, save_every="1 step", log_every=1, **patient)
     changed.go()
     assert_same(changed, straight)

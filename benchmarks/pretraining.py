@@ -1,0 +1,171 @@
+"""Pre-training speed beside Hugging Face's Trainer: the same samples, sizes and precision, round after round.
+
+    pip install accelerate
+    python benchmarks/pretraining.py --corpus STORE --out runs/speed [--size mini] [--batch-size 64] [--max-length 128]
+
+Each round trains ours, then `BertForPreTraining` in `Trainer` (see peer.py), for the same number of steps in one
+process. Printed are the medians over the rounds, their ratio, and the share of the machine's largest matrix product
+that ours reaches, counting the operations of the whole model (some of which the last layer leaves out). Nothing else
+should run on the machine. Writes `pretraining.json`.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from peer import UNCOUNTED_STEPS, matrix_product_speed, padded, trainer_seconds
+
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import save_model
+from bertsmith.model.sizes import named_size
+from bertsmith.tasks.objectives import make_task, with_objective
+from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.text.corpus import open_corpus
+from bertsmith.text.tokenizer import load_tokenizer
+from bertsmith.training.device import resolve_device, resolve_precision
+from bertsmith.training.loader import Loader
+from bertsmith.training.optim import OptimizerSettings, build_optimizer
+from bertsmith.training.step import take_step
+
+RATE = 1e-4
+FILLERS = {"input_ids": 0, "token_type_ids": 0, "labels": -100}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", default="mini")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--dropout", type=float, default=0.1, help="of both models")
+    parser.add_argument("--steps", type=int, default=12, help="in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    device = resolve_device()
+    precision = resolve_precision("auto", device)
+    task, model, theirs = build(arguments)
+    optimizer = build_optimizer(model.to(device), OptimizerSettings(learning_rate=RATE))
+    speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    lengths: list[int] = []
+    for number in range(arguments.rounds):
+        loader = Loader(task.examples("train"), task.collate, batch_size=arguments.batch_size, seed=number)
+        steps, rows = loader.steps(), []
+        tokens = seconds = 0.0
+        for step_number in range(arguments.steps):
+            began = time.perf_counter()
+            step = next(steps)
+            take_step(
+                model,
+                task,
+                step,
+                optimizer,
+                learning_rate=RATE,
+                max_grad_norm=1.0,
+                seed=number,
+                number=step_number,
+                device=device,
+                precision=precision,
+            )
+            if step_number >= UNCOUNTED_STEPS:
+                tokens, seconds = tokens + step.num_tokens, seconds + time.perf_counter() - began
+            rows += features(step.micro_batches[0])
+        steps.close()
+        speeds["ours"].append(tokens / seconds)
+        seconds = trainer_seconds(
+            theirs,
+            rows,
+            partial(padded, fillers=FILLERS),
+            batch_size=arguments.batch_size,
+            learning_rate=RATE,
+            precision=precision,
+            groups_lengths=False,
+        )
+        speeds["theirs"].append(tokens / seconds)
+        lengths += [len(row["input_ids"]) for row in rows]
+        print(f"round {number + 1}: ours {speeds['ours'][-1]:,.0f}, theirs {speeds['theirs'][-1]:,.0f} tokens/s")
+    seen = sum(length**2 for length in lengths) / sum(lengths)
+    report(arguments, speeds, precision, operations(model.encoder.config, seen))
+
+
+def build(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Our task and model, and theirs with the same weights."""
+    settings = PretrainSettings(
+        corpus=arguments.corpus,
+        out=arguments.out,
+        size=arguments.size,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+    )
+    tokenizer = load_tokenizer(arguments.corpus / "tokenizer")
+    corpora = {"train": open_corpus(arguments.corpus, "train")}
+    task = make_task(with_objective(settings, "bert"), arguments.max_length, tokenizer, corpora)
+    dropout = arguments.dropout
+    config = named_size(arguments.size, tokenizer.vocab_size).with_dropout(dropout, dropout, None)
+    model = task.build(Encoder(config))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    save_model(arguments.out / "start", model, config, "BertForPreTraining")
+    return task, model, transformers.BertForPreTraining.from_pretrained(arguments.out / "start")
+
+
+def features(batch: Any) -> list[dict[str, Any]]:
+    """The samples of one of our batches as the peer takes them."""
+    labels = np.full(len(batch.inputs.token_ids), -100)
+    labels[batch.labels["masked_positions"].numpy()] = batch.labels["masked_labels"].numpy()
+    rows = []
+    offsets = batch.inputs.offsets.tolist()
+    for start, end, pair in zip(offsets, offsets[1:], batch.labels["pair_labels"].tolist(), strict=False):
+        rows.append(
+            {
+                "input_ids": batch.inputs.token_ids[start:end].tolist(),
+                "token_type_ids": batch.inputs.segment_ids[start:end].tolist(),
+                "labels": labels[start:end].tolist(),
+                "next_sentence_label": pair if pair >= 0 else -100,
+            }
+        )
+    return rows
+
+
+def operations(config: Any, seen: float, mask_share: float = 0.15) -> float:
+    """Of forward and backward pass a token: layers, attention, and the head at masked positions only.
+
+    Args:
+        seen: how many tokens a token sees on average, those of its own sequence.
+    """
+    width, layers, inner = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    matrices = layers * (4 * width**2 + 2 * width * inner)
+    return 6 * matrices + 12 * layers * width * seen + 6 * mask_share * (width * config.vocab_size + width**2)
+
+
+def report(
+    arguments: argparse.Namespace, speeds: dict[str, list[float]], precision: Any, operations_a_token: float
+) -> None:
+    """Medians, ratio, share of the peak; on the screen and as JSON."""
+    ours, theirs = (statistics.median(speeds[name]) for name in ("ours", "theirs"))
+    peak = matrix_product_speed(precision)
+    share = ours * operations_a_token / peak
+    result = {
+        **{name: getattr(arguments, name) for name in ("size", "batch_size", "max_length", "dropout", "steps")},
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokens_per_second": speeds,
+        "ratio": ours / theirs,
+        "matrix_product_operations_per_second": peak,
+        "share_of_peak": share,
+    }
+    (arguments.out / "pretraining.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"ours {ours:,.0f}, theirs {theirs:,.0f} tokens/s: {ours / theirs:.2f} times; {share:.0%} of the peak")
+
+
+if __name__ == "__main__":
+    main()

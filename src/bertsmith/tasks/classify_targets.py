@@ -1,0 +1,259 @@
+"""What classification learns of a text: one label, or a number; any number of labels are in `tasks/label_sets.py`.
+
+Each has its loss, its answers, its figures and what the report shows of it.
+Shape letters: S sequences (one an example), C labels.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn import metrics
+from torch import Tensor
+from torch.nn import functional as F
+
+from bertsmith.errors import InputError
+from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings
+from bertsmith.tasks.rows import class_weights, label_id
+from bertsmith.training.report import Matrix, Section, Table
+
+SHOWN_MISTAKES = 20
+_SHOWN_CHARACTERS = 300
+_LARGEST_MATRIX = 40
+
+
+@dataclass(frozen=True)
+class ClassificationExample:
+    """A row as the model gets it: int64 [L] token and segment ids; `target` is as `Target.encode` makes it."""
+
+    row: ClassificationRow
+    token_ids: np.ndarray
+    segment_ids: np.ndarray
+    target: Any
+    cut_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class ClassificationAnswer:
+    """The likeliest label with the probabilities of all, float32 [C]; of a regression the number alone."""
+
+    label: str | None
+    scores: np.ndarray
+
+    @property
+    def score(self) -> float:
+        """Probability of `label`, or the number of a regression."""
+        return float(self.scores.max())
+
+
+class Target(Protocol):
+    """What is learnt of a text."""
+
+    problem_type: str
+    """Hugging Face's name of it."""
+    default_metric: str
+
+    def encode(self, row: ClassificationRow) -> Any:
+        """What a row's answer is, None if it has none.
+
+        Raises:
+            InputError: a label that is not known, or no number.
+        """
+
+    def collate(self, targets: Sequence[Any]) -> tuple[Tensor, float]:
+        """Targets as a tensor of S rows, and by what the sum of their loss is divided."""
+
+    def loss(self, logits_SC: Tensor, targets: Tensor) -> Tensor:
+        """The sum over the texts, in nats or squares."""
+
+    def scores(self, logits_SC: Tensor) -> Tensor:
+        """[S, C] probabilities, or [S, 1] numbers."""
+
+    def decode(self, scores_SC: np.ndarray) -> list[Any]:
+        """An answer a text."""
+
+    def score(self, answers: Sequence[Any], examples: Sequence[ClassificationExample]) -> dict[str, float]:
+        """Metrics."""
+
+    def to_json(self, answer: Any) -> dict[str, Any]:
+        """An answer as plain values."""
+
+    def sections(self, answers: Sequence[Any], examples: Sequence[ClassificationExample]) -> list[Section]:
+        """What the report shows."""
+
+
+class LabelTarget:
+    """One label of C: cross-entropy, weighted and smoothed. A target is a label's id."""
+
+    problem_type = "single_label_classification"
+    default_metric = "accuracy"
+
+    def __init__(
+        self, labels: Sequence[str], settings: ClassificationSettings, train_rows: Sequence[ClassificationRow]
+    ) -> None:
+        """`train_rows`, of which there may be none, decide the weights of the labels."""
+        self._labels = tuple(labels)
+        self._smoothing = settings.label_smoothing
+        self._ids = {label: index for index, label in enumerate(labels)}
+        self._class_weights_C = torch.ones(len(labels))
+        if train_rows:
+            found = Counter(row.label for row in train_rows)
+            weights = class_weights(settings.class_weights, self._labels, [found[label] for label in labels])
+            self._class_weights_C = torch.from_numpy(weights)
+
+    def encode(self, row: ClassificationRow) -> int | None:
+        """See `Target`."""
+        return None if row.label is None else label_id(row.label, self._ids, row.where)
+
+    def collate(self, targets: Sequence[int]) -> tuple[Tensor, float]:
+        """int64 [S]; the count is the sum of the targets' class weights, by which PyTorch's mean divides."""
+        targets_S = torch.tensor(targets, dtype=torch.int64)
+        return targets_S, float(self._class_weights_C[targets_S].sum())
+
+    def loss(self, logits_SC: Tensor, targets: Tensor) -> Tensor:
+        """See `Target`."""
+        return F.cross_entropy(
+            logits_SC,
+            targets,
+            weight=self._class_weights_C.to(logits_SC.device),
+            label_smoothing=self._smoothing,
+            reduction="sum",
+        )
+
+    def scores(self, logits_SC: Tensor) -> Tensor:
+        """See `Target`."""
+        return logits_SC.softmax(-1)
+
+    def decode(self, scores_SC: np.ndarray) -> list[ClassificationAnswer]:
+        """See `Target`."""
+        return [ClassificationAnswer(self._labels[int(scores_C.argmax())], scores_C) for scores_C in scores_SC]
+
+    def score(
+        self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
+    ) -> dict[str, float]:
+        """By scikit-learn."""
+        gold = [item.target for item in examples]
+        predicted = [self._ids[str(answer.label)] for answer in answers]
+        return {
+            "accuracy": float(metrics.accuracy_score(gold, predicted)),
+            "macro_f1": float(metrics.f1_score(gold, predicted, average="macro", zero_division=0.0)),
+            "micro_f1": float(metrics.f1_score(gold, predicted, average="micro", zero_division=0.0)),
+            # Of a single label scikit-learn warns, and gives 0 all the same.
+            "mcc": float(metrics.matthews_corrcoef(gold, predicted)) if len({*gold, *predicted}) > 1 else 0.0,
+        }
+
+    def to_json(self, answer: ClassificationAnswer) -> dict[str, Any]:
+        """`{"label", "score", "scores": {label: probability}}`."""
+        return {"label": answer.label, "score": answer.score, "scores": by_label(self._labels, answer.scores)}
+
+    def sections(
+        self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
+    ) -> list[Section]:
+        """Confusion matrix, a row a label, and the mistakes the model was surest of."""
+        gold = [str(item.row.label) for item in examples]
+        predicted = [str(answer.label) for answer in answers]
+        counts = metrics.confusion_matrix(gold, predicted, labels=self._labels)
+        columns = metrics.precision_recall_fscore_support(gold, predicted, labels=self._labels, zero_division=0.0)
+        precision, recall, f1, support = (column.tolist() for column in columns)
+        rows = list(zip(self._labels, precision, recall, f1, support, strict=True))
+        sections: list[Section] = [Table("By label", ("label", "precision", "recall", "F1", "rows"), rows)]
+        if len(self._labels) <= _LARGEST_MATRIX:
+            sections.insert(0, Matrix("Confusion matrix", self._labels, counts.tolist()))
+        else:
+            sections.append(self._confusions(counts))
+        wrong = [(a, e) for a, e in zip(answers, examples, strict=True) if a.label != e.row.label]
+        wrong.sort(key=lambda pair: -pair[0].score)
+        mistakes = [(e.row.label, a.label, a.score, shown(e.row), e.row.where) for a, e in wrong[:SHOWN_MISTAKES]]
+        note = f"{len(wrong)} of {len(examples)} rows are wrong; the surest first. Some may be wrongly labelled."
+        return [*sections, Table("Mistakes", ("label", "predicted", "probability", "text", "row"), mistakes, note)]
+
+    def _confusions(self, counts: np.ndarray) -> Table:
+        """The largest numbers off the diagonal, where the whole matrix is too large to look at."""
+        wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+        order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_MISTAKES]
+        places = [(int(place) // len(counts), int(place) % len(counts)) for place in order]
+        rows = [(self._labels[i], self._labels[j], int(wrong[i, j])) for i, j in places if wrong[i, j]]
+        return Table("Most frequent confusions", ("label", "predicted", "rows"), rows)
+
+
+class NumberTarget:
+    """A number: squared error. A target is a float."""
+
+    problem_type = "regression"
+    default_metric = "spearman"
+
+    def encode(self, row: ClassificationRow) -> float | None:
+        """See `Target`."""
+        if row.label is None:
+            return None
+        try:
+            number = float(row.label)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f'"{row.label}" is not a number, and a regression learns numbers.', row.where)
+        return number
+
+    def collate(self, targets: Sequence[float]) -> tuple[Tensor, float]:
+        """float32 [S], and S."""
+        return torch.tensor(targets), float(len(targets))
+
+    def loss(self, logits_SC: Tensor, targets: Tensor) -> Tensor:
+        """See `Target`."""
+        return F.mse_loss(logits_SC[:, 0], targets, reduction="sum")
+
+    def scores(self, logits_SC: Tensor) -> Tensor:
+        """The logits themselves."""
+        return logits_SC
+
+    def decode(self, scores_SC: np.ndarray) -> list[ClassificationAnswer]:
+        """See `Target`."""
+        return [ClassificationAnswer(None, scores_C) for scores_C in scores_SC]
+
+    def score(
+        self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
+    ) -> dict[str, float]:
+        """By SciPy and scikit-learn. A correlation with constant predictions is not defined and counts as 0."""
+        gold = [item.target for item in examples]
+        values = [answer.score for answer in answers]
+        constant = len(set(values)) < 2 or len(set(gold)) < 2
+        return {
+            "spearman": 0.0 if constant else float(stats.spearmanr(values, gold).statistic),
+            "pearson": 0.0 if constant else float(stats.pearsonr(values, gold).statistic),
+            "mse": float(metrics.mean_squared_error(gold, values)),
+        }
+
+    def to_json(self, answer: ClassificationAnswer) -> dict[str, Any]:
+        """`{"value"}`."""
+        return {"value": answer.score}
+
+    def sections(
+        self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
+    ) -> list[Section]:
+        """The largest errors."""
+        pairs = sorted(
+            zip(answers, examples, strict=True), key=lambda pair: -abs(pair[0].score - (pair[1].target or 0))
+        )
+        rows = [(e.target, a.score, shown(e.row), e.row.where) for a, e in pairs[:SHOWN_MISTAKES]]
+        return [Table("Largest errors", ("value", "predicted", "text", "row"), rows)]
+
+
+def by_label(labels: Sequence[str], scores: np.ndarray) -> dict[str, float]:
+    """The probability of each label, float32 [C], by its name."""
+    return {label: float(score) for label, score in zip(labels, scores, strict=True)}
+
+
+def shown(row: ClassificationRow) -> str:
+    """The text of a row, short enough for a table."""
+    text = row.text if row.pair is None else f"{row.text} | {row.pair}"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -1,0 +1,84 @@
+"""The report of a fine-tuning: of one run, or of the same with several seeds."""
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bertsmith.tasks import seeds
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.saved import FinetuneTask
+from bertsmith.tasks.seeds import SeedRun
+from bertsmith.training.evaluate import Evaluation
+from bertsmith.training.plan import TrainResult
+from bertsmith.training.report import Section, Table, Text, data_table, training_sections, write_report
+
+
+def data_files(settings: FinetuneSettings) -> list[Path]:
+    """The local files among the sources: files, those of a folder, those of a pattern."""
+    files: list[Path] = []
+    for source in filter(None, (settings.train, settings.dev, settings.test)):
+        path = Path(source)
+        found = [path]
+        if not path.is_file():
+            found = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True)))
+        files += [file for file in found if file.is_file()]
+    return files
+
+
+def write_run_report(
+    task: FinetuneTask,
+    settings: FinetuneSettings,
+    configuration: Mapping[str, Any],
+    evaluations: Mapping[str, Evaluation],
+    training: TrainResult,
+) -> None:
+    """`report.html` of one run: figures, the task's own sections of its last split, curves, data."""
+    sections: list[Section] = []
+    facts: dict[str, str] = {}
+    if evaluations:
+        # What a split has no example of has no figure there, such as a type of entity.
+        names = list(dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.metrics))
+        rows = [(name, *(evaluation.metrics.get(name, "") for evaluation in evaluations.values())) for name in names]
+        sections.append(Table("Results", ("metric", *evaluations), rows))
+        facts |= {f"{names[0]} on {split}": f"{evaluation.objective:.4f}" for split, evaluation in evaluations.items()}
+        last = list(evaluations.values())[-1]
+        sections += task.sections(last.answers, last.examples)
+    facts |= {"steps": f"{training.step:,}", "tokens": f"{training.tokens:,}", "seconds": f"{training.seconds:,.0f}"}
+    if training.best_step is not None:
+        facts["best step"] = f"{training.best_step:,}"
+    sections += training_sections(settings.out / "metrics.jsonl")
+    sections += _data_sections(task, settings)
+    write_report(settings.out, f"Fine-tuning: {task.name}", sections, config=configuration, facts=facts)
+
+
+def write_seeds_report(
+    task: FinetuneTask,
+    settings: FinetuneSettings,
+    configuration: Mapping[str, Any],
+    runs: Sequence[SeedRun],
+    best: SeedRun,
+) -> None:
+    """`report.html` of several runs, each of which has its own beside it."""
+    facts = {}
+    for split, metrics in seeds.spread(runs).items():
+        name, one = next(iter(metrics.items()))
+        facts[f"{name} on {split}, mean and deviation"] = f"{one.mean:.4f} ± {one.deviation:.4f}"
+    facts |= {"best seed": str(best.seed), "failed": f"{sum(run.failure is not None for run in runs)} of {len(runs)}"}
+    sections = [*seeds.sections(runs, best), *_data_sections(task, settings)]
+    title = f"Fine-tuning: {task.name}, {len(runs)} seeds"
+    write_report(settings.out, title, sections, config=configuration, facts=facts)
+
+
+def _data_sections(task: FinetuneTask, settings: FinetuneSettings) -> list[Section]:
+    """What was learnt from."""
+    sizes = []
+    for split in ("train", "dev", "test"):
+        examples = task.examples(split)
+        lengths = [examples.num_tokens(index) for index in range(examples.num_examples(0))]
+        if lengths:
+            sizes.append((split, len(lengths), sum(lengths), max(lengths)))
+    sections: list[Section] = [Table("Examples", ("split", "examples", "tokens", "longest"), sizes)]
+    if task.notes():
+        sections.append(Text("Notes", task.notes()))
+    return [*sections, data_table(data_files(settings))]

@@ -1,0 +1,226 @@
+"""The same fine-tuning with several seeds: what each came to, which of them failed, and the best of them.
+
+On small data a fine-tuning is a draw: another seed gives other figures, and some runs learn nothing at all (Mosbach et
+al. 2021, arXiv 2006.04884). A mean with its deviation says more than the best of them.
+
+out/
+    config.yaml   the settings
+    report.html   mean and deviation of every metric, and a row a run
+    seed-0/ ...   a run each, and result.json when it has finished
+    model/        the best on dev
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertsmith.errors import SettingsError, TrainingError
+from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
+from bertsmith.tasks.answer import Answering
+from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.saved import OF_A_SEED, FinetuneTask
+from bertsmith.tasks.tag import Tagging
+from bertsmith.training.evaluate import Evaluation
+from bertsmith.training.plan import TrainResult
+from bertsmith.training.progress import read_metrics
+from bertsmith.training.report import Section, Table
+
+Metrics = dict[str, dict[str, float]]
+"""Split -> metric -> value."""
+
+_RESULT = "result.json"
+_LINES = 20  # of metrics.jsonl in a short run
+_LAST_SHARE = 0.25  # of them tells how a run ended
+_SAME_NUMBER = 0.01  # of the range of the data
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """What one seed came to."""
+
+    seed: int
+    folder: Path
+    metrics: Metrics
+    training: TrainResult
+    failure: str | None
+    """How it learnt nothing, if it did."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over the seeds: its mean, and its sample standard deviation (n - 1)."""
+
+    mean: float
+    deviation: float
+
+
+def seed_settings(settings: FinetuneSettings) -> list[FinetuneSettings]:
+    """The settings of each seed's run.
+
+    Raises:
+        SettingsError: to resume, but `out` holds one run where several are asked for, or several where one is.
+    """
+    out = settings.out
+    if settings.resume and settings.seeds > 1 and (out / "checkpoints").exists():
+        raise SettingsError(f"{out} holds a run of one seed, and seeds is {settings.seeds}. Choose another folder.")
+    if settings.resume and settings.seeds == 1 and any(out.glob(f"{OF_A_SEED}*")):
+        raise SettingsError(f"{out} holds a run of several seeds. Say how many with seeds.")
+    if settings.seeds == 1:
+        return [settings]
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    return [replace(settings, seed=seed, seeds=1, out=out / f"{OF_A_SEED}{seed}") for seed in seeds]
+
+
+def log_interval(settings: FinetuneSettings, num_examples: int) -> int:
+    """Steps between the lines of metrics.jsonl: so many that they tell, on any machine, how a short run went."""
+    return max(1, min(50, int(settings.epochs * num_examples / settings.batch_size / _LINES)))
+
+
+def write_finished(run: SeedRun, fingerprint: Mapping[str, Any]) -> None:
+    """Note in its folder that a run has finished, with what it must be the same as to be taken as it is."""
+    training = {**asdict(run.training), "checkpoint": run.training.checkpoint.name}
+    values = {"metrics": run.metrics, "failure": run.failure, "training": training, "fingerprint": dict(fingerprint)}
+    write_json(run.folder / _RESULT, values)
+
+
+def read_finished(settings: FinetuneSettings, fingerprint: Mapping[str, Any]) -> SeedRun | None:
+    """A run that has finished; None if it has not.
+
+    Raises:
+        TrainingError: it was made with other settings or data; names one.
+    """
+    path = settings.out / _RESULT
+    if not path.is_file():
+        return None
+    saved = read_json(path)
+    before: dict[str, Any] = saved["fingerprint"]
+    for name in sorted(before.keys() | fingerprint.keys()):
+        if before.get(name) != fingerprint.get(name):
+            raise TrainingError(
+                f"cannot resume {settings.out}: {name} was {before.get(name)} and is now {fingerprint.get(name)}. "
+                "Use the old value, or start a new run in another folder."
+            )
+    checkpoint = settings.out / "checkpoints" / saved["training"]["checkpoint"]
+    training = TrainResult(**{**saved["training"], "checkpoint": checkpoint})
+    return SeedRun(settings.seed, settings.out, saved["metrics"], training, saved["failure"])
+
+
+def find_failure(task: FinetuneTask, evaluations: Mapping[str, Evaluation], run_folder: Path) -> str | None:
+    """How a run learnt nothing; None if it learnt something.
+
+    Either all its answers to a split are the same where the data's are not, or its loss has not fallen: the mean over
+    the last quarter of metrics.jsonl is not below the first line.
+    """
+    for split, evaluation in evaluations.items():
+        if same := _same_answers(task, evaluation):
+            return f"{same} on {split}"
+    losses = [line["loss"] for line in read_metrics(run_folder / "metrics.jsonl") if line["kind"] == "train"]
+    losses = [loss for loss in losses if loss is not None]
+    last = losses[1:][-max(1, int(len(losses) * _LAST_SHARE)) :]
+    if last and np.mean(last) >= losses[0]:
+        return f"the training loss went from {losses[0]:.4f} to {np.mean(last):.4f}"
+    return None
+
+
+def _same_answers(task: FinetuneTask, evaluation: Evaluation) -> str | None:
+    """What every answer is, where the data has more than that."""
+    answers, rows = evaluation.answers, [example.row for example in evaluation.examples]
+    if isinstance(task, Classification) and task.settings.regression:
+        values, gold = [answer.score for answer in answers], [example.target for example in evaluation.examples]
+        is_same = np.ptp(values) < _SAME_NUMBER * np.ptp(gold)
+        return f"every number is about {np.mean(values):.4g}" if is_same else None
+    if isinstance(task, Classification) and task.settings.multi_label:
+        found, gold = [", ".join(answer.labels) or "no label" for answer in answers], [row.labels for row in rows]
+        return _one_of_many(found, gold)
+    if isinstance(task, Classification):
+        return _one_of_many([answer.label for answer in answers], [row.label for row in rows])
+    if isinstance(task, Tagging) and task.has_entities:
+        has_entities = any(tag != "O" for row in rows for tag in row.tags or ())
+        return "no entity was found" if has_entities and not any(answer.entities for answer in answers) else None
+    if isinstance(task, Tagging):
+        gold = [tag for row in rows for tag in row.tags or ()]
+        return _one_of_many([label for answer in answers for label in answer.labels], gold)
+    if isinstance(task, Answering):
+        has_answers = any(row.answers for row in rows)
+        return "no question was answered" if has_answers and not any(answer.text for answer in answers) else None
+    return None
+
+
+def _one_of_many(predicted: Sequence[object], gold: Sequence[object]) -> str | None:
+    if len(set(predicted)) > 1 or len(set(gold)) < 2:
+        return None
+    return f"every prediction is {predicted[0]}"
+
+
+def best_of(runs: Sequence[SeedRun], task: FinetuneTask) -> SeedRun:
+    """The run with the best first metric on dev, of several the first."""
+    sign = 1 if task.greater_is_better else -1
+    return max(runs, key=lambda run: sign * next(iter(run.metrics["dev"].values())))
+
+
+def spread(runs: Sequence[SeedRun]) -> dict[str, dict[str, Spread]]:
+    """Split -> metric -> mean and deviation over the runs, the failed ones too; one run deviates by 0."""
+    found: dict[str, dict[str, Spread]] = {}
+    for split, names in runs[0].metrics.items():
+        values = {name: [run.metrics[split][name] for run in runs] for name in names}
+        found[split] = {
+            name: Spread(float(np.mean(each)), float(np.std(each, ddof=1)) if len(each) > 1 else 0.0)
+            for name, each in values.items()
+        }
+    return found
+
+
+def sections(runs: Sequence[SeedRun], best: SeedRun) -> list[Section]:
+    """For the report: each metric's mean and deviation, and a row a run."""
+    splits = spread(runs)
+    columns = ["metric"]
+    for split in splits:
+        columns += [f"{split}, mean", "deviation"]
+    names = list(dict.fromkeys(name for metrics in splits.values() for name in metrics))
+    rows: list[list[object]] = []
+    for name in names:
+        found = [metrics.get(name) for metrics in splits.values()]
+        rows.append([name, *(cell for one in found for cell in ((one.mean, one.deviation) if one else ("", "")))])
+    objective = names[0]
+    each = [
+        (
+            f"{run.seed} (best)" if run is best else str(run.seed),
+            *(metrics.get(objective, "") for metrics in run.metrics.values()),
+            run.failure or "",
+            f"{run.folder.name}/report.html",
+        )
+        for run in runs
+    ]
+    return [
+        Table(f"{len(runs)} seeds", columns, rows, f"Sample standard deviation (n - 1). {failures(runs)}"),
+        Table("Runs", ("seed", *(f"{objective} on {split}" for split in splits), "failure", "report"), each),
+    ]
+
+
+def failures(runs: Sequence[SeedRun]) -> str:
+    """How many runs learnt nothing, and how, in a sentence."""
+    failed = [run for run in runs if run.failure]
+    if not failed:
+        return "Every run learnt something."
+    how = "; ".join(f"seed {run.seed}: {run.failure}" for run in failed)
+    return f"{len(failed)} of {len(runs)} runs learnt nothing, and are in the mean all the same ({how})."
+
+
+def publish(runs: Sequence[SeedRun], best: SeedRun, out: Path) -> None:
+    """Put a copy of the best run's model into `out`; its card says that it was chosen, and from what."""
+    lines = [
+        f"\n## Seeds\n\nThe best on dev of {len(runs)} runs with different seeds (this is seed {best.seed}). "
+        f"{failures(runs)}\n",
+        "| | mean | standard deviation |\n| --- | ---: | ---: |",
+    ]
+    for split, metrics in spread(runs).items():
+        lines += [f"| {name}, {split} | {one.mean:.4f} | {one.deviation:.4f} |" for name, one in metrics.items()]
+    with atomic_folder(out / "model", replace=True) as temporary:
+        shutil.copytree(best.folder / "model", temporary, dirs_exist_ok=True)
+        card = (temporary / "README.md").read_text(encoding="utf-8")
+        atomic_write(temporary / "README.md", card + "\n".join(lines) + "\n")

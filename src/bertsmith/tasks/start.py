@@ -1,0 +1,117 @@
+"""What fine-tuning starts from: configuration and weights, and which of them are made anew or frozen.
+
+Fine-tuning on few examples is steadier when the highest layers, which know most of pre-training's own task, start
+anew (Zhang et al. 2021, arXiv 2006.05987, section 5).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from bertsmith import randomness
+from bertsmith.errors import SettingsError
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import read_config
+from bertsmith.model.resize import load_resized
+from bertsmith.model.sizes import named_size
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, is_written_as, model_folder, task_kind
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+
+SIZE_PREFIX = "size:"
+
+
+def starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | None, Tokenizer]:
+    """The encoder's configuration, the folder or Hub id of its weights (None: random ones), and the tokenizer.
+
+    Raises:
+        ModelError: no such model, or one that does not fit its tokenizer.
+        SettingsError: random weights without a tokenizer; more layers frozen or made anew than there are.
+    """
+    weights: str | None = None
+    if settings.model.startswith(SIZE_PREFIX):
+        if settings.tokenizer is None:
+            raise SettingsError(f'"{settings.model}" has random weights and no tokenizer of its own: give tokenizer.')
+        tokenizer = load_tokenizer(settings.tokenizer)
+        config = named_size(settings.model.removeprefix(SIZE_PREFIX), vocab_size=tokenizer.vocab_size)
+    else:
+        weights = model_folder(settings.model)
+        config, _ = read_config(weights)
+        tokenizer = load_tokenizer(settings.tokenizer or weights)
+    check_vocabulary(tokenizer, config.vocab_size, settings.model)
+    if settings.layers is not None:
+        config = replace(config, num_hidden_layers=settings.layers)
+    _check_layers(config, settings)
+    return config, weights, tokenizer
+
+
+def _check_layers(config: EncoderConfig, settings: FinetuneSettings) -> None:
+    number = config.num_distinct_layers
+    shared = "" if number == config.num_hidden_layers else f" (its {config.num_hidden_layers} share their weights)"
+    for name in ("freeze", "reinit_layers"):
+        value = getattr(settings, name)
+        if value is not None and value > number:
+            raise SettingsError(f"{name} is {value}; this model has {number} layers{shared}.")
+    if settings.freeze is not None and settings.freeze + (settings.reinit_layers or 0) > number:
+        raise SettingsError(
+            f"freeze {settings.freeze} and reinit_layers {settings.reinit_layers} meet in a model of {number} "
+            f"layers{shared}: a layer of initial weights has to be trained."
+        )
+
+
+def build_model(
+    task: FinetuneTask, config: EncoderConfig, weights: str | None, settings: FinetuneSettings
+) -> tuple[nn.Module, list[str]]:
+    """The encoder and head in training form, and the names of the tensors that are newly made.
+
+    Raises:
+        ModelError: weights that cannot be read, or do not fit.
+    """
+    if settings.dropout is not None:
+        config = config.with_dropout(settings.dropout, settings.dropout, settings.dropout)
+        config = replace(config, classifier_dropout=settings.dropout)
+    torch.manual_seed(randomness.integer(settings.seed, "initial weights"))
+    model = task.build(Encoder(config))
+    new_tensors = list(model.state_dict()) if weights is None else _load(task, model, weights, settings)
+    if settings.freeze is not None:
+        _freeze(model, settings.freeze)
+    return model, new_tensors
+
+
+def _load(task: FinetuneTask, model: nn.Module, weights: str, settings: FinetuneSettings) -> list[str]:
+    """Fill a model of initial weights from a folder; the names of the tensors that keep their initial values."""
+    anew = [name for name in model.state_dict() if _is_made_anew(name, model, settings.reinit_layers)]
+    if not is_written_as(task_kind(task.name), read_config(weights)[1].get("architectures") or []):
+        # What another task's head tells apart may be as many things, but not the same: it is not gone on from.
+        anew += [name for name in model.state_dict() if ".out." in name]
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in anew}
+    kept = load_resized(weights, model, task.build)
+    model.load_state_dict(initial, strict=False)
+    return [*kept, *(name for name in initial if name not in kept)]
+
+
+def _is_made_anew(name: str, model: nn.Module, number: int | None) -> bool:
+    """Whether a tensor is of the highest `number` layers or of anything above them: norm, pooler, head."""
+    if not number:
+        return False
+    encoder = _encoder(model)
+    first = len(encoder.layers) - number
+    above = [f"encoder.layers.{layer}." for layer in range(first, len(encoder.layers))]
+    return not name.startswith("encoder.") or name.startswith((*above, "encoder.final_norm."))
+
+
+def _freeze(model: nn.Module, number: int) -> None:
+    """Leave the embeddings and the first `number` layers as they are: no gradient, no memory of an optimizer."""
+    encoder = _encoder(model)
+    frozen: Sequence[nn.Module] = list(encoder.layers)[:number]
+    for parameter in [*encoder.embedding_parameters(), *(one for part in frozen for one in part.parameters())]:
+        parameter.requires_grad_(False)
+
+
+def _encoder(model: nn.Module) -> Encoder:
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder)
+    return encoder
