@@ -12,13 +12,12 @@ medians of rows a second over the rounds and their ratio. Nothing else should ru
 import argparse
 import json
 import statistics
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from peer import UNCOUNTED_STEPS, padded, trainer_seconds
+from peer import UNCOUNTED_STEPS, our_steps, padded, trainer_seconds
 
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
@@ -26,9 +25,7 @@ from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.saved import TASKS
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import resolve_device, resolve_precision
-from bertsmith.training.loader import Loader
 from bertsmith.training.optim import OptimizerSettings, build_optimizer
-from bertsmith.training.step import take_step
 
 RATE = 5e-5
 
@@ -62,30 +59,22 @@ def main() -> None:
     speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
     num_rows = (arguments.steps - UNCOUNTED_STEPS) * arguments.batch_size
     for number in range(arguments.rounds):
-        steps = Loader(task.examples("train"), task.collate, batch_size=arguments.batch_size, seed=number).steps()
         seconds, rows = 0.0, []
-        for step_number in range(arguments.steps):
-            began = time.perf_counter()
-            step = next(steps)
-            take_step(
-                model,
-                task,
-                step,
-                optimizer,
-                learning_rate=RATE,
-                max_grad_norm=1.0,
-                seed=number,
-                number=step_number,
-                device=device,
-                precision=precision,
-            )
-            if step_number >= UNCOUNTED_STEPS:
-                seconds += time.perf_counter() - began
+        for step, step_seconds in our_steps(
+            model,
+            task,
+            optimizer,
+            batch_size=arguments.batch_size,
+            num_steps=arguments.steps,
+            learning_rate=RATE,
+            precision=precision,
+            seed=number,
+        ):
+            seconds += step_seconds
             batch = step.micro_batches[0]
             pieces = torch.split(batch.inputs.token_ids, list(batch.inputs.lengths))
             targets = batch.labels["targets"].tolist()
             rows += [{"input_ids": ids.tolist(), "labels": label} for ids, label in zip(pieces, targets, strict=True)]
-        steps.close()
         speeds["ours"].append(num_rows / seconds)
         seconds = trainer_seconds(
             theirs,

@@ -1,14 +1,18 @@
-"""Hugging Face's Trainer at its best on this machine, for the benchmarks beside it; needs `pip install accelerate`."""
+"""Our steps, and Hugging Face's Trainer at its best on this machine; the latter needs `pip install accelerate`."""
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 import transformers
 
 from bertsmith.training.device import ResolvedPrecision
+from bertsmith.training.loader import Loader, Step
+from bertsmith.training.step import take_step
+from bertsmith.training.task import Task
 
 UNCOUNTED_STEPS = 2
 """Steps at the beginning of a round that are not timed, neither ours nor theirs."""
@@ -24,6 +28,39 @@ class _Clock(transformers.TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Note the time."""
         self.ends.append(time.perf_counter())
+
+
+def our_steps(
+    model: torch.nn.Module,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    *,
+    batch_size: int,
+    num_steps: int,
+    learning_rate: float,
+    precision: ResolvedPrecision,
+    seed: int,
+) -> Iterator[tuple[Step, float]]:
+    """Our steps, each with the seconds that its data and its update took; 0 for the first UNCOUNTED_STEPS."""
+    device = next(model.parameters()).device
+    loader = Loader(task.examples("train"), task.collate, batch_size=batch_size, seed=seed)
+    with closing(loader.steps()) as steps:
+        for number in range(num_steps):
+            began = time.perf_counter()
+            step = next(steps)
+            take_step(
+                model,
+                task,
+                step,
+                optimizer,
+                learning_rate=learning_rate,
+                max_grad_norm=1.0,
+                seed=seed,
+                number=number,
+                device=device,
+                precision=precision,
+            )
+            yield step, time.perf_counter() - began if number >= UNCOUNTED_STEPS else 0.0
 
 
 def trainer_seconds(

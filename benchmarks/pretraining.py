@@ -12,7 +12,6 @@ should run on the machine. Writes `pretraining.json`.
 import argparse
 import json
 import statistics
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from peer import UNCOUNTED_STEPS, matrix_product_speed, padded, trainer_seconds
+from peer import matrix_product_speed, our_steps, padded, trainer_seconds
 
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import save_model
@@ -30,9 +29,7 @@ from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import resolve_device, resolve_precision
-from bertsmith.training.loader import Loader
 from bertsmith.training.optim import OptimizerSettings, build_optimizer
-from bertsmith.training.step import take_step
 
 RATE = 1e-4
 FILLERS = {"input_ids": 0, "token_type_ids": 0, "labels": -100}
@@ -57,28 +54,20 @@ def main() -> None:
     speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
     lengths: list[int] = []
     for number in range(arguments.rounds):
-        loader = Loader(task.examples("train"), task.collate, batch_size=arguments.batch_size, seed=number)
-        steps, rows = loader.steps(), []
-        tokens = seconds = 0.0
-        for step_number in range(arguments.steps):
-            began = time.perf_counter()
-            step = next(steps)
-            take_step(
-                model,
-                task,
-                step,
-                optimizer,
-                learning_rate=RATE,
-                max_grad_norm=1.0,
-                seed=number,
-                number=step_number,
-                device=device,
-                precision=precision,
-            )
-            if step_number >= UNCOUNTED_STEPS:
-                tokens, seconds = tokens + step.num_tokens, seconds + time.perf_counter() - began
+        tokens, seconds, rows = 0, 0.0, []
+        for step, step_seconds in our_steps(
+            model,
+            task,
+            optimizer,
+            batch_size=arguments.batch_size,
+            num_steps=arguments.steps,
+            learning_rate=RATE,
+            precision=precision,
+            seed=number,
+        ):
+            seconds += step_seconds
+            tokens += step.num_tokens if step_seconds else 0
             rows += features(step.micro_batches[0])
-        steps.close()
         speeds["ours"].append(tokens / seconds)
         seconds = trainer_seconds(
             theirs,
