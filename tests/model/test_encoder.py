@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.distilbert.modeling_distilbert import create_sinusoidal_embeddings
 
 from bertsmith.errors import ModelError
 from bertsmith.model import attention as attention_module
 from bertsmith.model import encoder as encoder_module
 from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder
+from bertsmith.model.encoder import Encoder, sinusoidal_positions
 from bertsmith.model.heads import PooledHead, TokenHead, VocabularyHead
 from bertsmith.model.sizes import named_size
 
@@ -46,6 +47,16 @@ def test_initial_weights_are_a_cut_normal() -> None:
             assert (part.weight == 1).all() and (part.bias == 0).all() and part.eps == 1e-12
         if isinstance(part, nn.Linear):
             assert (part.bias == 0).all()
+
+
+def test_sinusoidal_positions_are_those_of_the_paper() -> None:
+    """As transformers fills DistilBERT's table, for an even and an odd width."""
+    for width in (16, 7):
+        table, wanted = nn.Embedding(40, width), torch.empty(40, width)
+        sinusoidal_positions(table, 0.5)
+        create_sinusoidal_embeddings(40, width, wanted)
+        torch.testing.assert_close(table.weight, wanted / 2, rtol=0, atol=1e-6)
+        assert table.weight.requires_grad
 
 
 def test_the_number_of_parameters_of_bert_base() -> None:

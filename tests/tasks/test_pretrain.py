@@ -152,6 +152,19 @@ def test_two_phases_and_continuation(store: Path, run: Path, tmp_path: Path) -> 
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
 
 
+@pytest.mark.parametrize("family", ["bert", "electra"])
+@pytest.mark.parametrize("position_init", ["sinusoidal", "normal"])
+def test_how_positions_start(store: Path, tmp_path: Path, family: str, position_init: str) -> None:
+    """Neighbours are alike from the start where the table is sinusoidal; it is the only thing that differs."""
+    settings = settings_for(
+        store, tmp_path / "out", family=family, position_init=position_init, budget="1 steps", learning_rate=1e-9
+    )
+    pretrain(settings)
+    table = load_file(tmp_path / "out/model/model.safetensors")[f"{family}.embeddings.position_embeddings.weight"]
+    alike = torch.cosine_similarity(table[:-1], table[1:])
+    assert (alike > 0.9).all() if position_init == "sinusoidal" else alike.abs().mean() < 0.2
+
+
 def test_mlm_alone_saves_a_masked_language_model(store: Path, tmp_path: Path) -> None:
     result = pretrain(settings_for(store, tmp_path / "mlm", objective="mlm", budget="2 steps"))
     assert "nsp_accuracy" not in result.metrics

@@ -52,6 +52,22 @@ def initialise(module: nn.Module, deviation: float) -> None:
             nn.init.ones_(part.weight)
 
 
+def sinusoidal_positions(table: nn.Embedding, amplitude: float) -> None:
+    """Fill a position table with sines and cosines (Vaswani et al. 2017, arXiv 1706.03762, section 3.5), to be trained.
+
+    Places that are near are then alike from the first step on, by how near they are. In a table of random rows
+    that has to be learnt before a masked token can be told from its neighbours, and this takes most of a short run.
+
+    Args:
+        amplitude: of the waves, whose lengths go from 2 pi to 20000 pi places.
+    """
+    places_P, width = torch.arange(table.num_embeddings), table.embedding_dim
+    angles = places_P[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)
+    with torch.no_grad():
+        table.weight[:, 0::2] = amplitude * angles.sin()
+        table.weight[:, 1::2] = amplitude * angles[:, : width // 2].cos()
+
+
 class Layer(nn.Module):
     """Self-attention, then a feed-forward network; each with dropout, residual and norm."""
 

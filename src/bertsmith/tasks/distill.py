@@ -30,7 +30,7 @@ from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_task import PretrainLogits, PretrainTask
 from bertsmith.tasks.saved import FinetuneTask, load_task, model_folder
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
-from bertsmith.training.task import Batch, Examples, Task
+from bertsmith.training.task import Batch, Task, TaskAround
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -96,7 +96,7 @@ class Teachable(Task, Protocol):
         """`loss`, of `logits`."""
 
 
-class Distillation:
+class Distillation(TaskAround):
     """A task with further losses against a teacher; in all else the task itself, and so are its saved models."""
 
     def __init__(
@@ -110,10 +110,9 @@ class Distillation:
         remarks: Sequence[str] = (),
     ) -> None:
         """`hard_weight` multiplies the weights of the task's own losses; `remarks` are added to the notes."""
-        self.name = task.name
-        self.greater_is_better = task.greater_is_better
+        super().__init__(task)
         self.teacher = teacher
-        self._task = task
+        self._taught = task
         self._soft_losses = soft_losses
         self._temperature = temperature
         self._remarks = remarks
@@ -138,39 +137,19 @@ class Distillation:
             *self._remarks,
         ]
 
-    def examples(self, split: str) -> Examples:
-        """The task's."""
-        return self._task.examples(split)
-
     def collate(self, examples: Sequence[Any]) -> Batch:
         """The task's batch, with the counts of the soft losses."""
-        batch = self._task.collate(examples)
+        batch = super().collate(examples)
         counts = {**batch.counts, **{one.name: one.count(batch) for one in self._soft_losses}}
         return Batch(batch.inputs, batch.labels, counts, batch.examples)
 
-    def build(self, encoder: Encoder) -> nn.Module:
-        """The student."""
-        return self._task.build(encoder)
-
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The task's sums and the soft ones, from one pass through the student and one through the teacher."""
-        student = self._task.logits(model, batch)
+        student = self._taught.logits(model, batch)
         with torch.no_grad():
-            teacher = self._task.logits(self.teacher.model.to(batch.inputs.token_ids.device), batch)
-        losses = self._task.loss_from(student, batch)
+            teacher = self._taught.logits(self.teacher.model.to(batch.inputs.token_ids.device), batch)
+        losses = self._taught.loss_from(student, batch)
         return {**losses, **{one.name: one.total(student, teacher) for one in self._soft_losses}}
-
-    def predict(self, model: nn.Module, batch: Batch) -> Any:
-        """The task's."""
-        return self._task.predict(model, batch)
-
-    def decode(self, output: Any, batch: Batch) -> list[Any]:
-        """The task's."""
-        return self._task.decode(output, batch)
-
-    def score(self, answers: Sequence[Any], examples: Sequence[Any]) -> dict[str, float]:
-        """The task's: how well the teacher is matched is no figure of its own."""
-        return self._task.score(answers, examples)
 
 
 def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float) -> Distillation:
@@ -205,15 +184,17 @@ def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float
     def total(student: Tensor, teacher: Tensor) -> Tensor:
         if isinstance(task, Classification) and task.settings.regression:
             return F.mse_loss(student, teacher, reduction="sum")
-        if isinstance(task, Classification) and task.settings.multi_label:
-            # Each label's probability and its complement, as the softmax of two logits.
-            student, teacher = (
-                torch.stack([one, torch.zeros_like(one)], -1).flatten(0, 1) for one in (student, teacher)
-            )
-        return divergence(student, teacher, temperature)
+        return divergence(as_choices(task, student), as_choices(task, teacher), temperature)
 
-    soft = SoftLoss("soft", weight, lambda batch: _num_labels(batch, "targets"), total)
+    soft = SoftLoss("soft", weight, num_targets, total)
     return Distillation(task, _teacher(folder, model), [soft], hard_weight=1 - weight, temperature=temperature)
+
+
+def as_choices(task: FinetuneTask, logits: Tensor) -> Tensor:
+    """A task's logits as rows whose softmax is what it says: of several labels a text, each one and its complement."""
+    if isinstance(task, Classification) and task.settings.multi_label:
+        return torch.stack([logits, torch.zeros_like(logits)], -1).flatten(0, 1)
+    return logits
 
 
 def load_pretrained_teacher(folder: str, tokenizer: Tokenizer, max_length: int) -> Teacher:
@@ -269,7 +250,7 @@ def distil_pretraining(
         assert student.hidden_TD is not None and found.hidden_TD is not None
         return cosine_distance(student.hidden_TD, found.hidden_TD)
 
-    soft_losses = [SoftLoss("soft", weight, lambda batch: _num_labels(batch, "masked_labels"), of_vocabulary)]
+    soft_losses = [SoftLoss("soft", weight, lambda batch: num_targets(batch, "masked_labels"), of_vocabulary)]
     remarks = []
     if hidden_size != teacher.encoder.config.hidden_size:
         remarks = [f"Its hidden states are not learnt: the student's are {hidden_size} wide."]
@@ -290,7 +271,7 @@ def _teacher(folder: str, model: nn.Module) -> Teacher:
     return Teacher(source_name(folder), model.eval().requires_grad_(False), weights)
 
 
-def _num_labels(batch: Batch, name: str) -> float:
+def num_targets(batch: Batch, name: str = "targets") -> float:
     """How many rows of logits a batch has, one for each label; 0 where there are none to learn."""
     return float(batch.labels[name].numel()) if name in batch.labels else 0.0
 

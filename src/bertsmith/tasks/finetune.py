@@ -31,6 +31,7 @@ from bertsmith.tasks.card import model_card
 from bertsmith.tasks.distill import Distillation, distil, source_name
 from bertsmith.tasks.finetune_report import data_files, write_run_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, save_task, task_kind
 from bertsmith.tasks.seeds import SeedRun
@@ -40,6 +41,7 @@ from bertsmith.training import plan
 from bertsmith.training.device import Precision, ResolvedPrecision, resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
+from bertsmith.training.task import Task
 
 _OF_LAYERS = ("layer_decay", "freeze", "reinit_layers")
 
@@ -102,7 +104,8 @@ def finetune(
     screen = console or Console(stderr=True)
     for line in [_summary(work), *work.notes(), *(taught.notes() if taught else [])]:
         _say(screen, line)
-    teaching = _Teaching(kind, work, taught, config, weights, learning, data, device, precision, screen)
+    learnt = _regularised(work, taught, settings)
+    teaching = _Teaching(kind, work, taught, learnt, config, weights, learning, data, device, precision, screen)
     if len(runs) == 1:
         run = teaching.learn(settings, options, model, new_tensors)
         return FinetuneResult(run.metrics, settings.out, run.training, (run,))
@@ -117,6 +120,8 @@ class _Teaching:
     kind: Kind
     task: FinetuneTask
     taught: Distillation | None
+    learnt: Task
+    """`task`, with its teacher and regularisers."""
     config: EncoderConfig
     weights: str | None
     learning: TrainSettings
@@ -130,7 +135,7 @@ class _Teaching:
         """One run in its folder, from a model of initial or pre-trained weights to metrics, model and report."""
         training = train(
             model,
-            [Stage(self.taught or self.task)],
+            [Stage(self.learnt)],
             replace(self.learning, seed=settings.seed),
             settings.out,
             resume=settings.resume,
@@ -161,6 +166,8 @@ class _Teaching:
             "dropout": settings.dropout,
             "tokenizer": self.task.tokenizer.fingerprint,
             "teacher": self.taught.fingerprint if self.taught else None,
+            "r_drop": settings.r_drop,
+            "adversarial": settings.adversarial,
             "options": json.dumps(to_mapping(self.task.settings), sort_keys=True),
             "data": json.dumps(dict(self.data), sort_keys=True),
         }
@@ -168,7 +175,7 @@ class _Teaching:
     def whole_fingerprint(self, settings: FinetuneSettings) -> dict[str, Any]:
         """The same with the loop's."""
         learning = replace(self.learning, seed=settings.seed)
-        stages = [Stage(self.taught or self.task)]
+        stages = [Stage(self.learnt)]
         return {**plan.fingerprint(stages, learning, self.precision), **self.fingerprint(settings)}
 
 
@@ -296,6 +303,14 @@ def _taught(task: FinetuneTask, settings: FinetuneSettings) -> Distillation | No
     if settings.teacher is None:
         return None
     return distil(task, settings.teacher, weight=settings.distill_weight, temperature=settings.temperature)
+
+
+def _regularised(task: FinetuneTask, taught: Distillation | None, settings: FinetuneSettings) -> Task:
+    """What is trained: the task, or the task with its teacher, and the regularisers around it."""
+    learnt: Task = taught or task
+    if settings.r_drop is not None:
+        learnt = RDrop(task, settings.r_drop)
+    return learnt if settings.adversarial is None else Adversarial(learnt, settings.adversarial)
 
 
 def _save(

@@ -36,6 +36,10 @@ class FinetuneSettings(RunSettings):
     """Weight of the teacher's answers in the loss, in [0, 1]; the labels have the rest."""
     temperature: float = 2.0
     """Softens the probabilities of teacher and student alike, where one learns from the other."""
+    r_drop: float | None = None
+    """Weight of the divergence of two passes with other dropout masks, such as 1 (R-Drop); None: one pass."""
+    adversarial: float | None = None
+    """Learn also from word embeddings moved against the model, by this share of their length, such as 0.1."""
     epochs: float = 3.0
     """Passes over the training data."""
     learning_rate: float = 5e-5
@@ -68,5 +72,13 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("seeds: the best is chosen on dev, and there is none. Give dev, or dev_share above 0.")
         if not 0 <= self.distill_weight <= 1:
             raise SettingsError(f"distill_weight must be in [0, 1], not {self.distill_weight}.")
+        for name in ("r_drop", "adversarial"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise SettingsError(f"{name} must be positive, not {value}.")
+        if self.r_drop is not None and self.teacher is not None:
+            raise SettingsError("r_drop and teacher both say what the answers should be: choose one.")
+        if self.r_drop is not None and self.dropout == 0:
+            raise SettingsError("r_drop compares passes with different dropout, and dropout is 0.")
         if not self.temperature > 0:
             raise SettingsError(f"temperature must be positive, not {self.temperature}.")

@@ -79,3 +79,41 @@ class Task(Protocol):
 
     def score(self, answers: Sequence[Any], examples: Sequence[Any]) -> dict[str, float]:
         """Metrics over a whole split; the first is the objective."""
+
+
+class TaskAround:
+    """A task that is another one in all but what its subclass changes."""
+
+    def __init__(self, task: Task) -> None:
+        self.name = task.name
+        self.greater_is_better = task.greater_is_better
+        self.loss_weights = task.loss_weights
+        self._task = task
+
+    def examples(self, split: str) -> Examples:
+        """The task's."""
+        return self._task.examples(split)
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """The task's."""
+        return self._task.collate(examples)
+
+    def build(self, encoder: Encoder) -> nn.Module:
+        """The task's."""
+        return self._task.build(encoder)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The task's."""
+        return self._task.loss(model, batch)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """The task's."""
+        return self._task.predict(model, batch)
+
+    def decode(self, output: Any, batch: Batch) -> list[Any]:
+        """The task's."""
+        return self._task.decode(output, batch)
+
+    def score(self, answers: Sequence[Any], examples: Sequence[Any]) -> dict[str, float]:
+        """The task's."""
+        return self._task.score(answers, examples)

@@ -1,0 +1,111 @@
+"""Regularisers for little labelled data, around any fine-tuning task; each costs a second pass, forward and backward.
+
+R-Drop (Wu et al. 2021, arXiv 2106.14448) asks that two dropout masks give the same answer. Adversarial training (Miyato
+et al. 2017, arXiv 1605.07725, section 3; "FGM") asks that the answer survives the step in the word embeddings
+that hurts it most. Both means of the two passes' losses are taken, so a learning rate keeps its meaning.
+Shape letters: S sequences, T tokens, E width of the embeddings, C choices.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.distill import as_choices, num_targets
+from bertsmith.tasks.saved import FinetuneTask
+from bertsmith.training.task import Batch, Task, TaskAround
+
+_TINY = 1e-12
+
+
+class RDrop(TaskAround):
+    """A task with the divergence of two passes, each with dropout of its own, as a further loss."""
+
+    def __init__(self, task: FinetuneTask, weight: float) -> None:
+        """`weight` is the paper's alpha."""
+        super().__init__(task)
+        self.loss_weights: Mapping[str, float] = {**task.loss_weights, "r_drop": weight}
+        self._finetuned = task
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """The task's batch, with the count of the divergences."""
+        batch = super().collate(examples)
+        return Batch(batch.inputs, batch.labels, {**batch.counts, "r_drop": num_targets(batch)}, batch.examples)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The mean of both passes' sums; and (KL(1 || 2) + KL(2 || 1)) / 2, summed over the targets."""
+        task = self._finetuned
+        first, second = task.logits(model, batch), task.logits(model, batch)
+        losses = _mean(task.loss_from(first, batch), task.loss_from(second, batch))
+        if isinstance(task, Classification) and task.settings.regression:
+            return {**losses, "r_drop": F.mse_loss(first, second, reduction="sum") / 2}
+        return {**losses, "r_drop": symmetric_divergence(as_choices(task, first), as_choices(task, second))}
+
+
+class Adversarial(TaskAround):
+    """A task that is learnt also from word embeddings moved against it."""
+
+    def __init__(self, task: Task, size: float) -> None:
+        """`size` is how far a sequence's embeddings are moved, as a share of their own length."""
+        super().__init__(task)
+        self._size = size
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The mean of the sums with the embeddings as they are and with them moved."""
+        if not torch.is_grad_enabled():
+            return super().loss(model, batch)
+        found: list[Tensor] = []
+
+        def note(embedded_TE: Tensor) -> Tensor:
+            found.append(embedded_TE.requires_grad_())  # frozen embeddings would not
+            return embedded_TE
+
+        plain = _with_embeddings(model, note, lambda: super(Adversarial, self).loss(model, batch))
+        counted = [total * self.loss_weights[name] for name, total in plain.items() if batch.counts[name] > 0]
+        if not counted:
+            return plain
+        (gradient_TE,) = torch.autograd.grad(torch.stack(counted).sum(), found[:1], retain_graph=True)
+        move_TE = adversarial_move(found[0].detach(), gradient_TE, batch.inputs.lengths, self._size)
+        moved = _with_embeddings(model, lambda one: one + move_TE, lambda: super(Adversarial, self).loss(model, batch))
+        return _mean(plain, moved)
+
+
+def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Sum over rows of logits [*, C] of (KL(first || second) + KL(second || first)) / 2, in nats: a float32 scalar.
+
+    -inf stands where there is nothing to choose, in both.
+    """
+    logs = [F.log_softmax(logits.float(), dim=-1).masked_fill(logits.isneginf(), 0.0) for logits in (first, second)]
+    shares = [F.softmax(logits.float(), dim=-1) for logits in (first, second)]
+    return ((shares[0] - shares[1]) * (logs[0] - logs[1])).sum() / 2
+
+
+def adversarial_move(embedded_TE: Tensor, gradient_TE: Tensor, lengths: Sequence[int], size: float) -> Tensor:
+    """[T, E]: each sequence's gradient, made `size` times as long as its embeddings (as one vector of length * E)."""
+    sequence_T = torch.repeat_interleave(torch.tensor(lengths)).to(embedded_TE.device)
+
+    def norms(values_TE: Tensor) -> Tensor:
+        squares_T = values_TE.float().square().sum(-1)
+        return squares_T.new_zeros(len(lengths)).index_add(0, sequence_T, squares_T).sqrt()
+
+    scale_S = size * norms(embedded_TE) / norms(gradient_TE).clamp_min(_TINY)
+    return (gradient_TE * scale_S[sequence_T, None]).to(embedded_TE.dtype)
+
+
+def _with_embeddings(
+    model: nn.Module, change: Callable[[Tensor], Tensor], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `compute` gives while the output of the model's token embedding goes through `change`."""
+    table = model.get_submodule("encoder.token_embedding")
+    hook = table.register_forward_hook(lambda module, inputs, output: change(output))
+    try:
+        return compute()
+    finally:
+        hook.remove()
+
+
+def _mean(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: (total + second[name]) / 2 for name, total in first.items()}
