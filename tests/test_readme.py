@@ -72,6 +72,8 @@ def workplace(tmp_path: Path, tiny_documents: Path, monkeypatch: pytest.MonkeyPa
     reviews = [f"{i} {'good and new' if i % 2 else 'old and red'},{'yes' if i % 2 else 'no'}" for i in range(40)]
     (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *reviews]) + "\n")
     (tmp_path / "more-reviews.csv").write_text("\n".join(["text,label", *reviews[:6]]) + "\n")
+    pairs = [f"the king {i} sat,a queen {i} came" for i in range(40)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["query,document", *pairs]) + "\n")
     (tmp_path / "new-reviews.txt").write_text("good\nold\n")
     (tmp_path / "letters.txt").write_text("The king of Fish sat.\nA queen came.\n")
     sentence = "The O\nking O\nof O\n{} B-LOC\nsat O\n. O\n\n"

@@ -54,6 +54,7 @@ def build_app() -> App:
         ("classification", "Text, or a pair of texts -> a label or a number."),
         ("tagging", "Words -> entities, or a tag each."),
         ("answering", "A question and a context -> the span that answers it, or none."),
+        ("embedding", "Texts that belong together -> vectors that are near."),
     ):
         finetune.command(f"{_MODEL}:finetune_{name}", name=name, help=line)
     app.command(f"{_MODEL}:evaluate", name="evaluate", help="Score a model on labelled data.", sort_key=5)

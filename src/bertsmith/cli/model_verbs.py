@@ -19,7 +19,8 @@ from bertsmith.errors import InputError, SettingsError
 from bertsmith.files import atomic_file
 from bertsmith.settings import read_value
 from bertsmith.tasks.answer_data import AnsweringSettings
-from bertsmith.tasks.classify_data import ClassificationSettings, iter_records
+from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune import evaluate as evaluate_model
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -27,6 +28,7 @@ from bertsmith.tasks.masking import MaskUnit
 from bertsmith.tasks.pretrain import pretrain as pretrain_model
 from bertsmith.tasks.pretrain_examples import DataMode
 from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
+from bertsmith.tasks.rows import iter_records
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
 from bertsmith.tasks.seeds import spread
@@ -121,6 +123,16 @@ def finetune_answering(
 ) -> None:
     """Teach a model to answer questions with a span of a text, or to say that there is no answer."""
     _show_finetuned(finetune("answering", settings, options), "The text.", '--question "A question?" ')
+
+
+def finetune_embedding(
+    *,
+    settings: Annotated[FinetuneSettings, _FLAT],
+    options: Annotated[EmbeddingSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Teach a model to give texts that belong together vectors that are near, for search and comparison."""
+    _show_finetuned(finetune("embedding", settings, options), "A text.")
 
 
 def evaluate(
@@ -226,7 +238,11 @@ def _rows_of_file(file: str, predictor: Predictor) -> Iterator[Value]:
     """The rows of a table or data set, read as the settings of the model say; the lines of any other file."""
     if file.startswith("hub:") or suffix_of(file) in _ROW_SUFFIXES:
         settings = predictor.task.settings if isinstance(predictor, TaskPredictor) else None
-        rows = iter_records(file, settings) if isinstance(settings, ClassificationSettings) else iter_rows(file)
+        rows = (
+            iter_records(file, settings)
+            if isinstance(settings, ClassificationSettings | EmbeddingSettings)
+            else iter_rows(file)
+        )
         yield from (row for _, row in rows)
         return
     with open_text(Path(file)) as lines:

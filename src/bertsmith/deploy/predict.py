@@ -23,7 +23,7 @@ from bertsmith.tasks.objectives import pair_question
 from bertsmith.tasks.pairs import PairQuestion, judge_pairs
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples
-from bertsmith.tasks.saved import TASKS, FinetuneTask, check_vocabulary, load_task, model_folder
+from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, has_answers, load_task, model_folder
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision, ResolvedPrecision, autocast, resolve_device, resolve_precision
 from bertsmith.training.loader import evaluation_batches
@@ -39,7 +39,7 @@ class Predictor(Protocol):
     """Something that answers rows, in order."""
 
     name: str
-    """What it answers: "classification", "tagging", "answering" or "pretraining"."""
+    """What it answers: "classification", "tagging", "answering", "embedding" or "pretraining"."""
 
     def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """One plain dictionary a row, in the order of the rows.
@@ -57,7 +57,8 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
 
     Classification answers with label, score and scores (with labels and scores, where a text may have several; with
     value, where it is a number); tagging with entities and their character
-    spans; answering with answer, score, start and end. A pre-trained model fills the masks of a
+    spans; answering with answer, score, start and end; embedding with the embedding of a text, or the similarity of
+    a pair, also in a folder of sentence-transformers. A pre-trained model fills the masks of a
     text, and says of a pair whether its second text follows the first, or whether the two are in
     their order, as it was trained to.
 
@@ -96,10 +97,10 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
             strips_before=strips_before_mask(place),
             question=pair_question(_objective(resolve(place)), config.model_type),
         )
-    if not any(name.endswith(kind.architecture) for name in architectures for kind in TASKS.values()):
+    if not has_answers(resolve(place), architectures):
         raise ModelError(
             f"{place}: a model of architectures {architectures} has no head that answers. Fine-tune it first: "
-            "bertsmith finetune classification|tagging|answering."
+            "bertsmith finetune classification|tagging|answering|embedding."
         )
     task, module = load_task(place)
     return TaskPredictor(task, module.to(on), on, resolved)

@@ -12,6 +12,7 @@ _AUTO_CLASSES = {
     "fill-mask": "AutoModelForMaskedLM",
     "text-generation": "AutoModelForCausalLM",
     "feature-extraction": "AutoModel",
+    "sentence-similarity": "AutoModel",
 }
 _UNANSWERING = ("text-generation", "feature-extraction")
 """What `bertsmith predict` has no answers of."""

@@ -1,13 +1,12 @@
 """What classification learns from: settings, rows of texts and labels, and the columns they stand in."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, did_you_mean
-from bertsmith.tasks.rows import detect_column, sorted_labels, value_of
-from bertsmith.text.sources import iter_rows
+from bertsmith.tasks.rows import detect_column, iter_records, sorted_labels, value_of
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
 """Names that are taken for the text when `text_column` is not given and only one of them is there."""
@@ -143,12 +142,6 @@ def read_rows(source: str, settings: ClassificationSettings) -> tuple[Classifica
     if not rows:
         raise InputError("no rows.", source)
     return settings, rows
-
-
-def iter_records(source: str, settings: ClassificationSettings) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of any kind with their places, tables read as the settings say; labelled or not."""
-    names = tuple(name.strip() for name in settings.columns.split(",")) if settings.columns else None
-    return iter_rows(source, columns=names, delimiter=settings.delimiter, quoting=settings.quoting)
 
 
 def _text_of(values: Mapping[str, Any], column: str, where: str) -> str:

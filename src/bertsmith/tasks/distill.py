@@ -26,6 +26,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import load_weights, read_config, resolve
 from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_task import PretrainLogits, PretrainTask
 from bertsmith.tasks.saved import FinetuneTask, load_task, model_folder
@@ -156,8 +157,8 @@ def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float
     """A fine-tuning task with a teacher that was trained for it.
 
     Classification and tagging learn the probabilities of the labels, of each text or labelled word; answering those
-    of start and end, over the tokens of a sequence; a regression learns the number, by its squared error and
-    without temperature.
+    of start and end, over the tokens of a sequence; embedding those of which text belongs to which; a regression, and
+    pairs with scores, learn the number, by its squared error and without temperature.
 
     Args:
         task: of the student; its settings and data are what counts.
@@ -182,12 +183,19 @@ def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float
             raise ModelError(f"{where}: its problem_type is {kinds[0]}, the student's {kinds[1]}")
 
     def total(student: Tensor, teacher: Tensor) -> Tensor:
-        if isinstance(task, Classification) and task.settings.regression:
+        if tells_numbers(task):
             return F.mse_loss(student, teacher, reduction="sum")
         return divergence(as_choices(task, student), as_choices(task, teacher), temperature)
 
     soft = SoftLoss("soft", weight, num_targets, total)
     return Distillation(task, _teacher(folder, model), [soft], hard_weight=1 - weight, temperature=temperature)
+
+
+def tells_numbers(task: FinetuneTask) -> bool:
+    """Whether a task's logits are numbers, a regression's or the cosines of pairs with scores, and no choice."""
+    if isinstance(task, Embedding):
+        return task.settings.score_column is not None
+    return isinstance(task, Classification) and task.settings.regression
 
 
 def as_choices(task: FinetuneTask, logits: Tensor) -> Tensor:

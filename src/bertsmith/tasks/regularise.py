@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertsmith.tasks.classify import Classification
-from bertsmith.tasks.distill import as_choices, num_targets
+from bertsmith.tasks.distill import as_choices, num_targets, tells_numbers
 from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.training.task import Batch, Task, TaskAround
 
@@ -40,7 +39,7 @@ class RDrop(TaskAround):
         task = self._finetuned
         first, second = task.logits(model, batch), task.logits(model, batch)
         losses = _mean(task.loss_from(first, batch), task.loss_from(second, batch))
-        if isinstance(task, Classification) and task.settings.regression:
+        if tells_numbers(task):
             return {**losses, "r_drop": F.mse_loss(first, second, reduction="sum") / 2}
         return {**losses, "r_drop": symmetric_divergence(as_choices(task, first), as_choices(task, second))}
 

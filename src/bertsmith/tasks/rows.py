@@ -9,6 +9,7 @@ import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, did_you_mean
 from bertsmith.model.batch import PackedBatch
+from bertsmith.text.sources import iter_rows
 
 _MOST_TOKENS = 8192  # at once, as in the batches of an evaluation
 
@@ -33,6 +34,22 @@ class Tokenized(Protocol):
         """Tokens of all its sequences."""
 
 
+class Tabular(Protocol):
+    """Settings that say how a table is read."""
+
+    @property
+    def columns(self) -> str | None:
+        """Names for columns without a header line, with commas between them."""
+
+    @property
+    def delimiter(self) -> str | None:
+        """The character between columns."""
+
+    @property
+    def quoting(self) -> bool | None:
+        """Whether fields may stand in double quotes."""
+
+
 RowT = TypeVar("RowT", bound=Row)
 ExampleT = TypeVar("ExampleT", bound=Tokenized)
 
@@ -54,6 +71,12 @@ class ListExamples(Generic[ExampleT]):
     def num_tokens(self, index: int) -> int:
         """Tokens of item `index`."""
         return self.items[index].num_tokens
+
+
+def iter_records(source: str, settings: Tabular) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of any kind with their places, tables read as the settings say; labelled or not."""
+    names = tuple(name.strip() for name in settings.columns.split(",")) if settings.columns else None
+    return iter_rows(source, columns=names, delimiter=settings.delimiter, quoting=settings.quoting)
 
 
 def value_of(row: Mapping[str, Any], column: str, where: str) -> Any:

@@ -18,13 +18,14 @@ from bertsmith.errors import ModelError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
-from bertsmith.model.families import family
+from bertsmith.model.families import FAMILIES, family
 from bertsmith.model.folder import load_weights, read_config, resolve, save_model
 from bertsmith.settings import from_mapping, to_mapping
-from bertsmith.tasks import answer, answer_data, classify_data, tag_data
+from bertsmith.tasks import answer, answer_data, classify_data, embed_data, tag_data
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_targets import NumberTarget
+from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
@@ -32,6 +33,8 @@ from bertsmith.training.report import Section
 from bertsmith.training.task import Batch, Task
 
 _FORMAT = 1
+_MODULES, _POOLING, _SIMILARITY = "modules.json", "1_Pooling", "sentence-similarity"
+_POOLING_MODES = {"mean": "mean_tokens", "cls": "cls_token"}
 OF_A_SEED = "seed-"
 """What the names of the folders begin with that a run of several seeds holds."""
 _OF_A_RUN = ("metrics.jsonl", "checkpoints", "model")
@@ -108,6 +111,14 @@ TASKS: Mapping[str, Kind] = {
         Answering,
         Answering.architecture,
         "question-answering",
+    ),
+    Embedding.name: Kind(
+        embed_data.EmbeddingSettings,
+        embed_data.read_rows,
+        lambda rows, settings: (),
+        Embedding,
+        Embedding.architecture,
+        _SIMILARITY,
     ),
 }
 
@@ -229,6 +240,8 @@ def save_task(
             model_max_length=config.max_sequence_length,
             has_segments=config.type_vocab_size > 1,
         )
+        if isinstance(task, Embedding):
+            _write_sentence_transformer(temporary, task.settings, config.hidden_size)
         write_json(temporary / "bertsmith.json", saved)
         atomic_write(temporary / "README.md", card)
 
@@ -258,8 +271,70 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def is_written_as(kind: Kind, architectures: Sequence[str]) -> bool:
-    """Whether a folder of these architectures has this task's head."""
+    """Whether a folder of these architectures has this task's head; or, as embeddings want it, none."""
+    if kind.architecture == Embedding.architecture:
+        return any(row.bare in architectures for row in FAMILIES.values())
     return any(name.endswith(kind.architecture) for name in architectures)
+
+
+def has_answers(folder: Path, architectures: Sequence[str]) -> bool:
+    """Whether a folder, ours or not, is of one of `TASKS`: a bare encoder is where its pooling is written down."""
+    if (folder / _MODULES).is_file():
+        return True
+    return any(is_written_as(kind, architectures) for kind in TASKS.values() if kind.pipeline_tag != _SIMILARITY)
+
+
+def _write_sentence_transformer(folder: Path, settings: embed_data.EmbeddingSettings, hidden_size: int) -> None:
+    """The files from which sentence-transformers knows how a text becomes a vector."""
+    modules = [("", "Transformer"), (_POOLING, "Pooling"), ("2_Normalize", "Normalize")]
+    write_json(
+        folder / _MODULES,
+        [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+            for index, (path, name) in enumerate(modules)
+        ],
+    )
+    modes = {f"pooling_mode_{_POOLING_MODES[mode]}": mode == settings.pooling for mode in _POOLING_MODES}
+    write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": hidden_size, **modes})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_length, "do_lower_case": False})
+
+
+def _sentence_transformer(folder: Path) -> dict[str, Any]:
+    """Settings of a folder of sentence-transformers.
+
+    Raises:
+        ModelError: it makes vectors in a way that ours does not.
+    """
+    modules = read_json(folder / _MODULES)
+    listed = modules if isinstance(modules, list) else []
+    types = [str(module.get("type")).rpartition(".")[2] for module in listed if isinstance(module, dict)]
+    if types != ["Transformer", "Pooling", "Normalize"]:
+        raise ModelError(
+            f"{folder / _MODULES}: the modules are {', '.join(types) or 'none'}; read are Transformer, Pooling, "
+            "Normalize."
+        )
+    pooling, length = _object(folder / _POOLING / "config.json"), None
+    chosen = pooling.get("pooling_mode")  # since version 6; before it a field for each
+    if chosen is None:
+        chosen = [mode for mode, name in _POOLING_MODES.items() if pooling.get(f"pooling_mode_{name}") is True]
+        chosen = chosen[0] if len(chosen) == 1 else None
+    if chosen not in _POOLING_MODES:
+        raise ModelError(f"{folder / _POOLING / 'config.json'}: read are the mean of the tokens and the first token.")
+    if (folder / "sentence_bert_config.json").is_file():
+        length = _object(folder / "sentence_bert_config.json").get("max_seq_length")
+    return {"pooling": chosen, **({"max_length": length} if isinstance(length, int) else {})}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ModelError: the file holds something else, or is not there.
+    """
+    value = read_json(path) if path.is_file() else None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: a JSON object is wanted.")
+    return value
 
 
 def _saved_task(
@@ -273,7 +348,7 @@ def _saved_task(
         return saved["task"], tuple(saved["labels"]), saved["settings"]
     architectures = raw_config.get("architectures") or []
     name = next((name for name, kind in TASKS.items() if is_written_as(kind, architectures)), None)
-    if name is None:
+    if name is None or not has_answers(folder, architectures):
         raise ModelError(
             f"{folder}: architectures is {architectures}, which is no fine-tuned model. "
             f"Choices: {', '.join(kind.architecture for kind in TASKS.values())}."
@@ -282,6 +357,8 @@ def _saved_task(
     # transformers leaves id2label out where it is its default of two labels.
     id2label = raw_config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = tuple(str(id2label[index]) for index in sorted(id2label, key=int))
+    if name == Embedding.name:
+        return name, (), {**values, **_sentence_transformer(folder)}
     if name == "answering":
         longest = min(_LONGEST_WINDOW, max_sequence_length)
         values, labels = {"max_length": longest, "max_query_length": longest // 6}, ()

@@ -22,6 +22,7 @@ from bertsmith.errors import SettingsError, TrainingError
 from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import OF_A_SEED, FinetuneTask
 from bertsmith.tasks.tag import Tagging
@@ -37,6 +38,7 @@ _RESULT = "result.json"
 _LINES = 20  # of metrics.jsonl in a short run
 _LAST_SHARE = 0.25  # of them tells how a run ended
 _SAME_NUMBER = 0.01  # of the range of the data
+_SAME_VECTOR = 1e-3  # in every direction, of length 1
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,10 @@ def _same_answers(task: FinetuneTask, evaluation: Evaluation) -> str | None:
     if isinstance(task, Tagging):
         gold = [tag for row in rows for tag in row.tags or ()]
         return _one_of_many([label for answer in answers for label in answer.labels], gold)
+    if isinstance(task, Embedding):
+        vectors = np.stack([answer.vectors[0] for answer in answers])
+        is_same = len({row.text for row in rows}) > 1 and np.ptp(vectors, axis=0).max() < _SAME_VECTOR
+        return "every text has the same vector" if is_same else None
     if isinstance(task, Answering):
         has_answers = any(row.answers for row in rows)
         return "no question was answered" if has_answers and not any(answer.text for answer in answers) else None

@@ -1,0 +1,154 @@
+"""What sentence embeddings learn from: settings, rows of texts that belong together, and the columns they stand in."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from bertsmith.errors import InputError, SettingsError
+from bertsmith.tasks.classify_data import PAIR_COLUMNS
+from bertsmith.tasks.rows import detect_column, iter_records, value_of
+
+_PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
+_NEGATIVE_COLUMNS = ("negative", "hard_negative")
+_SCORE_COLUMNS = ("score", "similarity", "similarity_score")
+_RANKING_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10")
+_SCORE_METRICS = ("spearman", "pearson")
+Pooling = Literal["mean", "cls"]
+EmbeddingMetric = Literal["ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "spearman", "pearson"]
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings:
+    """Where the texts stand in the data, how a text becomes a vector, and how vectors are learnt."""
+
+    text_column: str | None = None
+    """The column of the first text; None: it and the second are found by their names."""
+    pair_column: str | None = None
+    """The column of the text that belongs to it."""
+    negative_column: str | None = None
+    """The column of a text that does not; None: "negative" if there is one."""
+    score_column: str | None = None
+    """The column of how alike the two are, on any scale; None: "score" or "similarity" if there is one."""
+    columns: str | None = None
+    """Names for the columns of a file that has no header line, for example "text,pair"."""
+    delimiter: str | None = None
+    """The character between columns; None: a comma for .csv, a tab for .tsv."""
+    quoting: bool | None = None
+    """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
+    max_length: int = 128
+    """Tokens of a text, [CLS] and [SEP] included; what is longer is cut."""
+    pooling: Pooling = "mean"
+    """What stands for a text: the mean of its tokens, or its first token."""
+    similarity_temperature: float = 0.05
+    """Cosines are divided by it in the loss."""
+    metric: EmbeddingMetric | None = None
+    """What picks the best checkpoint; None: ndcg_at_10, or spearman where pairs have scores."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity_temperature < math.inf:
+            raise SettingsError(f"similarity_temperature must be positive, not {self.similarity_temperature}.")
+        if self.score_column is not None and self.negative_column is not None:
+            raise SettingsError("score_column and negative_column: pairs with scores have no negatives. Choose one.")
+
+    @property
+    def objective(self) -> str:
+        """`metric`, or what it stands for."""
+        usual = _RANKING_METRICS if self.score_column is None else _SCORE_METRICS
+        return self.metric or usual[0]
+
+
+@dataclass(frozen=True)
+class EmbeddingRow:
+    """One row as it was read; `pair` is None where only a vector is wanted."""
+
+    where: str
+    text: str
+    pair: str | None = None
+    negative: str | None = None
+    score: float | None = None
+
+    @property
+    def group(self) -> str:
+        """Equal first texts make equal groups."""
+        return self.text
+
+
+def read_rows(source: str, settings: EmbeddingSettings) -> tuple[EmbeddingSettings, list[EmbeddingRow]]:
+    """Read pairs, and settle which columns they stand in.
+
+    Returns:
+        The settings with the names of the columns that were found, to read further files with; the rows.
+
+    Raises:
+        InputError: no rows, a column that is missing or cannot be told, a score that is no number.
+        SettingsError: a metric that does not go with the data.
+    """
+    rows: list[EmbeddingRow] = []
+    for where, values in iter_records(source, settings):
+        if not rows:
+            settings = _find_columns(settings, list(values), where)
+        texts = [_text_of(values, str(column), where) for column in (settings.text_column, settings.pair_column)]
+        negative = settings.negative_column and _text_of(values, settings.negative_column, where)
+        score = None if settings.score_column is None else _number_of(values, settings.score_column, where)
+        rows.append(EmbeddingRow(where, texts[0], texts[1], negative, score))
+    if not rows:
+        raise InputError("no rows.", source)
+    choices = _RANKING_METRICS if settings.score_column is None else _SCORE_METRICS
+    if settings.objective not in choices:
+        kind = "pairs without scores" if settings.score_column is None else "pairs with scores"
+        raise SettingsError(f'metric: "{settings.metric}" does not go with {kind}. Choices: {", ".join(choices)}.')
+    return settings, rows
+
+
+def row_of(value: str | Mapping[str, Any], settings: EmbeddingSettings, where: str) -> EmbeddingRow:
+    """A row to predict: a text, or a mapping with one text or two. `text` and `pair` are always understood.
+
+    Raises:
+        InputError: there is no text.
+    """
+    if isinstance(value, str):
+        return EmbeddingRow(where, value)
+    texts: list[str | None] = []
+    for column, usual in ((settings.text_column, "text"), (settings.pair_column, "pair")):
+        name = column if column is not None and column in value else usual
+        texts.append(None if usual == "pair" and value.get(name) is None else _text_of(value, name, where))
+    return EmbeddingRow(where, str(texts[0]), texts[1])
+
+
+def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: str) -> EmbeddingSettings:
+    by_name = {column.strip().lower(): column for column in columns}
+    text, pair = settings.text_column, settings.pair_column
+    if text is None and pair is None:
+        found = [names for names in _PAIRS if all(name in by_name for name in names)]
+        if len(found) == 1:
+            text, pair = (by_name[name] for name in found[0])
+    if text is None or pair is None:
+        raise InputError(
+            "cannot tell which two columns belong together: give text_column and pair_column (or columns, if the file "
+            f"has no header line). Columns: {', '.join(map(str, columns))}.",
+            where,
+        )
+    negative, score = settings.negative_column, settings.score_column
+    if negative is None and score is None:
+        score = detect_column(columns, _SCORE_COLUMNS, taken=(text, pair))
+        negative = None if score else detect_column(columns, _NEGATIVE_COLUMNS, taken=(text, pair))
+    return replace(settings, text_column=text, pair_column=pair, negative_column=negative, score_column=score)
+
+
+def _text_of(values: Mapping[str, Any], column: str, where: str) -> str:
+    value = value_of(values, column, where)
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise InputError(f"text wanted, {type(value).__name__} found.", f"{where}, {column}")
+
+
+def _number_of(values: Mapping[str, Any], column: str, where: str) -> float:
+    value = value_of(values, column, where)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f'"{value}" is not a number; a score says how alike two texts are.', f"{where}, {column}")
+    return number

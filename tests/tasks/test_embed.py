@@ -1,0 +1,293 @@
+"""Sentence embeddings: losses, vectors and folders by sentence-transformers, figures by scikit-learn, data refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
+from sklearn.metrics import ndcg_score
+
+from bertsmith.deploy.predict import load
+from bertsmith.errors import InputError, ModelError, SettingsError
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import load_weights, read_config
+from bertsmith.tasks.embed import Embedding, EmbeddingAnswer, SentenceEncoder, ranking_metrics
+from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, read_rows
+from bertsmith.tasks.finetune import evaluate, finetune
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.saved import save_task
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.task import Batch
+
+QUIET = Console(quiet=True)
+TEXTS = (
+    "the king sat by the river",
+    "a dog",
+    "who was the old queen of the city? 王",
+    "",
+    "the new house is red and the old one blue " * 9,
+)
+MakeFiles = Callable[[dict[str, str | bytes]], Path]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
+    return load_tokenizer(tiny_tokenizer)
+
+
+def make_task(
+    tokenizer: Tokenizer, rows: Sequence[EmbeddingRow], scored: bool = False, **changes: Any
+) -> tuple[Embedding, SentenceEncoder]:
+    settings = EmbeddingSettings(
+        text_column="text", pair_column="pair", score_column="score" if scored else None, max_length=24
+    )
+    task = Embedding(tokenizer, (), replace(settings, **changes), {"train": rows})
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": 48, "initializer_range": 0.3}
+    return task, task.build(Encoder(EncoderConfig(vocab_size=tokenizer.vocab_size, **sizes))).eval()
+
+
+def batch_of(task: Embedding) -> Batch:
+    return task.collate(task.examples("train").items)
+
+
+def pairs(*texts: tuple[Any, ...]) -> list[EmbeddingRow]:
+    return [EmbeddingRow(f"row {number}", *values) for number, values in enumerate(texts)]
+
+
+# ------------------------------------------------------------------------ beside sentence-transformers
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_sentence_transformers_gives_the_same_vectors(tokenizer: Tokenizer, tmp_path: Path, pooling: Any) -> None:
+    task, model = make_task(tokenizer, pairs(("a", "b")), pooling=pooling)
+    save_task(tmp_path / "model", task, model, model.encoder.config, "# card\n", {})
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(list(TEXTS))
+    ours = [answer["embedding"] for answer in load(tmp_path / "model").predict(TEXTS)]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+    (tmp_path / "model" / "bertsmith.json").unlink()  # then it is a folder like theirs
+    again = [answer["embedding"] for answer in load(tmp_path / "model").predict(TEXTS)]
+    assert again == ours
+
+
+def test_the_real_checkpoint_gives_the_same_vectors(minilm: Path) -> None:
+    theirs = SentenceTransformer(str(minilm), device="cpu").encode(list(TEXTS))
+    ours = [answer["embedding"] for answer in load(minilm).predict(TEXTS)]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    (close, far) = load(minilm).predict(
+        [{"text": "A man eats.", "pair": "Someone is eating."}, {"text": "A man eats.", "pair": "Stocks fell today."}]
+    )
+    assert close["similarity"] > far["similarity"] + 0.3
+
+
+class _Fixed(torch.nn.Module):
+    """A model of theirs whose vectors are given: a column of texts is a column of rows."""
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        return features
+
+
+@pytest.mark.parametrize("with_negatives", [False, True])
+def test_the_loss_of_pairs_is_multiple_negatives_ranking(tokenizer: Tokenizer, with_negatives: bool) -> None:
+    rows = pairs(*((f"a{i}", f"b{i}", f"c{i}" if with_negatives else None) for i in range(5)))
+    task, model = make_task(tokenizer, rows)
+    batch = batch_of(task)
+    vectors = model(batch.inputs).detach()
+    columns = vectors.view(5, -1, vectors.shape[-1]).unbind(1)
+    theirs = MultipleNegativesRankingLoss(_Fixed(), scale=20.0)  # type: ignore[arg-type]
+    expected = theirs([{"sentence_embedding": column} for column in columns], torch.zeros(5))
+    found = task.loss(model, batch)["embedding"] / batch.counts["embedding"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_loss_of_scored_pairs_is_cosent(tokenizer: Tokenizer) -> None:
+    scores = (0.0, 3.0, 3.0, 5.0, 1.5)
+    rows = [EmbeddingRow("r", f"a{i}", f"b{i}", None, score) for i, score in enumerate(scores)]
+    task, model = make_task(tokenizer, rows, scored=True)
+    batch = batch_of(task)
+    columns = model(batch.inputs).detach().view(5, 2, -1).unbind(1)
+    expected = CoSENTLoss(_Fixed(), scale=20.0)(  # type: ignore[arg-type]
+        [{"sentence_embedding": column} for column in columns], torch.tensor(scores)
+    )
+    found = task.loss(model, batch)["embedding"] / batch.counts["embedding"]
+    torch.testing.assert_close(found, expected)
+    doubled = make_task(tokenizer, [replace(row, score=10 * (row.score or 0) - 4) for row in rows], scored=True)
+    torch.testing.assert_close(doubled[0].loss(*(doubled[1], batch_of(doubled[0])))["embedding"] / 5, expected)
+
+
+# ------------------------------------------------------------------------------------- what is a negative
+
+
+def test_what_is_as_right_is_no_negative(tokenizer: Tokenizer) -> None:
+    """Rows with the same second text, or with the same first text, are not learnt against each other."""
+    rows = pairs(("a", "x"), ("b", "x"), ("a", "y"), ("c", "z", "x"))
+    task, _ = make_task(tokenizer, rows)
+    candidates = ["x", "x", "y", "z", "x"]
+    excluded = batch_of(task).labels["excluded"]
+    for row, (place, marks) in zip(rows, enumerate(excluded.tolist()), strict=True):
+        partners = {other.pair for other in rows if other.text == row.text}
+        assert marks == [text in partners and where != place for where, text in enumerate(candidates)]
+
+
+def test_a_batch_to_predict_may_mix_texts_and_pairs(tokenizer: Tokenizer) -> None:
+    task, model = make_task(tokenizer, pairs(("a dog", None), ("a dog", "the king")))
+    batch = batch_of(task)
+    assert batch.labels == {} and batch.counts == {"embedding": 0.0}
+    with torch.inference_mode():
+        first, second = task.decode(task.predict(model, batch), batch)
+    assert task.to_json(first).keys() == {"embedding"} and task.to_json(second).keys() == {"similarity"}
+    np.testing.assert_allclose(first.vectors[0], second.vectors[0], atol=1e-6)
+    assert second.similarity == pytest.approx(float(first.vectors[0] @ second.vectors[1]), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_ranking_metrics_are_those_of_scikit_learn(ranks: list[int]) -> None:
+    gold, scores = np.zeros((len(ranks), 30)), np.tile(-np.arange(30.0), (len(ranks), 1))
+    gold[np.arange(len(ranks)), np.array(ranks) - 1] = 1
+    found = ranking_metrics(np.array(ranks))
+    assert found["ndcg_at_10"] == pytest.approx(ndcg_score(gold, scores, k=10))
+    assert found["mrr_at_10"] == pytest.approx(np.mean([1 / rank if rank <= 10 else 0 for rank in ranks]))
+    assert found["recall_at_1"] == pytest.approx(np.mean([rank == 1 for rank in ranks]))
+    assert found["recall_at_10"] == pytest.approx(np.mean([rank <= 10 for rank in ranks]))
+
+
+def test_ranks_are_counted_among_distinct_texts(tokenizer: Tokenizer) -> None:
+    """Ours against a plain reading: sort the distinct second texts by cosine, without the other partners."""
+    rows = pairs(("a", "x"), ("b", "x"), ("a", "y"), ("c", "z", "x"), ("d", "w", "v"))
+    task, _ = make_task(tokenizer, rows)
+    random = np.random.default_rng(0)
+    by_text = {text: random.normal(size=4) for text in "abcdvwxyz"}
+    examples = task.examples("train").items
+    answers = [
+        EmbeddingAnswer(tuple(by_text[text] for text in (row.text, row.pair, row.negative) if text)) for row in rows
+    ]
+    expected = []
+    for row in rows:
+        partners = {other.pair for other in rows if other.text == row.text}
+        others = [text for text in "vwxyz" if text not in partners]
+        own = by_text[row.text] @ by_text[str(row.pair)]
+        expected.append(1 + sum(by_text[row.text] @ by_text[text] >= own for text in others))
+    assert len(set(expected)) > 1
+    assert task.score(answers, examples) == ranking_metrics(np.array(expected))
+    (table,) = task.sections(answers, examples)
+    assert [cells[0] for cells in table.rows] == sorted((rank for rank in expected if rank > 1), reverse=True)
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+def write_pairs(folder: Path, scored: bool = False) -> Path:
+    """What belongs together shares no word, so that random weights do not know it."""
+    words, others = ("cat", "dog", "bird", "fish"), ("river", "house", "city", "tree")
+    lines = []
+    for number in range(64):
+        first, second = number % 4, number // 4 % 4
+        partner = (first + number // 16) % 4 if scored else first
+        row: dict[str, Any] = {
+            "query": f"{words[first]} {words[second]} {number if scored else ''}",
+            "document": f"{others[partner]} is {others[second]}",
+        }
+        lines.append(json.dumps({**row, "score": float(partner == first)} if scored else row))
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, scored: bool) -> None:
+    data = write_pairs(tmp_path, scored)
+    settings = FinetuneSettings(
+        model="size:tiny",
+        tokenizer=str(tiny_tokenizer),
+        train=str(data),
+        test=str(data),
+        out=tmp_path / "run",
+        epochs=20,
+        batch_size=16,
+        learning_rate=2e-3,
+        precision="fp32",
+        r_drop=0.1,
+    )
+    result = finetune("embedding", settings, EmbeddingSettings(max_length=16), console=QUIET)
+    objective = "spearman" if scored else "ndcg_at_10"
+    assert next(iter(result.metrics["test"])) == objective
+    untrained = finetune(
+        "embedding",
+        replace(settings, out=tmp_path / "short", epochs=0.25, learning_rate=1e-9),
+        EmbeddingSettings(max_length=16),
+        console=QUIET,
+    )
+    assert result.metrics["test"][objective] > untrained.metrics["test"][objective] + 0.2
+    assert evaluate(result.folder, str(data), precision="fp32") == pytest.approx(result.metrics["test"], abs=1e-6)
+    config, raw = read_config(result.model)
+    assert raw["architectures"] == ["BertModel"]
+    assert SentenceTransformer(str(result.model), device="cpu").encode(["a cat"]).shape == (1, config.hidden_size)
+    assert "AutoModel" in (result.model / "README.md").read_text(encoding="utf-8")
+    student = replace(settings, out=tmp_path / "student", teacher=str(result.folder), r_drop=None, epochs=1)
+    assert finetune("embedding", student, EmbeddingSettings(max_length=16), console=QUIET).training.step > 0
+    load_weights(result.model, SentenceEncoder(Encoder(config), "mean"), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ('{"a": "x", "b": "y"}', {}, r"cannot tell which two columns.*text_column and pair_column.*Columns: a, b"),
+        ('{"query": "x", "document": null}', {}, "data.jsonl:1, document: nothing here"),
+        ('{"query": "x", "document": ["y"]}', {}, "data.jsonl:1, document: text wanted, list found"),
+        ('{"query": "x", "document": "y", "score": "high"}', {}, 'data.jsonl:1, score: "high" is not a number'),
+        ('{"query": "x", "document": "y"}', {"negative_column": "worse"}, 'there is no column "worse"'),
+        ("", {}, "no rows"),
+    ],
+)
+def test_bad_data_is_refused(make_files: MakeFiles, content: str, settings: dict[str, Any], message: str) -> None:
+    folder = make_files({"data.jsonl": content})
+    with pytest.raises(InputError, match=message):
+        read_rows(str(folder / "data.jsonl"), EmbeddingSettings(**settings))
+
+
+def test_bad_settings_are_refused(make_files: MakeFiles, tokenizer: Tokenizer) -> None:
+    with pytest.raises(SettingsError, match="similarity_temperature must be positive"):
+        EmbeddingSettings(similarity_temperature=0)
+    with pytest.raises(SettingsError, match="Choose one"):
+        EmbeddingSettings(score_column="s", negative_column="n")
+    folder = make_files({"data.jsonl": '{"query": "x", "document": "y"}'})
+    with pytest.raises(SettingsError, match='"spearman" does not go with pairs without scores'):
+        read_rows(str(folder / "data.jsonl"), EmbeddingSettings(metric="spearman"))
+    with pytest.raises(SettingsError, match="max_length is 900; this model takes 3 to 48"):
+        make_task(tokenizer, [], max_length=900)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("modules.json", [{"type": "sentence_transformers.models.Transformer"}], "the modules are Transformer; read"),
+        ("modules.json", {}, "the modules are none"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "read are the mean of the tokens and the first"),
+        ("1_Pooling/config.json", [], "a JSON object is wanted"),
+    ],
+)
+def test_other_ways_to_a_vector_are_refused(
+    tokenizer: Tokenizer, tmp_path: Path, name: str, value: Any, message: str
+) -> None:
+    task, model = make_task(tokenizer, pairs(("a", "b")))
+    folder = tmp_path / "model"
+    save_task(folder, task, model, model.encoder.config, "# card\n", {})
+    (folder / "bertsmith.json").unlink()
+    (folder / name).write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(ModelError, match=message):
+        load(folder)
