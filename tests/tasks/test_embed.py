@@ -260,6 +260,22 @@ def test_bad_data_is_refused(make_files: MakeFiles, content: str, settings: dict
         read_rows(str(folder / "data.jsonl"), EmbeddingSettings(**settings))
 
 
+def test_columns_are_found_by_their_names(make_files: MakeFiles) -> None:
+    folder = make_files(
+        {
+            "train.csv": "Anchor,Positive,Negative\nx,y,z\n",
+            "test.csv": "Anchor,Positive\nx,y\n",
+            "scored.tsv": "x\ty\t4.5\n",
+        }
+    )
+    settings, rows = read_rows(str(folder / "train.csv"), EmbeddingSettings())
+    assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", "z", None)]
+    _, rows = read_rows(str(folder / "test.csv"), settings)
+    assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", None, None)]
+    _, rows = read_rows(str(folder / "scored.tsv"), EmbeddingSettings(columns="sentence1,sentence2,score"))
+    assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", None, 4.5)]
+
+
 def test_bad_settings_are_refused(make_files: MakeFiles, tokenizer: Tokenizer) -> None:
     with pytest.raises(SettingsError, match="similarity_temperature must be positive"):
         EmbeddingSettings(similarity_temperature=0)

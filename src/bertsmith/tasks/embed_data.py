@@ -130,6 +130,8 @@ def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: st
             where,
         )
     negative, score = settings.negative_column, settings.score_column
+    if negative is not None and negative not in columns and negative.lower() in _NEGATIVE_COLUMNS:
+        negative = None  # test data may have none where training data had some
     if negative is None and score is None:
         score = detect_column(columns, _SCORE_COLUMNS, taken=(text, pair))
         negative = None if score else detect_column(columns, _NEGATIVE_COLUMNS, taken=(text, pair))
