@@ -294,6 +294,12 @@ def test_bad_settings_are_refused(make_files: MakeFiles, tokenizer: Tokenizer) -
         ("modules.json", [{"type": "sentence_transformers.models.Transformer"}], "the modules are Transformer; read"),
         ("modules.json", {}, "the modules are none"),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "read are the mean of the tokens and the first"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            "read are the mean of the tokens and the first",
+        ),
+        ("1_Pooling/config.json", {"pooling_mode": ["mean", "max"]}, "read are the mean of the tokens and the first"),
         ("1_Pooling/config.json", [], "a JSON object is wanted"),
     ],
 )

@@ -55,20 +55,20 @@ class Adversarial(TaskAround):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The mean of the sums with the embeddings as they are and with them moved."""
         if not torch.is_grad_enabled():
-            return super().loss(model, batch)
+            return self._task.loss(model, batch)
         found: list[Tensor] = []
 
         def note(embedded_TE: Tensor) -> Tensor:
             found.append(embedded_TE.requires_grad_())  # frozen embeddings would not
             return embedded_TE
 
-        plain = _with_embeddings(model, note, lambda: super(Adversarial, self).loss(model, batch))
+        plain = _with_embeddings(model, note, lambda: self._task.loss(model, batch))
         counted = [total * self.loss_weights[name] for name, total in plain.items() if batch.counts[name] > 0]
         if not counted:
             return plain
         (gradient_TE,) = torch.autograd.grad(torch.stack(counted).sum(), found[:1], retain_graph=True)
         move_TE = adversarial_move(found[0].detach(), gradient_TE, batch.inputs.lengths, self._size)
-        moved = _with_embeddings(model, lambda one: one + move_TE, lambda: super(Adversarial, self).loss(model, batch))
+        moved = _with_embeddings(model, lambda one: one + move_TE, lambda: self._task.loss(model, batch))
         return _mean(plain, moved)
 
 

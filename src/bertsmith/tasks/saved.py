@@ -316,9 +316,9 @@ def _sentence_transformer(folder: Path) -> dict[str, Any]:
     pooling, length = _object(folder / _POOLING / "config.json"), None
     chosen = pooling.get("pooling_mode")  # since version 6; before it a field for each
     if chosen is None:
-        chosen = [mode for mode, name in _POOLING_MODES.items() if pooling.get(f"pooling_mode_{name}") is True]
-        chosen = chosen[0] if len(chosen) == 1 else None
-    if chosen not in _POOLING_MODES:
+        active = [name for name, is_on in pooling.items() if name.startswith("pooling_mode_") and is_on]
+        chosen = next((mode for mode, name in _POOLING_MODES.items() if active == [f"pooling_mode_{name}"]), None)
+    if not isinstance(chosen, str) or chosen not in _POOLING_MODES:
         raise ModelError(f"{folder / _POOLING / 'config.json'}: read are the mean of the tokens and the first token.")
     if (folder / "sentence_bert_config.json").is_file():
         length = _object(folder / "sentence_bert_config.json").get("max_seq_length")
