@@ -351,7 +351,8 @@ def _saved_task(
     if name is None or not has_answers(folder, architectures):
         raise ModelError(
             f"{folder}: architectures is {architectures}, which is no fine-tuned model. "
-            f"Choices: {', '.join(kind.architecture for kind in TASKS.values())}."
+            f"Choices: {', '.join(kind.architecture for kind in TASKS.values() if kind.pipeline_tag != _SIMILARITY)}, "
+            f"or a folder of sentence-transformers ({_MODULES})."
         )
     values: dict[str, Any] = {"max_length": min(_LONGEST, max_sequence_length)}
     # transformers leaves id2label out where it is its default of two labels.
