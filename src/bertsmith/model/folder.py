@@ -32,7 +32,9 @@ LABELLED = ("ForSequenceClassification", "ForTokenClassification")
 """What the architectures end in whose outputs are named by `id2label`."""
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+# The last three are what sentence-transformers keeps beside a model.
 _HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors", "bertsmith.json"]
+_HUB_FILES += ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 # A field that may be None -> the property with what None means, for who reads the folder.
 _MEANT = {"embedding_size": "embedding_width", "embedding_dropout_prob": "embedding_dropout"}
