@@ -22,6 +22,7 @@ from bertsmith.tasks.classify_data import (
     read_rows,
 )
 from bertsmith.tasks.classify_targets import ClassificationAnswer, ClassificationExample
+from bertsmith.tasks.rows import sub_batches
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Matrix, Table
 
@@ -175,6 +176,10 @@ def test_settings_that_do_not_go_together() -> None:
         ClassificationSettings(regression=True, label_smoothing=0.1)
     with pytest.raises(SettingsError, match=r"label_smoothing must be in \[0, 1\)"):
         ClassificationSettings(label_smoothing=1.0)
+    with pytest.raises(SettingsError, match="doc_stride and window_pooling are for windows"):
+        ClassificationSettings(doc_stride=64)
+    with pytest.raises(SettingsError, match="doc_stride is 0; windows must move forward"):
+        ClassificationSettings(long="windows", doc_stride=0)
 
 
 # Sequences
@@ -186,8 +191,8 @@ def test_sequences_are_those_of_transformers(tokenizer: Tokenizer, tiny_tokenize
     theirs = AutoTokenizer.from_pretrained(tiny_tokenizer)
     for item in make(tokenizer, rows(pair=pair)).examples("train").items:
         expected = theirs(item.row.text, pair)
-        assert item.token_ids.tolist() == expected["input_ids"]
-        assert item.segment_ids.tolist() == expected["token_type_ids"]
+        assert [ids.tolist() for ids in item.token_ids] == [expected["input_ids"]]
+        assert [ids.tolist() for ids in item.segment_ids] == [expected["token_type_ids"]]
         assert item.cut_tokens == 0
 
 
@@ -195,16 +200,145 @@ def test_long_pairs_lose_the_end_of_the_longer_text(tokenizer: Tokenizer) -> Non
     task = Classification(tokenizer, ("a", "b"), ClassificationSettings(max_length=10), {})
     row = ClassificationRow("x:1", "cat dog bird fish tree river king", "red blue", None)
     (item,) = task.encode([row])
-    assert tokenizer.tokens(item.token_ids) == "[CLS] cat dog bird fish tree [SEP] red blue [SEP]".split()
-    assert item.segment_ids.tolist() == [0] * 7 + [1] * 3
+    assert read(tokenizer, item) == ["[CLS] cat dog bird fish tree [SEP] red blue [SEP]"]
+    assert item.segment_ids[0].tolist() == [0] * 7 + [1] * 3
     assert item.cut_tokens == 2
 
 
-def test_notes_count_what_is_cut(tokenizer: Tokenizer) -> None:
-    data = rows()
-    task = Classification(tokenizer, ("animal", "person"), ClassificationSettings(max_length=6), {"train": data})
-    assert task.notes() == ["2 of 5 train texts (40.0%) are longer than max_length 6 and lose 4 tokens at their end."]
-    assert make(tokenizer, data).notes() == []
+def read(tokenizer: Tokenizer, item: ClassificationExample) -> list[str]:
+    """What the model reads of an example, a text a sequence."""
+    return [" ".join(tokenizer.tokens(ids)) for ids in item.token_ids]
+
+
+@pytest.mark.parametrize(
+    ("text", "pair", "options", "expected", "cut_tokens"),
+    [
+        ("cat dog bird fish tree river king red", None, {"long": "tail"}, ["fish tree river king red"], 3),
+        ("cat dog bird fish tree river king red", None, {"long": "head-tail"}, ["cat tree river king red"], 3),
+        ("cat dog bird", None, {"long": "head-tail"}, ["cat dog bird"], 0),
+        ("cat dog bird fish tree", "red king", {"long": "tail"}, ["fish tree [SEP] red king"], 3),
+        ("cat dog bird fish tree river", None, {"long": "windows"}, ["cat dog bird fish tree", "river"], 0),
+        (
+            "cat dog bird fish tree river king red",
+            None,
+            {"long": "windows", "doc_stride": 3},
+            ["cat dog bird fish tree", "fish tree river king red"],
+            0,
+        ),
+        ("red", "cat dog bird fish", {"long": "windows"}, ["red [SEP] cat dog bird", "red [SEP] fish"], 0),
+        ("cat dog bird fish", "red", {"long": "windows"}, ["cat dog bird [SEP] red", "fish [SEP] red"], 0),
+        ("cat dog", "red king", {"long": "windows"}, ["cat dog [SEP] red king"], 0),
+        (
+            "cat dog bird",
+            "red blue king queen",
+            {"long": "windows"},
+            ["cat dog [SEP] red blue", "cat dog [SEP] king queen"],
+            1,
+        ),
+    ],
+)
+def test_what_is_read_of_a_long_text(
+    tokenizer: Tokenizer,
+    text: str,
+    pair: str | None,
+    options: dict[str, object],
+    expected: list[str],
+    cut_tokens: int,
+) -> None:
+    settings = ClassificationSettings(max_length=7, **options)  # type: ignore[arg-type]
+    (item,) = Classification(tokenizer, ("a", "b"), settings, {}).encode([ClassificationRow("x:1", text, pair, None)])
+    assert read(tokenizer, item) == [f"[CLS] {one} [SEP]" for one in expected]
+    assert item.cut_tokens == cut_tokens
+    assert item.num_tokens == sum(map(len, item.token_ids))
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("overlap", [0, 1, 4])
+def test_windows_are_those_of_transformers(tokenizer: Tokenizer, tiny_tokenizer: Path, overlap: int) -> None:
+    settings = ClassificationSettings(max_length=9, long="windows", doc_stride=7 - overlap)
+    text = "the queen and king of the city saw a dog and a cat run to the red house by the river ."
+    (item,) = Classification(tokenizer, ("a", "b"), settings, {}).encode([ClassificationRow("x:1", text, None, None)])
+    theirs = AutoTokenizer.from_pretrained(tiny_tokenizer)(
+        text, max_length=9, truncation=True, stride=overlap, return_overflowing_tokens=True
+    )
+    assert [ids.tolist() for ids in item.token_ids] == theirs["input_ids"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_logits_of_windows_are_pooled(tokenizer: Tokenizer, pooling: str) -> None:
+    """Beside the windows as texts of their own, in a batch with texts that have one."""
+    task = Classification(
+        tokenizer,
+        ("animal", "person"),
+        ClassificationSettings(max_length=6, long="windows", window_pooling=pooling),  # type: ignore[arg-type]
+        {"train": rows()},
+    )
+    torch.manual_seed(0)
+    model = task.build(encoder(tokenizer)).eval()
+    items = task.examples("train").items
+    batch = task.collate(items)
+    parts = [
+        ClassificationExample(item.row, (ids,), (segments,), item.target, 0)
+        for item in items
+        for ids, segments in zip(item.token_ids, item.segment_ids, strict=True)
+    ]
+    counts = [len(item.token_ids) for item in items]
+    assert counts == [1, 2, 1, 1, 2]
+    assert torch.equal(task.collate(parts).inputs.token_ids, batch.inputs.token_ids)
+    with torch.no_grad():
+        logits = task.logits(model, batch)
+        alone = [task.logits(model, task.collate([part])) for part in parts]
+        predicted = task.predict(model, batch)
+        losses = task.loss(model, batch)
+    for row, several in zip(logits, torch.split(torch.cat(alone), counts), strict=True):
+        assert torch.allclose(row, several.mean(0) if pooling == "mean" else several.amax(0), atol=1e-6)
+    assert torch.allclose(predicted, logits.softmax(-1), atol=1e-6)
+    targets = torch.tensor([0, 0, 0, 1, 1])
+    assert losses["classification"].item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+    )
+    assert batch.counts["classification"] == 5
+
+
+def test_a_text_of_many_windows_is_predicted_in_parts(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ClassificationSettings(max_length=6, long="windows")
+    task = Classification(tokenizer, ("animal", "person"), settings, {"train": rows()})
+    model = task.build(encoder(tokenizer)).eval()
+    batch = task.collate(task.examples("train").items)
+    with torch.inference_mode():
+        whole = task.predict(model, batch)
+        sizes = []
+        model.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0].token_ids)))
+        monkeypatch.setattr("bertsmith.tasks.classify.sub_batches", lambda inputs: sub_batches(inputs, 12))
+        assert torch.allclose(task.predict(model, batch), whole, atol=1e-6)
+    assert len(sizes) > 2
+    assert max(sizes) <= 12
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ({}, "lose 4 tokens at their end"),
+        ({"long": "tail"}, "lose 4 tokens at their beginning"),
+        ({"long": "head-tail"}, "lose 4 tokens in their middle"),
+        ({"long": "windows"}, "are read in 4 windows"),
+    ],
+)
+def test_notes_count_what_is_cut(tokenizer: Tokenizer, options: dict[str, object], note: str) -> None:
+    settings = ClassificationSettings(max_length=6, **options)  # type: ignore[arg-type]
+    task = Classification(tokenizer, ("animal", "person"), settings, {"train": rows()})
+    assert task.notes() == [f"2 of 5 train texts (40.0%) are longer than max_length 6 and {note}."]
+    assert make(tokenizer, rows()).notes() == []
+
+
+def test_notes_count_what_windows_cut_of_pairs(tokenizer: Tokenizer) -> None:
+    settings = ClassificationSettings(max_length=8, long="windows")
+    data = rows(pair="cat dog bird fish tree")
+    task = Classification(tokenizer, ("animal", "person"), settings, {"train": data})
+    assert task.notes() == [
+        "5 of 5 train texts (100.0%) are longer than max_length 8 and are read in 10 windows, but lose 8 tokens of "
+        "the shorter text of a pair."
+    ]
 
 
 def test_max_length_must_fit_the_position_table(tokenizer: Tokenizer) -> None:

@@ -333,6 +333,25 @@ def test_a_regression_learns_to_count(data: Path, tiny_tokenizer: Path, tmp_path
     assert task.labels == () and task.settings.regression
 
 
+def test_what_stands_at_the_end_of_a_long_text_is_learnt_only_if_it_is_read(
+    data: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    head, *lines = animals_or_places().splitlines()
+    (tmp_path / "long.csv").write_text("\n".join([head, *(f'"{"the river " * 8}{line[1:]}' for line in lines)]))
+    accuracy = {}
+    for part in ("head", "tail", "windows"):
+        changed = settings(data, tiny_tokenizer, train=str(tmp_path / "long.csv"), out=tmp_path / part, epochs=6)
+        options = ClassificationSettings(
+            max_length=16, long=part, window_pooling="max" if part == "windows" else "mean"
+        )
+        result = finetune("classification", changed, options, console=QUIET)
+        accuracy[part] = result.metrics["dev"]["accuracy"]
+        assert evaluate(result.folder, str(tmp_path / "long.csv"))["accuracy"] >= accuracy[part] - 0.1
+        assert load_task(result.model)[0].settings == replace(options, text_column="text", label_column="label")
+    assert accuracy["head"] < 0.8
+    assert accuracy["tail"] > 0.9 and accuracy["windows"] > 0.9
+
+
 def test_tagging_and_answering_go_the_same_way(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     sentences = [
         "".join(f"{word}\t{'B-LIVING' if word in ANIMALS else 'O'}\n" for word in ["the", noun, "saw", f"{number}"])

@@ -129,7 +129,8 @@ def test_figures_are_those_of_scikit_learn(tiny_tokenizer: Path, shape: tuple[in
     gold[:, 0] = False  # a label that nothing has, and texts that have none
     answers = task.target.decode(scores)
     examples = [
-        ClassificationExample(rows(())[0], np.zeros(2), np.zeros(2), tuple(np.flatnonzero(row)), 0) for row in gold
+        ClassificationExample(rows(())[0], (np.zeros(2),), (np.zeros(2),), tuple(np.flatnonzero(row)), 0)
+        for row in gold
     ]
     found = scores >= 0.5
     assert [answer.labels for answer in answers] == [

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertsmith.errors import SettingsError
-from bertsmith.text.windows import Window, max_context, overlap, truncate_pair, windows
+from bertsmith.text.windows import Kept, Window, keep, max_context, overlap, truncate_pair, windows
 
 lengths = st.integers(0, 700)
 sizes = st.integers(1, 400)
@@ -98,3 +98,22 @@ def test_no_room_is_an_error_that_names_the_setting(size, step, named):
 def test_no_room_for_a_pair_is_an_error():
     with pytest.raises(SettingsError, match="max_length"):
         truncate_pair(3, 3, -1)
+
+
+@given(lengths, st.integers(0, 600), st.sampled_from(["head", "tail", "head-tail"]))
+def test_kept_is_as_much_as_there_is_room_for(length: int, room: int, part: Kept) -> None:
+    tokens = list(range(length))
+    kept = [token for one in keep(length, room, part) for token in tokens[one.start : one.end]]
+    assert len(kept) == min(length, room)
+    assert kept == sorted(set(kept))
+    if part == "head":
+        assert kept == tokens[:room]
+    elif part == "tail":
+        assert kept == tokens[max(0, length - room) :]
+    elif length > room:
+        head = round(room / 4)
+        assert kept == tokens[:head] + tokens[length - room + head :]
+
+
+def test_the_paper_keeps_128_and_382_of_510() -> None:
+    assert keep(1000, 510, "head-tail") == [Window(0, 128), Window(618, 1000)]

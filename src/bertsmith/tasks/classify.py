@@ -1,29 +1,33 @@
 """Task: a text, or a pair of texts, to one label, to several, or to a number (Devlin et al. 2018, section 4.1).
 
-The pooled first token goes through dropout into a linear layer. A pair that is too long is cut
-from the end of its longer text, as google-research/bert `run_classifier.py` does. What the outputs mean is
-for the target to say (`tasks/classify_targets.py`, `tasks/label_sets.py`).
-Shape letters: T tokens, S sequences (one an example), C labels.
+The pooled first token goes through dropout into a linear layer. What is too long is cut, a pair token by token
+from its longer text, as google-research/bert `run_classifier.py` does; or read in windows, whose logits are pooled.
+What the outputs mean is for the target to say (`tasks/classify_targets.py`, `tasks/label_sets.py`).
+Shape letters: T tokens, S sequences (one an example, if it has no windows), E examples, C labels.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bertsmith.errors import InputError, SettingsError
-from bertsmith.model.batch import pack
+from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import PooledHead
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, row_of
 from bertsmith.tasks.classify_targets import ClassificationExample, LabelTarget, NumberTarget, Target
 from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.pairs import assemble, num_pair_specials
-from bertsmith.tasks.rows import ListExamples
+from bertsmith.tasks.rows import ListExamples, sub_batches
 from bertsmith.text.tokenizer import Tokenizer
-from bertsmith.text.windows import truncate_pair
+from bertsmith.text.windows import Kept, keep, truncate_pair, windows
 from bertsmith.training.report import Section
 from bertsmith.training.task import Batch
+
+_Texts = tuple[np.ndarray, np.ndarray | None]
 
 
 class SequenceClassifier(nn.Module):
@@ -83,29 +87,51 @@ class Classification:
         examples = []
         for row, first in zip(rows, firsts, strict=True):
             second = None if row.pair is None else next(seconds)
-            num_special_tokens = 2 if second is None or len(second) == 0 else num_pair_specials(self.tokenizer)
-            length = len(first) + (0 if second is None else len(second))
-            room = self.settings.max_length - num_special_tokens
-            first_length, second_length = truncate_pair(len(first), length - len(first), room)
-            token_ids, segment_ids = assemble(
-                self.tokenizer, first[:first_length], None if second is None else second[:second_length]
-            )
-            cut_tokens = length - first_length - second_length
+            parts, cut_tokens = self._parts(first, second)
+            sequences = [assemble(self.tokenizer, *part) for part in parts]
+            token_ids, segment_ids = zip(*sequences, strict=True)
             examples.append(ClassificationExample(row, token_ids, segment_ids, self.target.encode(row), cut_tokens))
         return examples
+
+    def _parts(self, first: np.ndarray, second: np.ndarray | None) -> tuple[list[_Texts], int]:
+        """What each sequence of an example shows of its text or texts, and how many tokens none of them does."""
+        lengths = (len(first), 0 if second is None else len(second))
+        room = self.settings.max_length - (num_pair_specials(self.tokenizer) if lengths[1] else 2)
+        part, step = self.settings.long, self.settings.doc_stride
+        if part != "windows":
+            kept = truncate_pair(*lengths, room)
+            texts = (_kept(first, kept[0], part), None if second is None else _kept(second, kept[1], part))
+            return [texts], sum(lengths) - sum(kept)
+        if second is None or sum(lengths) <= room or lengths[1] == 0:
+            return [(first[one.start : one.end], second) for one in windows(len(first), room, step or room)], 0
+        # The shorter text stands beside each window of the longer one, and leaves it at least half of the room.
+        shorter, longer = sorted((first, second), key=len)
+        beside = shorter[: room // 2]
+        pieces = [longer[one.start : one.end] for one in windows(len(longer), room - len(beside), step or room)]
+        pairs: list[_Texts] = [(beside, piece) if longer is second else (piece, beside) for piece in pieces]
+        return pairs, len(shorter) - len(beside)
 
     def examples(self, split: str) -> ListExamples[ClassificationExample]:
         """The tokenized rows of one split."""
         return self._splits[split]
 
     def collate(self, examples: Sequence[ClassificationExample]) -> Batch:
-        """Lay S examples flat; their targets are left out if one has none."""
-        inputs = pack([item.token_ids for item in examples], [item.segment_ids for item in examples])
+        """Lay E examples flat; their targets are left out if one has none.
+
+        Where an example has windows, `examples`, int64 [S], is whose each sequence is.
+        """
+        inputs = pack(
+            [ids for item in examples for ids in item.token_ids], [ids for item in examples for ids in item.segment_ids]
+        )
+        labels: dict[str, Tensor] = {}
+        if len(inputs.lengths) > len(examples):
+            counts = torch.tensor([len(item.token_ids) for item in examples])
+            labels["examples"] = torch.repeat_interleave(counts)
         targets = [item.target for item in examples]
         if any(target is None for target in targets):
-            return Batch(inputs, {}, {self.name: 0.0}, examples)
-        together, count = self.target.collate(targets)
-        return Batch(inputs, {"targets": together}, {self.name: count}, examples)
+            return Batch(inputs, labels, {self.name: 0.0}, examples)
+        labels["targets"], count = self.target.collate(targets)
+        return Batch(inputs, labels, {self.name: count}, examples)
 
     def build(self, encoder: Encoder) -> SequenceClassifier:
         """The encoder with a fresh head.
@@ -122,14 +148,17 @@ class Classification:
         return SequenceClassifier(encoder, len(self.labels) or 1)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """float32 [S, C], or [S, 1] numbers of a regression."""
-        assert isinstance(model, SequenceClassifier)
-        positions_S = model.pooled.positions(batch.inputs)
-        if positions_S is None:
-            logits_SC: Tensor = model.pooled(model.encoder(batch.inputs), batch.inputs)
-        else:
-            logits_SC = model.pooled.of_pooled(model.encoder(batch.inputs, positions_S))
-        return logits_SC.float()
+        """float32 [E, C], or [E, 1] numbers of a regression."""
+        return self._of_examples(_logits(model, batch.inputs), batch)
+
+    def _of_examples(self, logits_SC: Tensor, batch: Batch) -> Tensor:
+        """[S, C] -> [E, C]"""
+        if "examples" not in batch.labels:
+            return logits_SC
+        examples_SC = batch.labels["examples"][:, None].expand_as(logits_SC)
+        reduce = "amax" if self.settings.window_pooling == "max" else "mean"
+        empty_EC = logits_SC.new_zeros(len(batch.examples), logits_SC.shape[-1])
+        return empty_EC.scatter_reduce(0, examples_SC, logits_SC, reduce, include_self=False)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sum of the target's loss: cross-entropy in nats, or squared errors."""
@@ -140,8 +169,9 @@ class Classification:
         return {self.name: self.target.loss(logits_SC, batch.labels["targets"])}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """float32 [S, C] probabilities, or [S, 1] numbers of a regression."""
-        return self.target.scores(self.logits(model, batch)).cpu()
+        """float32 [E, C] probabilities, or [E, 1] numbers of a regression."""
+        logits_SC = torch.cat([_logits(model, inputs) for _, inputs in sub_batches(batch.inputs)])
+        return self.target.scores(self._of_examples(logits_SC, batch)).cpu()
 
     def decode(self, output: Tensor, batch: Batch) -> list[Any]:
         """One answer an example."""
@@ -153,16 +183,23 @@ class Classification:
         return {self.metric: results[self.metric], **results}
 
     def notes(self) -> list[str]:
-        """How much of each split was cut at `max_length`."""
+        """How many texts of each split are longer than `max_length`, and what becomes of them."""
+        part = self.settings.long
+        lost = {"head": "at their end", "tail": "at their beginning", "head-tail": "in their middle"}
         notes = []
         for split, examples in self._splits.items():
-            cut_tokens = [item.cut_tokens for item in examples.items if item.cut_tokens]
-            if cut_tokens:
-                share = len(cut_tokens) / len(examples.items)
-                notes.append(
-                    f"{len(cut_tokens):,} of {len(examples.items):,} {split} texts ({share:.1%}) are longer than "
-                    f"max_length {self.settings.max_length} and lose {sum(cut_tokens):,} tokens at their end."
-                )
+            long = [item for item in examples.items if item.cut_tokens or len(item.token_ids) > 1]
+            if not long:
+                continue
+            cut_tokens = sum(item.cut_tokens for item in long)
+            what = f"lose {cut_tokens:,} tokens {lost.get(part, 'of the shorter text of a pair')}"
+            if part == "windows":
+                number = sum(len(item.token_ids) for item in long)
+                what = f"are read in {number:,} windows" + (f", but {what}" if cut_tokens else "")
+            notes.append(
+                f"{len(long):,} of {len(examples.items):,} {split} texts ({len(long) / len(examples.items):.1%}) are "
+                f"longer than max_length {self.settings.max_length} and {what}."
+            )
         return notes
 
     def to_json(self, answer: Any) -> dict[str, Any]:
@@ -172,6 +209,22 @@ class Classification:
     def sections(self, answers: Sequence[Any], examples: Sequence[ClassificationExample]) -> list[Section]:
         """For the report: what the target shows."""
         return self.target.sections(answers, examples)
+
+
+def _logits(model: nn.Module, inputs: PackedBatch) -> Tensor:
+    """float32 [S, C]"""
+    assert isinstance(model, SequenceClassifier)
+    positions_S = model.pooled.positions(inputs)
+    if positions_S is None:
+        logits_SC: Tensor = model.pooled(model.encoder(inputs), inputs)
+    else:
+        logits_SC = model.pooled.of_pooled(model.encoder(inputs, positions_S))
+    return logits_SC.float()
+
+
+def _kept(ids: np.ndarray, length: int, part: Kept) -> np.ndarray:
+    """`length` tokens of a text."""
+    return np.concatenate([ids[one.start : one.end] for one in keep(len(ids), length, part)])
 
 
 def _target(labels: Sequence[str], settings: ClassificationSettings, train_rows: Sequence[ClassificationRow]) -> Target:

@@ -63,7 +63,13 @@ class ClassificationSettings:
     threshold: float = 0.5
     """From which probability on a label is predicted; for multi_label."""
     max_length: int = 128
-    """Tokens in a sequence, [CLS] and [SEP] included; what is longer is cut."""
+    """Tokens in a sequence, [CLS] and [SEP] included."""
+    long: Literal["head", "tail", "head-tail", "windows"] = "head"
+    """What is read of a longer text: its beginning, its end, a quarter and three quarters of both, or all of it."""
+    doc_stride: int | None = None
+    """Tokens from the start of one window to the next; None: windows do not overlap."""
+    window_pooling: Literal["mean", "max"] = "mean"
+    """What becomes of the logits of a text's windows."""
     class_weights: str = "none"
     """Weights of the labels in the loss: none, auto (every label counts the same), or "spam=5,ham=1"."""
     label_smoothing: float = 0.0
@@ -92,6 +98,10 @@ class ClassificationSettings:
             raise SettingsError("class_weights and label_smoothing are for one label a row, not for multi_label.")
         if not self.label_separator:
             raise SettingsError("label_separator is empty; give what stands between labels.")
+        if self.long != "windows" and (self.doc_stride is not None or self.window_pooling != "mean"):
+            raise SettingsError("doc_stride and window_pooling are for windows: say long windows.")
+        if self.doc_stride is not None and self.doc_stride < 1:
+            raise SettingsError(f"doc_stride is {self.doc_stride}; windows must move forward by at least 1 token.")
         if not 0 < self.threshold < 1:
             raise SettingsError(f"threshold must be in (0, 1), not {self.threshold}.")
         if not self.multi_label and (self.label_separator != "," or self.threshold != 0.5):

@@ -1,7 +1,7 @@
 """What classification learns of a text: one label, or a number; any number of labels are in `tasks/label_sets.py`.
 
 Each has its loss, its answers, its figures and what the report shows of it.
-Shape letters: S sequences (one an example), C labels.
+Shape letters: S examples, C labels.
 """
 
 import math
@@ -29,18 +29,19 @@ _LARGEST_MATRIX = 40
 
 @dataclass(frozen=True)
 class ClassificationExample:
-    """A row as the model gets it: int64 [L] token and segment ids; `target` is as `Target.encode` makes it."""
+    """A row as the model gets it: int64 token and segment ids of one sequence, or of several windows; `target` is as
+    `Target.encode` makes it."""
 
     row: ClassificationRow
-    token_ids: np.ndarray
-    segment_ids: np.ndarray
+    token_ids: tuple[np.ndarray, ...]
+    segment_ids: tuple[np.ndarray, ...]
     target: Any
     cut_tokens: int
 
     @property
     def num_tokens(self) -> int:
-        """L."""
-        return len(self.token_ids)
+        """Tokens of all its sequences."""
+        return sum(map(len, self.token_ids))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What classification learns of a text that may have several labels, or none: a decision for each label.
 
-Shape letters: S sequences (one an example), C labels.
+Shape letters: S examples, C labels.
 """
 
 from collections.abc import Sequence

@@ -7,12 +7,17 @@ number makes other windows) and `run_classifier.py` for pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from bertsmith.errors import SettingsError
 
+Kept = Literal["head", "tail", "head-tail"]
+"""Which part of a text that is too long is kept."""
+
 _LENGTH_WEIGHT = 0.01  # run_squad.py _check_is_max_context: a tie goes to the longer window
+_HEAD_SHARE = 0.25  # Sun et al. 2019: "we empirically select the first 128 and the last 382 tokens"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,21 @@ def windows(length: int, size: int, step: int) -> list[Window]:
     number = 1 + -(-max(0, length - size) // step)
     starts = range(0, number * step, step)
     return [Window(start, min(start + size, length)) for start in starts]
+
+
+def keep(length: int, room: int, part: Kept) -> list[Window]:
+    """What stays of `length` tokens where there is room for fewer: one range, or with "head-tail" two.
+
+    The three ways, and how much of "head-tail" is head, are those of Sun et al. 2019 (arXiv 1905.05583, section 5.3.1).
+
+    >>> keep(10, room=4, part="tail"), keep(10, room=4, part="head-tail")
+    ([Window(start=6, end=10)], [Window(start=0, end=1), Window(start=7, end=10)])
+    """
+    if length <= room:
+        return [Window(0, length)]
+    head = {"head": room, "tail": 0, "head-tail": round(_HEAD_SHARE * room)}[part]
+    ranges = [Window(0, head), Window(length - (room - head), length)]
+    return [one for one in ranges if len(one)] or ranges[:1]
 
 
 def overlap(size: int, step: int) -> int:
