@@ -42,8 +42,9 @@ def build_app() -> App:
     )
     tokenizer = App(name="tokenizer", help="Train a vocabulary, or add words to one.", sort_key=1)
     corpus = App(name="corpus", help="Build and check the token store that pre-training reads.", sort_key=2)
-    finetune = App(name="finetune", help="Teach a model a task on labelled data.", sort_key=4)
-    for group in (tokenizer, corpus, finetune):
+    check = App(name="check", help="Say what is wrong with labelled data, by file and line.", sort_key=4)
+    finetune = App(name="finetune", help="Teach a model a task on labelled data.", sort_key=5)
+    for group in (tokenizer, corpus, check, finetune):
         app.command(group)
     tokenizer.command(f"{_TEXT}:tokenizer_train", name="train", help="Train a WordPiece, BPE or Unigram vocabulary.")
     tokenizer.command(f"{_TEXT}:tokenizer_extend", name="extend", help="Add the words of a domain to a vocabulary.")
@@ -57,9 +58,10 @@ def build_app() -> App:
         ("embedding", "Texts that belong together -> vectors that are near."),
     ):
         finetune.command(f"{_MODEL}:finetune_{name}", name=name, help=line)
-    app.command(f"{_MODEL}:evaluate", name="evaluate", help="Score a model on labelled data.", sort_key=5)
-    app.command(f"{_MODEL}:predict", name="predict", help="Answers for a line, a file or stdin, as JSONL.", sort_key=6)
-    app.command(f"{_MODEL}:demo", name="demo", help="From nothing to three tasks, on text already here.", sort_key=7)
+        check.command(f"{_MODEL}:check_{name}", name=name, help=line)
+    app.command(f"{_MODEL}:evaluate", name="evaluate", help="Score a model on labelled data.", sort_key=6)
+    app.command(f"{_MODEL}:predict", name="predict", help="Answers for a line, a file or stdin, as JSONL.", sort_key=7)
+    app.command(f"{_MODEL}:demo", name="demo", help="From nothing to three tasks, on text already here.", sort_key=8)
     return app
 
 

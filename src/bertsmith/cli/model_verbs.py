@@ -20,6 +20,8 @@ from bertsmith.files import atomic_file
 from bertsmith.settings import read_value
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.data_check import CheckSettings, DataReport, check_data
+from bertsmith.tasks.data_check import render as render_check
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune import evaluate as evaluate_model
@@ -95,6 +97,16 @@ def pretrain(*, settings: Annotated[PretrainSettings, _FLAT], config: ConfigFile
     _show_run(settings.out, "Text with a [MASK].")
 
 
+def check_classification(
+    *,
+    settings: Annotated[CheckSettings, _FLAT],
+    options: Annotated[ClassificationSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say what is wrong with texts and their labels: bad rows, copies, leaks, contradictions, lengths."""
+    _show_check(check_data("classification", settings, options), settings)
+
+
 def finetune_classification(
     *,
     settings: Annotated[FinetuneSettings, _FLAT],
@@ -103,6 +115,16 @@ def finetune_classification(
 ) -> None:
     """Teach a model to tell labels (or a number) from a text, or from a pair of texts."""
     _show_finetuned(finetune("classification", settings, options), "A text.")
+
+
+def check_tagging(
+    *,
+    settings: Annotated[CheckSettings, _FLAT],
+    options: Annotated[TaggingSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say what is wrong with tagged sentences: bad tags, copies, leaks, contradictions, lengths."""
+    _show_check(check_data("tagging", settings, options), settings)
 
 
 def finetune_tagging(
@@ -115,6 +137,16 @@ def finetune_tagging(
     _show_finetuned(finetune("tagging", settings, options), "A text.")
 
 
+def check_answering(
+    *,
+    settings: Annotated[CheckSettings, _FLAT],
+    options: Annotated[AnsweringSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say what is wrong with questions and their answers: misplaced answers, copies, leaks, lengths."""
+    _show_check(check_data("answering", settings, options), settings)
+
+
 def finetune_answering(
     *,
     settings: Annotated[FinetuneSettings, _FLAT],
@@ -125,6 +157,16 @@ def finetune_answering(
     _show_finetuned(finetune("answering", settings, options), "The text.", '--question "A question?" ')
 
 
+def check_embedding(
+    *,
+    settings: Annotated[CheckSettings, _FLAT],
+    options: Annotated[EmbeddingSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say what is wrong with pairs of texts: bad rows, copies, leaks, lengths."""
+    _show_check(check_data("embedding", settings, options), settings)
+
+
 def finetune_embedding(
     *,
     settings: Annotated[FinetuneSettings, _FLAT],
@@ -133,6 +175,13 @@ def finetune_embedding(
 ) -> None:
     """Teach a model to give texts that belong together vectors that are near, for search and comparison."""
     _show_finetuned(finetune("embedding", settings, options), "A text.")
+
+
+def _show_check(report: DataReport, settings: CheckSettings) -> None:
+    Console(highlight=False).print(render_check(report), soft_wrap=True)
+    if settings.strict and report.findings:
+        kinds = ", ".join(dict.fromkeys(finding.kind for finding in report.findings))
+        raise InputError(f"something was found, and --strict was given: {kinds}.")
 
 
 def evaluate(

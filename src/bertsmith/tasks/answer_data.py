@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bertsmith.errors import InputError, SettingsError
+from bertsmith.tasks.rows import collecting, nothing_read
 from bertsmith.text.labelled import Question, holds_rows, question_row, read_squad
 from bertsmith.text.sources import iter_rows
 from bertsmith.text.tokenizer import Encoding, Tokenizer
@@ -99,8 +100,13 @@ class AnsweringExample:
         return len(self.question_ids) + 1 + self.num_separators
 
 
-def read_rows(source: str, settings: AnsweringSettings) -> tuple[AnsweringSettings, list[Question]]:
+def read_rows(
+    source: str, settings: AnsweringSettings, bad: list[InputError] | None = None
+) -> tuple[AnsweringSettings, list[Question]]:
     """Read questions from SQuAD JSON or from rows; find out whether "no answer" is an answer.
+
+    Args:
+        bad: gets what is wrong with rows that cannot be used, which are passed over; None: the first is an error.
 
     Returns:
         The settings with `unanswerable` settled, to read further files with; the questions.
@@ -108,20 +114,19 @@ def read_rows(source: str, settings: AnsweringSettings) -> tuple[AnsweringSettin
     Raises:
         InputError: no questions, a field that is missing, an answer that is not at its place.
     """
-    questions = list(_questions(source, settings))
+    questions: list[Question] = []
+    with collecting(bad):
+        if holds_rows(source):
+            for where, values in iter_rows(source):
+                with collecting(bad):
+                    questions.append(row_of(values, settings, where, labelled=True))
+        else:
+            questions.extend(read_squad(source, lenient=settings.lenient))
     if not questions:
-        raise InputError("no questions.", source)
+        raise nothing_read(source, "questions", bad)
     if settings.unanswerable is None:
         settings = replace(settings, unanswerable=any(not question.answers for question in questions))
     return settings, questions
-
-
-def _questions(source: str, settings: AnsweringSettings) -> Iterator[Question]:
-    if not holds_rows(source):
-        yield from read_squad(source, lenient=settings.lenient)
-        return
-    for where, values in iter_rows(source):
-        yield row_of(values, settings, where, labelled=True)
 
 
 def row_of(values: Mapping[str, Any], settings: AnsweringSettings, where: str, *, labelled: bool) -> Question:

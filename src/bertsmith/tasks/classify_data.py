@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, did_you_mean
-from bertsmith.tasks.rows import detect_column, iter_records, sorted_labels, value_of
+from bertsmith.tasks.rows import collecting, detect_column, iter_records, nothing_read, sorted_labels, value_of
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
 """Names that are taken for the text when `text_column` is not given and only one of them is there."""
@@ -126,8 +126,13 @@ class ClassificationRow:
         return self.text if self.pair is None else f"{self.text}\n{self.pair}"
 
 
-def read_rows(source: str, settings: ClassificationSettings) -> tuple[ClassificationSettings, list[ClassificationRow]]:
+def read_rows(
+    source: str, settings: ClassificationSettings, bad: list[InputError] | None = None
+) -> tuple[ClassificationSettings, list[ClassificationRow]]:
     """Read labelled rows, and settle which columns they stand in.
+
+    Args:
+        bad: gets what is wrong with rows that cannot be used, which are passed over; None: the first is an error.
 
     Returns:
         The settings with the names of the columns that were found, to read further files with; the rows.
@@ -136,22 +141,27 @@ def read_rows(source: str, settings: ClassificationSettings) -> tuple[Classifica
         InputError: no rows, a column that is missing or cannot be told, a row without a label.
     """
     rows: list[ClassificationRow] = []
-    for where, values in iter_records(source, settings):
-        if not rows:
-            settings = find_columns(settings, list(values), where)
-        for column in filter(None, (settings.text_column, settings.pair_column)):
-            value_of(values, column, where)  # labelled data must have it; `row_of` is content with `text`
-        row = row_of(values, settings, where)
-        if settings.multi_label:
-            rows.append(replace(row, labels=_labels_of(values, settings, where)))
-            continue
-        label = _text_of(values, str(settings.label_column), where).strip()
-        if not label:
-            raise InputError("nothing here; every row needs a label.", f"{where}, {settings.label_column}")
-        rows.append(replace(row, label=label))
+    with collecting(bad):
+        for where, values in iter_records(source, settings):
+            if not rows:
+                settings = find_columns(settings, list(values), where)
+            with collecting(bad):
+                rows.append(_labelled_row(values, settings, where))
     if not rows:
-        raise InputError("no rows.", source)
+        raise nothing_read(source, "rows", bad)
     return settings, rows
+
+
+def _labelled_row(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> ClassificationRow:
+    for column in filter(None, (settings.text_column, settings.pair_column)):
+        value_of(values, column, where)  # labelled data must have it; `row_of` is content with `text`
+    row = row_of(values, settings, where)
+    if settings.multi_label:
+        return replace(row, labels=_labels_of(values, settings, where))
+    label = _text_of(values, str(settings.label_column), where).strip()
+    if not label:
+        raise InputError("nothing here; every row needs a label.", f"{where}, {settings.label_column}")
+    return replace(row, label=label)
 
 
 def _text_of(values: Mapping[str, Any], column: str, where: str) -> str:

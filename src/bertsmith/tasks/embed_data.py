@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.tasks.classify_data import PAIR_COLUMNS
-from bertsmith.tasks.rows import detect_column, iter_records, value_of
+from bertsmith.tasks.rows import collecting, detect_column, iter_records, nothing_read, value_of
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
 _NEGATIVE_COLUMNS = ("negative", "hard_negative")
@@ -74,8 +74,13 @@ class EmbeddingRow:
         return self.text
 
 
-def read_rows(source: str, settings: EmbeddingSettings) -> tuple[EmbeddingSettings, list[EmbeddingRow]]:
+def read_rows(
+    source: str, settings: EmbeddingSettings, bad: list[InputError] | None = None
+) -> tuple[EmbeddingSettings, list[EmbeddingRow]]:
     """Read pairs, and settle which columns they stand in.
+
+    Args:
+        bad: gets what is wrong with rows that cannot be used, which are passed over; None: the first is an error.
 
     Returns:
         The settings with the names of the columns that were found, to read further files with; the rows.
@@ -85,20 +90,26 @@ def read_rows(source: str, settings: EmbeddingSettings) -> tuple[EmbeddingSettin
         SettingsError: a metric that does not go with the data.
     """
     rows: list[EmbeddingRow] = []
-    for where, values in iter_records(source, settings):
-        if not rows:
-            settings = _find_columns(settings, list(values), where)
-        texts = [_text_of(values, str(column), where) for column in (settings.text_column, settings.pair_column)]
-        negative = settings.negative_column and _text_of(values, settings.negative_column, where)
-        score = None if settings.score_column is None else _number_of(values, settings.score_column, where)
-        rows.append(EmbeddingRow(where, texts[0], texts[1], negative, score))
+    with collecting(bad):
+        for where, values in iter_records(source, settings):
+            if not rows:
+                settings = _find_columns(settings, list(values), where)
+            with collecting(bad):
+                rows.append(_pair_row(values, settings, where))
     if not rows:
-        raise InputError("no rows.", source)
+        raise nothing_read(source, "rows", bad)
     choices = _RANKING_METRICS if settings.score_column is None else _SCORE_METRICS
     if settings.objective not in choices:
         kind = "pairs without scores" if settings.score_column is None else "pairs with scores"
         raise SettingsError(f'metric: "{settings.metric}" does not go with {kind}. Choices: {", ".join(choices)}.')
     return settings, rows
+
+
+def _pair_row(values: Mapping[str, Any], settings: EmbeddingSettings, where: str) -> EmbeddingRow:
+    texts = [_text_of(values, str(column), where) for column in (settings.text_column, settings.pair_column)]
+    negative = settings.negative_column and _text_of(values, settings.negative_column, where)
+    score = None if settings.score_column is None else _number_of(values, settings.score_column, where)
+    return EmbeddingRow(where, texts[0], texts[1], negative, score)
 
 
 def row_of(value: str | Mapping[str, Any], settings: EmbeddingSettings, where: str) -> EmbeddingRow:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -77,6 +78,22 @@ def iter_records(source: str, settings: Tabular) -> Iterator[tuple[str, dict[str
     """Rows of any kind with their places, tables read as the settings say; labelled or not."""
     names = tuple(name.strip() for name in settings.columns.split(",")) if settings.columns else None
     return iter_rows(source, columns=names, delimiter=settings.delimiter, quoting=settings.quoting)
+
+
+@contextmanager
+def collecting(bad: list[InputError] | None) -> Iterator[None]:
+    """Put an InputError of the block into `bad` and go on behind the block; None: let it pass."""
+    try:
+        yield
+    except InputError as error:
+        if bad is None:
+            raise
+        bad.append(error)
+
+
+def nothing_read(source: str, what: str, bad: Sequence[InputError] | None) -> InputError:
+    """What to say of data of which no row can be used."""
+    return bad[0] if bad else InputError(f"no {what}.", source)
 
 
 def value_of(row: Mapping[str, Any], column: str, where: str) -> Any:

@@ -76,8 +76,8 @@ class Kind:
     """What there is to know about a fine-tuning task before it is made."""
 
     settings: type[Any]
-    read_rows: Callable[[str, Any], tuple[Any, list[Any]]]
-    """(source, settings) -> settings with what was found out about the source, and its rows."""
+    read_rows: Callable[..., tuple[Any, list[Any]]]
+    """(source, settings[, list for what is wrong]) -> settings with what was found out, and the rows."""
     find_labels: Callable[[Sequence[Any], Any], tuple[str, ...]]
     """(training rows, settings) -> labels in the order of their ids."""
     make: Callable[[Tokenizer, Sequence[str], Any, Mapping[str, Sequence[Any]]], FinetuneTask]

@@ -1,13 +1,13 @@
 """What tagging learns from: settings, sentences with one tag a word, and the labels they make."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, read_spans, to_iob2
-from bertsmith.tasks.rows import detect_column, sorted_labels
+from bertsmith.tasks.rows import collecting, detect_column, nothing_read, sorted_labels
 from bertsmith.text.labelled import TaggedSentence, holds_rows, read_columns, string_list
 from bertsmith.text.sources import iter_rows
 
@@ -61,8 +61,13 @@ class TaggingRow:
         return " ".join(self.words or ())
 
 
-def read_rows(source: str, settings: TaggingSettings) -> tuple[TaggingSettings, list[TaggingRow]]:
+def read_rows(
+    source: str, settings: TaggingSettings, bad: list[InputError] | None = None
+) -> tuple[TaggingSettings, list[TaggingRow]]:
     """Read tagged sentences, and settle what their tags mean.
+
+    Args:
+        bad: gets what is wrong with sentences that cannot be used, which are passed over; None: the first is an error.
 
     Returns:
         The settings with the scheme and the columns that were found, to read further files with; the
@@ -71,35 +76,38 @@ def read_rows(source: str, settings: TaggingSettings) -> tuple[TaggingSettings, 
     Raises:
         InputError: no sentences, columns that are missing or cannot be told, a tag not of the scheme.
     """
-    if holds_rows(source):
-        settings, sentences = _read_fields(source, settings)
-    else:
-        sentences = list(_read_files(source, settings))
+    sentences: list[TaggedSentence] = []
+    with collecting(bad):
+        if holds_rows(source):
+            settings = _read_fields(source, settings, sentences, bad)
+        else:
+            sentences.extend(read_columns(Path(source), settings.token_column, settings.tag_column))
     if not sentences:
-        raise InputError("no sentences.", source)
+        raise nothing_read(source, "sentences", bad)
     scheme: Scheme = (
         detect_scheme(sentence.tags for sentence in sentences) if settings.scheme == "auto" else settings.scheme
     )
-    rows = [TaggingRow(one.where, one.words, None, to_iob2(one.tags, scheme, one.where)) for one in sentences]
+    rows: list[TaggingRow] = []
+    for one in sentences:
+        with collecting(bad):
+            rows.append(TaggingRow(one.where, one.words, None, to_iob2(one.tags, scheme, one.where)))
     return replace(settings, scheme=scheme), rows
 
 
-def _read_files(source: str, settings: TaggingSettings) -> Iterator[TaggedSentence]:
-    return read_columns(Path(source), settings.token_column, settings.tag_column)
-
-
-def _read_fields(source: str, settings: TaggingSettings) -> tuple[TaggingSettings, list[TaggedSentence]]:
-    """Sentences from rows with a list of words and a list of tags."""
-    sentences: list[TaggedSentence] = []
+def _read_fields(
+    source: str, settings: TaggingSettings, sentences: list[TaggedSentence], bad: list[InputError] | None
+) -> TaggingSettings:
+    """Add the sentences of rows with a list of words and a list of tags."""
     for where, values in iter_rows(source):
         if not sentences:
             settings = _find_fields(settings, list(values), where)
-        words = string_list(values, str(settings.token_column), where)
-        tags = string_list(values, str(settings.tag_column), where)
-        if len(words) != len(tags):
-            raise InputError(f"{len(words)} words but {len(tags)} tags.", where)
-        sentences.append(TaggedSentence(words, tags, where))
-    return settings, sentences
+        with collecting(bad):
+            words = string_list(values, str(settings.token_column), where)
+            tags = string_list(values, str(settings.tag_column), where)
+            if len(words) != len(tags):
+                raise InputError(f"{len(words)} words but {len(tags)} tags.", where)
+            sentences.append(TaggedSentence(words, tags, where))
+    return settings
 
 
 def _find_fields(settings: TaggingSettings, columns: Sequence[str], where: str) -> TaggingSettings:

@@ -1,0 +1,365 @@
+"""What is wrong with labelled data, by file and line, before it costs a training run.
+
+Texts are compared without regard to case and white space: a copy that differs in these is one to a model too.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bertsmith.errors import InputError
+from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.classify_data import ClassificationRow
+from bertsmith.tasks.embed_data import EmbeddingRow
+from bertsmith.tasks.pairs import num_pair_specials
+from bertsmith.tasks.saved import model_folder, task_kind
+from bertsmith.tasks.tag_data import TaggingRow
+from bertsmith.text.labelled import Question
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+
+# From these shares on, something is said.
+_MANY_UNKNOWN = 0.01
+_MOST_FREQUENT = 0.9
+_FEW_ROWS = 8  # of a label
+_SHOWN_PLACES = 5
+_SHOWN_LABELS = 12
+_SHOWN_CHARACTERS = 60
+_ENCODED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """What to look at."""
+
+    train: str
+    """Labelled training data, in any form that finetune reads."""
+    dev: str | None = None
+    """Data that is to pick the best checkpoint."""
+    test: str | None = None
+    """Data that is to be evaluated once, at the end."""
+    tokenizer: str | None = None
+    """A model or tokenizer: how many tokens texts have, and how many it does not know; None: characters alone."""
+    strict: bool = False
+    """Exit with 2 if anything is found."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble in one split: how many rows have it, and the first places."""
+
+    split: str
+    kind: str
+    count: int
+    message: str
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SplitFigures:
+    """One split. Lengths are (median, 95th percentile, longest) of a row's texts together."""
+
+    rows: int
+    distinct: int
+    labels: Mapping[str, int]  # rows, or words, of each; empty where labels are no classes
+    characters: tuple[int, int, int]
+    tokens: tuple[int, int, int] | None
+    unknown_share: float | None  # of the tokens
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """All splits, and what to think about."""
+
+    task: str
+    splits: Mapping[str, SplitFigures]
+    findings: tuple[Finding, ...]
+
+
+def check_data(task: str, settings: CheckSettings, options: Any = None) -> DataReport:
+    """Look at all rows of all splits.
+
+    Args:
+        task: as for `finetune`.
+        options: the task's own settings; None: their defaults.
+
+    Raises:
+        InputError: a source of which no row can be used, or columns that cannot be told.
+        ModelError: the tokenizer cannot be loaded.
+    """
+    kind = task_kind(task)
+    options = kind.settings() if options is None else options
+    if isinstance(options, AnsweringSettings):
+        options = replace(options, lenient=True)  # to hear of every answer that is not at its place
+    tokenizer = None if settings.tokenizer is None else load_tokenizer(model_folder(settings.tokenizer))
+    sources = {"train": settings.train, "dev": settings.dev, "test": settings.test}
+    rows: dict[str, list[Any]] = {}
+    splits, findings = {}, []
+    for split, source in sources.items():
+        if source is None:
+            continue
+        bad: list[InputError] = []
+        options, rows[split] = kind.read_rows(source, options, bad)
+        encoded = None if tokenizer is None else _Encoded.of(rows[split], tokenizer)
+        splits[split] = _figures(rows[split], encoded)
+        found = [*_bad_rows(bad), *_in_split(rows[split])]
+        if split == "train":
+            found += _labels(splits[split].labels)
+        if tokenizer is not None and encoded is not None:
+            found += _tokens(rows[split], encoded, tokenizer, options)
+        findings += [replace(finding, split=split) for finding in found]
+    findings += _between(rows, splits)
+    return DataReport(task, splits, tuple(findings))
+
+
+def render(report: DataReport) -> RenderableType:
+    """Tables for a terminal, or for a file through a rich Console."""
+    table = Table("", *report.splits, title=f"Labelled data for {report.task}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, values in _lines(list(report.splits.values())):
+        table.add_row(name, *values)
+    parts: list[RenderableType] = [table]
+    labels = Counter({label: 0 for figures in report.splits.values() for label in figures.labels})
+    labels.update(report.splits["train"].labels)
+    if labels:
+        shown = Table("label", *report.splits, title="Rows of each label" if report.task != "tagging" else "Words")
+        for column in shown.columns[1:]:
+            column.justify = "right"
+        for label, _ in labels.most_common(_SHOWN_LABELS):
+            counts = (figures.labels.get(label, 0) for figures in report.splits.values())
+            shown.add_row(Text(label), *(f"{count:,}" for count in counts))
+        if len(labels) > _SHOWN_LABELS:
+            shown.add_row(f"and {len(labels) - _SHOWN_LABELS:,} more", *("" for _ in report.splits))
+        parts.append(shown)
+    for finding in report.findings:
+        parts.append(Text(f"! {finding.split}: {finding.message}", style="yellow"))
+        parts += [Text(f"    {place}") for place in finding.places]
+        if finding.count > len(finding.places) > 0:
+            parts.append(Text(f"    and {finding.count - len(finding.places):,} more"))
+    if not report.findings:
+        parts.append(Text("Nothing suspicious was found.", style="green"))
+    return Group(*parts)
+
+
+def _texts(row: Any) -> tuple[str, ...]:
+    """What the model reads of a row."""
+    if isinstance(row, ClassificationRow | EmbeddingRow):
+        negative = row.negative if isinstance(row, EmbeddingRow) else None
+        return tuple(text for text in (row.text, row.pair, negative) if text is not None)
+    if isinstance(row, Question):
+        return row.question, row.context
+    assert isinstance(row, TaggingRow)
+    return (" ".join(row.words or ()),)
+
+
+def _answer(row: Any) -> str:
+    """What the model should say of it, for comparison and to be shown."""
+    if isinstance(row, ClassificationRow):
+        return row.label if row.labels is None else ", ".join(sorted(row.labels))  # type: ignore[return-value]
+    if isinstance(row, TaggingRow):
+        return " ".join(row.tags or ())
+    if isinstance(row, Question):
+        return row.answers[0].text if row.answers else "no answer"
+    return "" if row.score is None else f"{row.score:g}"
+
+
+def _classes(row: Any) -> Sequence[str]:
+    """The labels to count: a row's, or its words'."""
+    if isinstance(row, ClassificationRow):
+        return [str(row.label)] if row.labels is None else row.labels
+    return row.tags or () if isinstance(row, TaggingRow) else ()
+
+
+def _key(texts: Sequence[str]) -> str:
+    return "\n".join(" ".join(text.casefold().split()) for text in texts)
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
+
+
+def _finding(kind: str, message: str, places: Sequence[str]) -> list[Finding]:
+    """The finding, if there is a place; its split is filled in by who knows it."""
+    return [Finding("", kind, len(places), message, tuple(places[:_SHOWN_PLACES]))] if places else []
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} rows ({part / whole:.1%})"
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Tokens of each text of each row."""
+
+    lengths: list[tuple[int, ...]]
+    num_unknown: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Any], tokenizer: Tokenizer) -> "_Encoded":
+        lengths: list[tuple[int, ...]] = []
+        num_unknown = 0
+        for begin in range(0, len(rows), _ENCODED_AT_ONCE):
+            texts = [_texts(row) for row in rows[begin : begin + _ENCODED_AT_ONCE]]
+            encodings = iter(tokenizer.encode_batch([text for several in texts for text in several]))
+            for several in texts:
+                ids = [next(encodings).ids for _ in several]
+                lengths.append(tuple(map(len, ids)))
+                if tokenizer.unk_id is not None:
+                    num_unknown += sum(int((one == tokenizer.unk_id).sum()) for one in ids)
+        return cls(lengths, num_unknown)
+
+
+def _figures(rows: Sequence[Any], encoded: _Encoded | None) -> SplitFigures:
+    tokens = None if encoded is None else [sum(several) for several in encoded.lengths]
+    return SplitFigures(
+        rows=len(rows),
+        distinct=len({_key(_texts(row)) for row in rows}),
+        labels=Counter(label for row in rows for label in _classes(row)),
+        characters=_lengths([sum(map(len, _texts(row))) for row in rows]),
+        tokens=None if tokens is None else _lengths(tokens),
+        unknown_share=None if encoded is None or tokens is None else encoded.num_unknown / max(1, sum(tokens)),
+    )
+
+
+def _lines(splits: Sequence[SplitFigures]) -> Iterator[tuple[str, list[str]]]:
+    yield "rows", [f"{split.rows:,}" for split in splits]
+    yield "different texts", [f"{split.distinct:,}" for split in splits]
+    yield "labels", [f"{len(split.labels):,}" if split.labels else "" for split in splits]
+    units = [("characters", [split.characters for split in splits])]
+    if all(split.tokens is not None for split in splits):
+        units.append(("tokens", [split.tokens or (0, 0, 0) for split in splits]))
+    for unit, lengths in units:
+        yield f"{unit} of a row: median", [f"{one[0]:,}" for one in lengths]
+        yield "    95 % have at most", [f"{one[1]:,}" for one in lengths]
+        yield "    longest", [f"{one[2]:,}" for one in lengths]
+    if all(split.unknown_share is not None for split in splits):
+        yield "unknown tokens", [f"{split.unknown_share:.3%}" for split in splits]
+
+
+def _lengths(values: Sequence[int]) -> tuple[int, int, int]:
+    median, high = np.percentile(values, [50, 95], method="lower")
+    return int(median), int(high), max(values)
+
+
+def _bad_rows(bad: Sequence[InputError]) -> list[Finding]:
+    return _finding("unusable", f"{len(bad):,} rows cannot be used, which stops finetune.", [str(one) for one in bad])
+
+
+def _in_split(rows: Sequence[Any]) -> Iterator[Finding]:
+    """Empty texts, copies, contradictions, and answers that cannot be learnt."""
+    empty = [row.where for row in rows if not all(text.strip() for text in _texts(row))]
+    yield from _finding("empty", f"{_share(len(empty), len(rows))} have an empty text.", empty)
+    answers: dict[str, dict[str, str]] = {}  # of each text, with the first place of each
+    copies = []
+    for row in rows:
+        first = answers.setdefault(_key(_texts(row)), {}).setdefault(_answer(row), row.where)
+        if first != row.where:
+            copies.append(f"{row.where} = {first}")
+    yield from _finding("copies", f"{_share(len(copies), len(rows))} are copies of an earlier one.", copies)
+    if not isinstance(rows[0], Question):  # which may be answered in several ways
+        contradictions = [
+            ", ".join(f"{where} ({_shown(answer)})" for answer, where in places.items()) + f": {_shown(text)}"
+            for text, places in answers.items()
+            if len(places) > 1
+        ]
+        yield from _finding(
+            "contradictions",
+            f"{len(contradictions):,} texts stand with different labels: one is wrong, or the text does not decide.",
+            contradictions,
+        )
+    lost = [row.where for row in rows if isinstance(row, Question) and any(a.start is None for a in row.answers)]
+    yield from _finding(
+        "misplaced",
+        f"{_share(len(lost), len(rows))} have an answer that is not at its place: finetune stops without --lenient.",
+        lost,
+    )
+
+
+def _labels(counts: Mapping[str, int]) -> Iterator[Finding]:
+    """Labels of the training data that are too rare or too frequent."""
+    if not counts:
+        return
+    rare = [f'"{label}": {count:,}' for label, count in sorted(counts.items(), key=lambda item: item[1])]
+    rare = rare[: sum(count < _FEW_ROWS for count in counts.values())]
+    yield from _finding("rare", f"{len(rare):,} labels occur fewer than {_FEW_ROWS} times: hardly to be learnt.", rare)
+    label, count = max(counts.items(), key=lambda item: item[1])
+    share = count / sum(counts.values())
+    if share >= _MOST_FREQUENT and label != "O":
+        yield from _finding(
+            "imbalance",
+            f'{share:.1%} have the label "{label}": accuracy says little, see macro_f1; --class-weights auto may help.',
+            [f'"{label}": {count:,}'],
+        )
+
+
+def _tokens(rows: Sequence[Any], encoded: _Encoded, tokenizer: Tokenizer, options: Any) -> Iterator[Finding]:
+    """What does not fit, and what the tokenizer does not know."""
+    limit = options.max_length
+    measure, what = _measure(rows[0], tokenizer)
+    if isinstance(options, AnsweringSettings):
+        limit = options.max_query_length
+    long = [
+        (length, row.where)
+        for row, lengths in zip(rows, encoded.lengths, strict=True)
+        if (length := measure(lengths)) > limit
+    ]
+    long.sort(key=lambda item: -item[0])
+    name = "max_query_length" if isinstance(options, AnsweringSettings) else "max_length"
+    yield from _finding(
+        "long",
+        f"{_share(len(long), len(rows))} are longer than {name} {limit}: {what}.",
+        [f"{where}: {length:,} tokens" for length, where in long],
+    )
+    total = sum(map(sum, encoded.lengths))
+    if encoded.num_unknown >= _MANY_UNKNOWN * max(1, total):
+        yield Finding(
+            "",
+            "unknown",
+            encoded.num_unknown,
+            f"{encoded.num_unknown / max(1, total):.1%} of the tokens are unknown: the vocabulary does not fit.",
+            (),
+        )
+
+
+def _measure(row: Any, tokenizer: Tokenizer) -> tuple[Callable[[Sequence[int]], int], str]:
+    """How long the sequence of a row is, from the tokens of its texts; and what becomes of a longer one."""
+    if isinstance(row, Question):
+        return (lambda lengths: lengths[0]), "the end of these questions is cut"
+    if isinstance(row, EmbeddingRow):
+        return (lambda lengths: max(lengths) + 2), "the end of these texts is cut"
+    if isinstance(row, TaggingRow):
+        return (lambda lengths: sum(lengths) + 2), "these sentences are read in windows"
+    return (
+        (lambda lengths: sum(lengths) + (2 if len(lengths) == 1 else num_pair_specials(tokenizer))),
+        "what is read of them is what --long says",
+    )
+
+
+def _between(rows: Mapping[str, Sequence[Any]], splits: Mapping[str, SplitFigures]) -> Iterator[Finding]:
+    """What evaluation has in common with what came before it, and labels that it alone has."""
+    for before, split in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        if before not in rows or split not in rows:
+            continue
+        known = {_key(_identity(row)): row.where for row in reversed(rows[before])}
+        found = [f"{row.where} = {known[key]}" for row in rows[split] if (key := _key(_identity(row))) in known]
+        what = "are about a context that is" if isinstance(rows[split][0], Question) else "are"
+        message = f"{_share(len(found), len(rows[split]))} {what} in {before} as well: figures will look too good."
+        yield from (replace(one, split=split) for one in _finding("leak", message, found))
+    known_labels = splits["train"].labels
+    for split in ("dev", "test"):
+        counts = splits[split].labels if split in splits else {}
+        new = [f'"{label}": {count:,}' for label, count in counts.items() if label not in known_labels]
+        message = f"{len(new):,} labels do not occur in train, where nothing can be learnt of them."
+        yield from (replace(one, split=split) for one in _finding("unseen", message, new))
+
+
+def _identity(row: Any) -> tuple[str, ...]:
+    """What must not be seen before evaluation: the texts, or the context of a question."""
+    return (row.context,) if isinstance(row, Question) else _texts(row)
