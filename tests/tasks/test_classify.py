@@ -2,12 +2,15 @@
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from bertsmith.errors import InputError, SettingsError
@@ -21,10 +24,10 @@ from bertsmith.tasks.classify_data import (
     find_labels,
     read_rows,
 )
-from bertsmith.tasks.classify_targets import ClassificationAnswer, ClassificationExample
+from bertsmith.tasks.classify_targets import ClassificationAnswer, ClassificationExample, calibration
 from bertsmith.tasks.rows import sub_batches
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
-from bertsmith.training.report import Matrix, Table
+from bertsmith.training.report import Curves, Matrix, Table
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
 
@@ -428,7 +431,7 @@ def answered(predicted: str, gold: str, score: float = 0.9) -> tuple[Classificat
     scores = np.full(3, (1 - score) / 2, dtype=np.float32)
     scores[ids[predicted]] = score
     row = ClassificationRow(f"{gold}:1", f"text of {gold}", None, gold)
-    example = ClassificationExample(row, np.zeros(2), np.zeros(2), ids[gold], 0)
+    example = ClassificationExample(row, (np.zeros(2),), (np.zeros(2),), ids[gold], 0)
     return ClassificationAnswer(predicted, scores), example
 
 
@@ -452,7 +455,7 @@ def test_regression_metrics_by_hand(tokenizer: Tokenizer) -> None:
     values, gold = np.array([1.0, 2.0, 3.0, 10.0]), np.array([2.0, 1.0, 3.0, 4.0])
     answers = [ClassificationAnswer(None, np.array([value], dtype=np.float32)) for value in values]
     row = ClassificationRow("x:1", "x", None, "0")
-    examples = [ClassificationExample(row, np.zeros(2), np.zeros(2), float(target), 0) for target in gold]
+    examples = [ClassificationExample(row, (np.zeros(2),), (np.zeros(2),), float(target), 0) for target in gold]
     scores = task.score(answers, examples)
     ranks = (np.argsort(np.argsort(values)), np.argsort(np.argsort(gold)))
     assert next(iter(scores)) == "spearman"
@@ -474,11 +477,12 @@ def test_smaller_is_better_for_squared_errors(tokenizer: Tokenizer) -> None:
 
 def test_sections_show_where_it_goes_wrong(tokenizer: Tokenizer) -> None:
     task = Classification(tokenizer, ("a", "b", "c"), ClassificationSettings(), {})
-    matrix, labels, mistakes = task.sections(
+    matrix, labels, calibrated, mistakes = task.sections(
         *split(("a", "a", 0.9), ("a", "b", 0.5), ("b", "b", 0.9), ("b", "c", 0.7), ("b", "c", 0.6))
     )
     assert isinstance(matrix, Matrix) and matrix.counts == [[1, 0, 0], [1, 1, 0], [0, 2, 0]]
     assert isinstance(labels, Table) and labels.rows[1] == ("b", pytest.approx(1 / 3), 0.5, pytest.approx(0.4), 2)
+    assert isinstance(calibrated, Curves) and calibrated.title == "Calibration (expected error 0.400)"
     assert isinstance(mistakes, Table)
     assert [(row[0], row[1], round(float(str(row[2])), 3)) for row in mistakes.rows] == [
         ("c", "b", 0.7),
@@ -486,6 +490,19 @@ def test_sections_show_where_it_goes_wrong(tokenizer: Tokenizer) -> None:
         ("b", "a", 0.5),
     ]
     assert mistakes.note.startswith("3 of 5 rows are wrong")
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=200))
+def test_calibration_is_that_of_its_definition(answers: list[tuple[float, bool]]) -> None:
+    curves = calibration([score for score, _ in answers], np.array([right for _, right in answers]))
+    error, points = 0.0, []
+    for low in range(10):
+        inside = [(p, r) for p, r in answers if low <= 10 * p < low + 1 or (low == 9 and p == 1.0)]
+        if inside:
+            points.append((statistics.fmean(p for p, _ in inside), statistics.fmean(r for _, r in inside)))
+            error += len(inside) / len(answers) * abs(points[-1][0] - points[-1][1])
+    assert list(zip(*curves.series["this model"], strict=True)) == [pytest.approx(point) for point in points]
+    assert float(curves.title.split()[-1].rstrip(")")) == pytest.approx(error, abs=6e-4)
 
 
 def test_many_labels_show_their_confusions_instead_of_a_matrix(tokenizer: Tokenizer) -> None:
@@ -497,7 +514,7 @@ def test_many_labels_show_their_confusions_instead_of_a_matrix(tokenizer: Tokeni
         scores[7] = 1.0
         answers.append(ClassificationAnswer(labels[7], scores))
         row = ClassificationRow("x:1", "x", None, labels[number])
-        examples.append(ClassificationExample(row, np.zeros(2), np.zeros(2), number, 0))
+        examples.append(ClassificationExample(row, (np.zeros(2),), (np.zeros(2),), number, 0))
     confusions = task.sections(answers, examples)[1]
     assert isinstance(confusions, Table)
     assert confusions.rows == [("label 01", "label 07", 2), ("label 02", "label 07", 1), ("label 03", "label 07", 1)]

@@ -35,7 +35,7 @@ from bertsmith.tasks.seeds import SeedRun, best_of, find_failure, sections, spre
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.evaluate import Evaluation
-from bertsmith.training.report import Table
+from bertsmith.training.report import Curves, Table
 from bertsmith.training.task import Batch
 
 QUIET = Console(quiet=True)
@@ -232,6 +232,20 @@ def test_mean_deviation_and_the_best() -> None:
     assert each.rows[1] == ("1 (best)", 0.9, 9.0, "", "seed-1/report.html")
     assert each.rows[2] == ("2", 0.7, 7.0, "every prediction is a on dev", "seed-2/report.html")
     assert spread(runs[:1])["dev"]["accuracy"].deviation == 0.0
+
+
+def test_the_learning_curves_of_all_seeds(tmp_path: Path) -> None:
+    runs = [replace(run, folder=tmp_path / f"seed-{run.seed}") for run in seed_runs(accuracy=[0.5, 0.9], loss=[1, 2])]
+    for run in runs:
+        lines = [
+            {"kind": "train", "step": 1},
+            *({"kind": "eval", "step": s, "metrics": {"accuracy": s / 10}} for s in (3, 5)),
+        ]
+        run.folder.mkdir()
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[: 3 - run.seed]))
+    curves = sections(runs, runs[0])[2]
+    assert isinstance(curves, Curves) and curves.y_label == "accuracy"
+    assert curves.series == {"seed 0": ([3.0, 5.0], [0.3, 0.5]), "seed 1": ([3.0], [0.3])}
 
 
 # Runs that learnt nothing

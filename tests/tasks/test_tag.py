@@ -308,8 +308,9 @@ def test_sections_show_types_and_the_worst_sentences(tokenizer):
     task = make(tokenizer, sentence(), sentence(("cat", "dog"), ("O", "O")), sentence(("cat",), ("B-PER",)))
     batch = task.collate(items(task))
     answers = decode(task, batch, [*TAGS[:5], "O", "O", "O", "B-LOC", "B-LOC", "B-PER"])
-    entities, worst = task.sections(answers, items(task))
-    assert isinstance(entities, Table) and isinstance(worst, Table)
+    entities, lengths, worst = task.sections(answers, items(task))
+    assert isinstance(entities, Table) and isinstance(lengths, Table) and isinstance(worst, Table)
+    assert lengths.rows == [("1", pytest.approx(1 / 3), 1.0, 0.5, 1, 3), ("2", 1.0, 0.5, pytest.approx(2 / 3), 2, 1)]
     assert [(row[0], row[4], row[5]) for row in entities.rows] == [("LOC", 1, 2), ("PER", 2, 2), ("all", 3, 4)]
     assert [row[:3] for row in worst.rows] == [(2, "", "cat (LOC), dog (LOC)"), (1, "zzqxy river (LOC)", "")]
     assert worst.note == "2 of 3 sentences have a mistake."

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from bertsmith.errors import InputError
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings
 from bertsmith.tasks.rows import class_weights, label_id
-from bertsmith.training.report import Matrix, Section, Table
+from bertsmith.training.report import Curves, Matrix, Section, Table
 
 SHOWN_MISTAKES = 20
 _SHOWN_CHARACTERS = 300
 _LARGEST_MATRIX = 40
+_CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class LabelTarget:
     def sections(
         self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
     ) -> list[Section]:
-        """Confusion matrix, a row a label, and the mistakes the model was surest of."""
+        """Confusion matrix, a row a label, calibration, and the mistakes the model was surest of."""
         gold = [str(item.row.label) for item in examples]
         predicted = [str(answer.label) for answer in answers]
         counts = metrics.confusion_matrix(gold, predicted, labels=self._labels)
@@ -172,6 +173,7 @@ class LabelTarget:
             sections.insert(0, Matrix("Confusion matrix", self._labels, counts.tolist()))
         else:
             sections.append(self._confusions(counts))
+        sections.append(calibration([answer.score for answer in answers], np.array(gold) == np.array(predicted)))
         wrong = [(a, e) for a, e in zip(answers, examples, strict=True) if a.label != e.row.label]
         wrong.sort(key=lambda pair: -pair[0].score)
         mistakes = [(e.row.label, a.label, a.score, shown(e.row), e.row.where) for a, e in wrong[:SHOWN_MISTAKES]]
@@ -247,6 +249,22 @@ class NumberTarget:
         )
         rows = [(e.target, a.score, shown(e.row), e.row.where) for a, e in pairs[:SHOWN_MISTAKES]]
         return [Table("Largest errors", ("value", "predicted", "text", "row"), rows)]
+
+
+def calibration(scores: Sequence[float], is_right: np.ndarray) -> Curves:
+    """How often answers are right by how sure the model was of them, in ten equal bins of probability.
+
+    The expected calibration error is the mean distance of the two over all answers (Guo et al. 2017, arXiv 1706.04599).
+    """
+    confidence = np.asarray(scores, dtype=np.float64)
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    used = sorted(set(bins.tolist()))
+    sure = [float(confidence[bins == one].mean()) for one in used]
+    right = [float(is_right[bins == one].mean()) for one in used]
+    sizes = [int((bins == one).sum()) for one in used]
+    error = sum(size * abs(x - y) for size, x, y in zip(sizes, sure, right, strict=True)) / len(confidence)
+    series = {"this model": (sure, right), "as often right as sure": ([0.0, 1.0], [0.0, 1.0])}
+    return Curves(f"Calibration (expected error {error:.3f})", "probability", "share right", series, from_zero=True)
 
 
 def by_label(labels: Sequence[str], scores: np.ndarray) -> dict[str, float]:

@@ -29,7 +29,7 @@ from bertsmith.tasks.tag import Tagging
 from bertsmith.training.evaluate import Evaluation
 from bertsmith.training.plan import TrainResult
 from bertsmith.training.progress import read_metrics
-from bertsmith.training.report import Section, Table
+from bertsmith.training.report import Curves, Section, Table
 
 Metrics = dict[str, dict[str, float]]
 """Split -> metric -> value."""
@@ -182,7 +182,7 @@ def spread(runs: Sequence[SeedRun]) -> dict[str, dict[str, Spread]]:
 
 
 def sections(runs: Sequence[SeedRun], best: SeedRun) -> list[Section]:
-    """For the report: each metric's mean and deviation, and a row a run."""
+    """For the report: each metric's mean and deviation, a row a run, and how each run's objective on dev grew."""
     splits = spread(runs)
     columns = ["metric"]
     for split in splits:
@@ -202,10 +202,21 @@ def sections(runs: Sequence[SeedRun], best: SeedRun) -> list[Section]:
         )
         for run in runs
     ]
-    return [
+    found_sections: list[Section] = [
         Table(f"{len(runs)} seeds", columns, rows, f"Sample standard deviation (n - 1). {failures(runs)}"),
         Table("Runs", ("seed", *(f"{objective} on {split}" for split in splits), "failure", "report"), each),
     ]
+    curves = {f"seed {run.seed}": _learning_curve(run.folder, objective) for run in runs}
+    if any(len(steps) > 1 for steps, _ in curves.values()):
+        found_sections.append(Curves(f"{objective} on dev, each seed", "step", objective, curves))
+    return found_sections
+
+
+def _learning_curve(folder: Path, metric: str) -> tuple[list[float], list[float]]:
+    """(steps, values) of the evaluations of one run."""
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "eval"]
+    found = [(float(line["step"]), float(line["metrics"][metric])) for line in lines if metric in line["metrics"]]
+    return [step for step, _ in found], [value for _, value in found]
 
 
 def failures(runs: Sequence[SeedRun]) -> str:

@@ -6,6 +6,7 @@ predicted once, in the window that sees the most text around it.
 Shape letters: T tokens, S sequences, W words of the batch, C labels.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,6 +32,7 @@ _NUM_SPECIAL_TOKENS = 2  # [CLS] sentence [SEP]
 _SHOWN_SENTENCES = 15
 _SHOWN_CHARACTERS = 400
 _LARGEST_MATRIX = 40
+_LONGEST_ENTITY = 4  # words; longer ones are counted together
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ class Tagging:
         return result
 
     def sections(self, answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> list[Section]:
-        """For the report: a row a type of entity, or the confusion of labels; the worst sentences."""
+        """For the report: a row a type of entity and one a length, or the confusion of labels; the worst sentences."""
         sections: list[Section] = []
         if self.has_entities:
             scores = _entity_scores(answers, examples)
@@ -300,6 +302,7 @@ class Tagging:
             ]
             columns = ("entity", "precision", "recall", "F1", "in the data", "found")
             sections.append(Table("Entities", columns, rows, "An entity is right if all its words and its type are."))
+            sections.append(_by_length(answers, examples))
         else:
             sections += self._label_sections(answers, examples)
         return [*sections, self._worst_sentences(answers, examples)]
@@ -339,6 +342,23 @@ class Tagging:
 def _entity_scores(answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> dict[str, Scores]:
     gold = [read_spans(example.row.tags or ()) for example in examples]
     return score_entities(gold, [read_spans(answer.labels) for answer in answers])
+
+
+def _by_length(answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> Table:
+    """Entities of one word, of two, ...: those in the data, those found, and those that are both."""
+    gold = [set(read_spans(example.row.tags or ())) for example in examples]
+    found = [set(read_spans(answer.labels)) for answer in answers]
+    both = [one & other for one, other in zip(gold, found, strict=True)]
+    wanted, given, right = (
+        Counter(min(span.end - span.start, _LONGEST_ENTITY) for spans in sets for span in spans)
+        for sets in (gold, found, both)
+    )
+    rows = []
+    for length in sorted(wanted | given):
+        name = f"{length} and more" if length == _LONGEST_ENTITY else str(length)
+        scores = Scores(right[length], given[length], wanted[length])
+        rows.append((name, scores.precision, scores.recall, scores.f1, scores.wanted, scores.found))
+    return Table("Entities by length", ("words", "precision", "recall", "F1", "in the data", "found"), rows)
 
 
 def _shown(example: TaggingExample, spans: Iterable[Span]) -> str:
