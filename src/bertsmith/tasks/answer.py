@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertsmith.errors import InputError, SettingsError
+from bertsmith.errors import InputError
 from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
@@ -26,7 +26,7 @@ from bertsmith.tasks.answer_data import (
 )
 from bertsmith.tasks.answer_spans import QuestionAnswer, choose_answer
 from bertsmith.tasks.pairs import assemble
-from bertsmith.tasks.rows import ListExamples, sub_batches
+from bertsmith.tasks.rows import ListExamples, check_max_length, sub_batches
 from bertsmith.tasks.squad_metrics import Metric, Rules, best_over_references, best_threshold, exact_match, f1
 from bertsmith.text.labelled import Question
 from bertsmith.text.tokenizer import Tokenizer
@@ -131,12 +131,7 @@ class Answering:
         Raises:
             SettingsError: `max_length` is longer than the encoder's position table.
         """
-        longest = encoder.config.max_sequence_length
-        if self.settings.max_length > longest:
-            raise SettingsError(
-                f"max_length is {self.settings.max_length}; this model takes at most {longest} tokens "
-                "(max_position_embeddings)."
-            )
+        check_max_length(self.settings.max_length, encoder)
         return QuestionAnsweringModel(encoder)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertsmith.errors import InputError, SettingsError
+from bertsmith.errors import InputError
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import PooledHead
@@ -21,7 +21,7 @@ from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSetti
 from bertsmith.tasks.classify_targets import ClassificationExample, LabelTarget, NumberTarget, Target
 from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.pairs import assemble, num_pair_specials
-from bertsmith.tasks.rows import ListExamples, sub_batches
+from bertsmith.tasks.rows import ListExamples, check_max_length, sub_batches
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import Kept, keep, truncate_pair, windows
 from bertsmith.training.report import Section
@@ -139,12 +139,7 @@ class Classification:
         Raises:
             SettingsError: `max_length` is longer than the encoder's position table, or leaves no room for text.
         """
-        longest = encoder.config.max_sequence_length
-        if not 4 <= self.settings.max_length <= longest:
-            raise SettingsError(
-                f"max_length is {self.settings.max_length}; this model takes 4 to {longest} tokens "
-                "(max_position_embeddings)."
-            )
+        check_max_length(self.settings.max_length, encoder, fewest=4)
         return SequenceClassifier(encoder, len(self.labels) or 1)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -19,13 +19,12 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertsmith.errors import SettingsError
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import mean_of_tokens
 from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, row_of
 from bertsmith.tasks.pairs import assemble
-from bertsmith.tasks.rows import ListExamples, sub_batches
+from bertsmith.tasks.rows import ListExamples, check_max_length, sub_batches
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.training.report import Section, Table
 from bertsmith.training.task import Batch
@@ -152,12 +151,7 @@ class Embedding:
         Raises:
             SettingsError: `max_length` is longer than the encoder's position table, or leaves no room for text.
         """
-        longest = encoder.config.max_sequence_length
-        if not 3 <= self.settings.max_length <= longest:
-            raise SettingsError(
-                f"max_length is {self.settings.max_length}; this model takes 3 to {longest} tokens "
-                "(max_position_embeddings)."
-            )
+        check_max_length(self.settings.max_length, encoder, fewest=3)
         return SentenceEncoder(encoder, self.settings.pooling)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:

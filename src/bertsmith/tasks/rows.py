@@ -10,6 +10,7 @@ import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, did_you_mean
 from bertsmith.model.batch import PackedBatch
+from bertsmith.model.encoder import Encoder
 from bertsmith.text.sources import iter_rows
 
 _MOST_TOKENS = 8192  # at once, as in the batches of an evaluation
@@ -207,6 +208,15 @@ def choose_rows(rows: Sequence[RowT], number: int) -> list[RowT]:
     """`number` of the rows, in their order: those with the smallest hashes of text and place, whatever the seed."""
     by_hash = sorted(range(len(rows)), key=lambda index: _place(f"{rows[index].group}\n{rows[index].where}"))
     return [rows[index] for index in sorted(by_hash[:number])]
+
+
+def check_max_length(max_length: int, encoder: Encoder, fewest: int = 1) -> None:
+    """Raise SettingsError unless sequences of that length fit the encoder's position table, and hold some text."""
+    longest = encoder.config.max_sequence_length
+    if not fewest <= max_length <= longest:
+        raise SettingsError(
+            f"max_length is {max_length}; this model takes {fewest} to {longest} tokens (max_position_embeddings)."
+        )
 
 
 def sub_batches(inputs: PackedBatch, token_budget: int = _MOST_TOKENS) -> Iterator[tuple[int, PackedBatch]]:

@@ -21,7 +21,7 @@ from bertsmith.model.batch import pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
 from bertsmith.tasks.entities import Scores, Span, detect_scheme, read_spans, score_entities
-from bertsmith.tasks.rows import ListExamples, class_weights, label_id, sub_batches
+from bertsmith.tasks.rows import ListExamples, check_max_length, class_weights, label_id, sub_batches
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, row_of
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import max_context, overlap, windows
@@ -203,12 +203,7 @@ class Tagging:
         Raises:
             SettingsError: `max_length` is longer than the encoder's position table.
         """
-        longest = encoder.config.max_sequence_length
-        if self.settings.max_length > longest:
-            raise SettingsError(
-                f"max_length is {self.settings.max_length}; this model takes at most {longest} tokens "
-                "(max_position_embeddings)."
-            )
+        check_max_length(self.settings.max_length, encoder)
         return TokenClassificationModel(encoder, len(self.labels))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
