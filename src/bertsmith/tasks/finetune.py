@@ -25,6 +25,7 @@ from bertsmith.errors import SettingsError
 from bertsmith.files import atomic_write, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
+from bertsmith.model.low_rank import merge_low_rank
 from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks import seeds
 from bertsmith.tasks.card import model_card
@@ -43,7 +44,7 @@ from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 from bertsmith.training.task import Task
 
-_OF_LAYERS = ("layer_decay", "freeze", "reinit_layers")
+_OF_LAYERS = ("layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ class _Teaching:
             fingerprint=self.fingerprint(settings),
             console=self.screen,
         )
+        if settings.lora is not None:
+            merge_low_rank(model.encoder)  # type: ignore[arg-type]
         evaluations = {
             split: evaluate_task(model, self.task, split, device=self.device, precision=self.precision)
             for split in ("dev", "test")
@@ -162,6 +165,8 @@ class _Teaching:
             "model": settings.model,
             "layers": settings.layers,
             "freeze": settings.freeze,
+            "lora": settings.lora,
+            "lora_alpha": settings.lora_alpha,
             "reinit_layers": settings.reinit_layers,
             "dropout": settings.dropout,
             "tokenizer": self.task.tokenizer.fingerprint,

@@ -30,6 +30,10 @@ class FinetuneSettings(RunSettings):
     """Leave the embeddings and this many layers above them as they are, 0 or more; None: all is trained."""
     reinit_layers: int | None = None
     """Start this many of the highest layers, and the head with its pooler, from initial weights; None: none."""
+    lora: int | None = None
+    """Leave the encoder as it is, and train matrices of this rank beside its own, such as 8 (LoRA); None: train all."""
+    lora_alpha: float | None = None
+    """What the product of these matrices weighs, over its rank; None: twice the rank."""
     teacher: str | None = None
     """A model fine-tuned for the same task and labels, whose answers are learnt too; None: the data alone."""
     distill_weight: float = 0.5
@@ -65,6 +69,14 @@ class FinetuneSettings(RunSettings):
             raise SettingsError(f"freeze must be at least 0, not {self.freeze}.")
         if self.reinit_layers is not None and self.reinit_layers < 1:
             raise SettingsError(f"reinit_layers must be at least 1, not {self.reinit_layers}.")
+        if self.lora is not None and self.lora < 1:
+            raise SettingsError(f"lora must be at least 1, not {self.lora}.")
+        if self.lora_alpha is not None and (self.lora is None or not self.lora_alpha > 0):
+            raise SettingsError(f"lora_alpha is {self.lora_alpha}; it must be positive, and goes with lora.")
+        if self.lora is not None and (self.freeze is not None or self.reinit_layers is not None):
+            raise SettingsError("lora leaves all of the encoder as it is: it does not go with freeze or reinit_layers.")
+        if self.lora is not None and self.optimizer == "muon":
+            raise SettingsError("lora and optimizer muon do not go together: muon is for whole matrices.")
         if self.seeds < 1:
             raise SettingsError(f"seeds must be at least 1, not {self.seeds}.")
         check_seed(self.seed + self.seeds - 1)

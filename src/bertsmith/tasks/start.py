@@ -15,6 +15,7 @@ from bertsmith.errors import SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import read_config
+from bertsmith.model.low_rank import add_low_rank
 from bertsmith.model.resize import load_resized
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -29,10 +30,12 @@ def starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | Non
 
     Raises:
         ModelError: no such model, or one that does not fit its tokenizer.
-        SettingsError: random weights without a tokenizer; more layers frozen or made anew than there are.
+        SettingsError: random weights without a tokenizer, or with lora; more layers frozen or made anew than there are.
     """
     weights: str | None = None
     if settings.model.startswith(SIZE_PREFIX):
+        if settings.lora is not None:
+            raise SettingsError(f'lora goes with a pre-trained model; "{settings.model}" has random weights.')
         if settings.tokenizer is None:
             raise SettingsError(f'"{settings.model}" has random weights and no tokenizer of its own: give tokenizer.')
         tokenizer = load_tokenizer(settings.tokenizer)
@@ -78,6 +81,8 @@ def build_model(
     new_tensors = list(model.state_dict()) if weights is None else _load(task, model, weights, settings)
     if settings.freeze is not None:
         _freeze(model, settings.freeze)
+    if settings.lora is not None:
+        add_low_rank(_encoder(model), settings.lora, settings.lora_alpha or 2.0 * settings.lora)
     return model, new_tensors
 
 
