@@ -121,9 +121,14 @@ class ClassificationRow:
     labels: tuple[str, ...] | None = None
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or both of a pair."""
+        return (self.text,) if self.pair is None else (self.text, self.pair)
+
+    @property
     def group(self) -> str:
         """Equal texts make equal groups, whatever their labels."""
-        return self.text if self.pair is None else f"{self.text}\n{self.pair}"
+        return "\n".join(self.texts)
 
 
 def read_rows(

@@ -147,17 +147,6 @@ def render(report: DataReport) -> RenderableType:
     return Group(*parts)
 
 
-def _texts(row: Any) -> tuple[str, ...]:
-    """What the model reads of a row."""
-    if isinstance(row, ClassificationRow | EmbeddingRow):
-        negative = row.negative if isinstance(row, EmbeddingRow) else None
-        return tuple(text for text in (row.text, row.pair, negative) if text is not None)
-    if isinstance(row, Question):
-        return row.question, row.context
-    assert isinstance(row, TaggingRow)
-    return (" ".join(row.words or ()),)
-
-
 def _answer(row: Any) -> str:
     """What the model should say of it, for comparison and to be shown."""
     if isinstance(row, ClassificationRow):
@@ -206,7 +195,7 @@ class _Encoded:
         lengths: list[tuple[int, ...]] = []
         num_unknown = 0
         for begin in range(0, len(rows), _ENCODED_AT_ONCE):
-            texts = [_texts(row) for row in rows[begin : begin + _ENCODED_AT_ONCE]]
+            texts = [row.texts for row in rows[begin : begin + _ENCODED_AT_ONCE]]
             encodings = iter(tokenizer.encode_batch([text for several in texts for text in several]))
             for several in texts:
                 ids = [next(encodings).ids for _ in several]
@@ -220,9 +209,9 @@ def _figures(rows: Sequence[Any], encoded: _Encoded | None) -> SplitFigures:
     tokens = None if encoded is None else [sum(several) for several in encoded.lengths]
     return SplitFigures(
         rows=len(rows),
-        distinct=len({_key(_texts(row)) for row in rows}),
+        distinct=len({_key(row.texts) for row in rows}),
         labels=Counter(label for row in rows for label in _classes(row)),
-        characters=_lengths([sum(map(len, _texts(row))) for row in rows]),
+        characters=_lengths([sum(map(len, row.texts)) for row in rows]),
         tokens=None if tokens is None else _lengths(tokens),
         unknown_share=None if encoded is None or tokens is None else encoded.num_unknown / max(1, sum(tokens)),
     )
@@ -254,12 +243,12 @@ def _bad_rows(bad: Sequence[InputError]) -> list[Finding]:
 
 def _in_split(rows: Sequence[Any]) -> Iterator[Finding]:
     """Empty texts, copies, contradictions, and answers that cannot be learnt."""
-    empty = [row.where for row in rows if not all(text.strip() for text in _texts(row))]
+    empty = [row.where for row in rows if not all(text.strip() for text in row.texts)]
     yield from _finding("empty", f"{_share(len(empty), len(rows))} have an empty text.", empty)
     answers: dict[str, dict[str, str]] = {}  # of each text, with the first place of each
     copies = []
     for row in rows:
-        first = answers.setdefault(_key(_texts(row)), {}).setdefault(_answer(row), row.where)
+        first = answers.setdefault(_key(row.texts), {}).setdefault(_answer(row), row.where)
         if first != row.where:
             copies.append(f"{row.where} = {first}")
     yield from _finding("copies", f"{_share(len(copies), len(rows))} are copies of an earlier one.", copies)
@@ -362,4 +351,4 @@ def _between(rows: Mapping[str, Sequence[Any]], splits: Mapping[str, SplitFigure
 
 def _identity(row: Any) -> tuple[str, ...]:
     """What must not be seen before evaluation: the texts, or the context of a question."""
-    return (row.context,) if isinstance(row, Question) else _texts(row)
+    return (row.context,) if isinstance(row, Question) else row.texts

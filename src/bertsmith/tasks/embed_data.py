@@ -69,6 +69,11 @@ class EmbeddingRow:
     score: float | None = None
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """All there are."""
+        return tuple(text for text in (self.text, self.pair, self.negative) if text is not None)
+
+    @property
     def group(self) -> str:
         """Equal first texts make equal groups."""
         return self.text

@@ -5,6 +5,7 @@ out/
     metrics.jsonl   what the training loop wrote
     report.html     curves, figures, mistakes
     checkpoints/    to resume from
+    adapt/          with `adapt`: pre-training on the texts of the task, see `tasks/adapt.py`
     model/          the finished Hugging Face folder
 
 With several seeds there is such a folder for each of them in `out`: see `tasks/seeds.py`.
@@ -28,6 +29,7 @@ from bertsmith.model.families import family
 from bertsmith.model.low_rank import merge_low_rank
 from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks import seeds
+from bertsmith.tasks.adapt import adapt
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.distill import Distillation, distil, source_name
 from bertsmith.tasks.finetune_report import data_files, write_run_report, write_seeds_report
@@ -44,7 +46,7 @@ from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 from bertsmith.training.task import Task
 
-_OF_LAYERS = ("layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
+_OF_MODEL = ("adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,12 @@ def finetune(
     screen = console or Console(stderr=True)
     for line in [_summary(work), *work.notes(), *(taught.notes() if taught else [])]:
         _say(screen, line)
+    if settings.adapt is not None and weights is not None:
+        _say(screen, f"First {settings.adapt} of pre-training on the texts of the training rows.")
+        examples = work.examples("train")
+        texts = (text for item in examples.take(range(examples.num_examples(0)), 0) for text in item.row.texts)
+        weights = adapt(settings, weights, config, texts, screen)
+        model, new_tensors = build_model(work, config, weights, settings)
     learnt = _regularised(work, taught, settings)
     teaching = _Teaching(kind, work, taught, learnt, config, weights, learning, data, device, precision, screen)
     if len(runs) == 1:
@@ -164,6 +172,7 @@ class _Teaching:
             "task": self.task.name,
             "model": settings.model,
             "layers": settings.layers,
+            "adapt": settings.adapt,
             "freeze": settings.freeze,
             "lora": settings.lora,
             "lora_alpha": settings.lora_alpha,
@@ -351,7 +360,7 @@ def _save(
             "batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
-            **{name: value for name in _OF_LAYERS if (value := getattr(settings, name)) is not None},
+            **{name: value for name in _OF_MODEL if (value := getattr(settings, name)) is not None},
             **teaching,
             **{name: value for name, value in to_mapping(task.settings).items() if value is not None},
         },

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from bertsmith.errors import SettingsError
 from bertsmith.tasks.run_settings import RunSettings, check_seed
+from bertsmith.training.schedule import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class FinetuneSettings(RunSettings):
     """Leave the encoder as it is, and train matrices of this rank beside its own, such as 8 (LoRA); None: train all."""
     lora_alpha: float | None = None
     """What the product of these matrices weighs, over its rank; None: twice the rank."""
+    adapt: str | None = None
+    """First go on with pre-training on the texts of the training rows, for so long ("3 epochs", "10m"); None: no."""
     teacher: str | None = None
     """A model fine-tuned for the same task and labels, whose answers are learnt too; None: the data alone."""
     distill_weight: float = 0.5
@@ -77,6 +80,8 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("lora leaves all of the encoder as it is: it does not go with freeze or reinit_layers.")
         if self.lora is not None and self.optimizer == "muon":
             raise SettingsError("lora and optimizer muon do not go together: muon is for whole matrices.")
+        if self.adapt is not None and Budget.parse(self.adapt).unit == "share":
+            raise SettingsError(f'adapt "{self.adapt}" is a share of itself; give a time or a number.')
         if self.seeds < 1:
             raise SettingsError(f"seeds must be at least 1, not {self.seeds}.")
         check_seed(self.seed + self.seeds - 1)

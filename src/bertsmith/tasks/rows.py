@@ -24,6 +24,10 @@ class Row(Protocol):
         """`file:line`, for messages."""
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model reads of it, in order."""
+
+    @property
     def group(self) -> str:
         """Rows with equal groups never stand on two sides of a split by `split_rows`."""
 

@@ -37,7 +37,7 @@ _MODULES, _POOLING, _SIMILARITY = "modules.json", "1_Pooling", "sentence-similar
 _POOLING_MODES = {"mean": "mean_tokens", "cls": "cls_token"}
 OF_A_SEED = "seed-"
 """What the names of the folders begin with that a run of several seeds holds."""
-_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model")
+_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", "adapt")
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
 

@@ -30,12 +30,14 @@ def starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | Non
 
     Raises:
         ModelError: no such model, or one that does not fit its tokenizer.
-        SettingsError: random weights without a tokenizer, or with lora; more layers frozen or made anew than there are.
+        SettingsError: random weights without a tokenizer, or with lora or adapt; more layers frozen or made anew than
+            there are.
     """
     weights: str | None = None
     if settings.model.startswith(SIZE_PREFIX):
-        if settings.lora is not None:
-            raise SettingsError(f'lora goes with a pre-trained model; "{settings.model}" has random weights.')
+        for name in ("lora", "adapt"):
+            if getattr(settings, name) is not None:
+                raise SettingsError(f'{name} goes with a pre-trained model; "{settings.model}" has random weights.')
         if settings.tokenizer is None:
             raise SettingsError(f'"{settings.model}" has random weights and no tokenizer of its own: give tokenizer.')
         tokenizer = load_tokenizer(settings.tokenizer)

@@ -56,6 +56,11 @@ class TaggingRow:
     tags: tuple[str, ...] | None
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or the words with single spaces between them."""
+        return (self.text if self.words is None else " ".join(self.words),)  # type: ignore[return-value]
+
+    @property
     def group(self) -> str:
         """Equal sentences stay on one side of a split."""
         return " ".join(self.words or ())

@@ -58,6 +58,11 @@ class Question:
     where: str
 
     @property
+    def texts(self) -> tuple[str, str]:
+        """Question and context."""
+        return self.question, self.context
+
+    @property
     def group(self) -> str:
         """Questions about one context stay on one side of a split."""
         return self.context
