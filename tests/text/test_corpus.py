@@ -143,7 +143,7 @@ def test_manifest_of_another_kind(store: Path) -> None:
         read_manifest(store)
     del manifest["splits"]["train"]["num_tokens"]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(CorpusError, match=r"not a manifest.*num_tokens"):
+    with pytest.raises(CorpusError, match=r"num_tokens\" is missing.*not a manifest"):
         read_manifest(store)
 
 

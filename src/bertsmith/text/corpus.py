@@ -26,14 +26,17 @@ from typing import Any, Literal, final, get_args
 
 import numpy as np
 
-from bertsmith.errors import BertsmithError, CorpusError, did_you_mean
+from bertsmith.errors import BertsmithError, CorpusError, InputError, SettingsError, did_you_mean
 from bertsmith.files import read_json, sha256
+from bertsmith.settings import from_mapping
 from bertsmith.text.tokenizer import load_tokenizer
 
 STORE_VERSION = 1
 ARRAYS = ("tokens", "word_starts", "sentences", "documents")
 
 Split = Literal["train", "heldout"]
+
+_TOKEN_DTYPES = ("uint16", "uint32")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,11 @@ class Corpus:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
-        """Map the tokens and read the offsets of a store whose sizes were checked; use `open_corpus`."""
+        """Map the tokens and read the offsets of a store whose files are there; use `open_corpus`.
+
+        Raises:
+            CorpusError: a file does not hold what the manifest says.
+        """
         record = manifest.splits[split]
         self.folder = folder
         self.split: Split = split
@@ -120,10 +127,13 @@ class Corpus:
         for shard in record.shards:
             place = folder / split / shard.name
             # A view of the plain array class: slicing a memmap object costs several times as much.
-            self._tokens.append(np.asarray(_map(place / "tokens.npy")))
-            self._word_starts.append(np.asarray(_map(place / "word_starts.npy")))
-            sentences.append(np.load(place / "sentences.npy", allow_pickle=False)[1:] + sentences[-1][-1])
-            documents.append(np.load(place / "documents.npy", allow_pickle=False)[1:] + documents[-1][-1])
+            self._tokens.append(np.asarray(_array(place / "tokens.npy", manifest.dtype, shard.num_tokens, "r")))
+            num_bytes = -(-shard.num_tokens // 8)
+            self._word_starts.append(np.asarray(_array(place / "word_starts.npy", "uint8", num_bytes, "r")))
+            own_sentences = _offsets(place / "sentences.npy", shard.num_sentences, shard.num_tokens)
+            own_documents = _offsets(place / "documents.npy", shard.num_documents, shard.num_sentences)
+            sentences.append(own_sentences[1:] + sentences[-1][-1])
+            documents.append(own_documents[1:] + documents[-1][-1])
             first_tokens.append(first_tokens[-1] + shard.num_tokens)
         self._first_tokens = np.array(first_tokens, dtype=np.int64)
         self.sentence_offsets: np.ndarray = np.concatenate(sentences)
@@ -221,18 +231,36 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     if not path.is_file():
         raise CorpusError(f"{folder}: no corpus here (no manifest.json). Make one with `bertsmith corpus build`.")
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except InputError as error:
+        raise CorpusError(f"{error} So it is not a manifest of a corpus. Build it again.") from error
     version = value.get("version") if isinstance(value, dict) else None
     if version != STORE_VERSION:
         raise CorpusError(f"{path}: store version {version}, this program reads {STORE_VERSION}. Build it again.")
     try:
-        splits = {
-            name: SplitRecord(**{**record, "shards": tuple(ShardRecord(**shard) for shard in record["shards"])})
-            for name, record in value["splits"].items()
-        }
-        return Manifest(**{**value, "splits": splits})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorpusError(f"{path}: not a manifest of a corpus ({error}). Build it again.") from error
+        manifest = from_mapping(Manifest, value, str(path))
+        _check_manifest(manifest, str(path))
+    except SettingsError as error:
+        raise CorpusError(f"{error} So it is not a manifest of a corpus. Build it again.") from error
+    return manifest
+
+
+def _check_manifest(manifest: Manifest, where: str) -> None:
+    """Raise SettingsError unless the numbers agree, and every name is that of something within the store."""
+    if manifest.dtype not in _TOKEN_DTYPES:
+        raise SettingsError(f"{where}, dtype: {manifest.dtype!r} is none of {', '.join(_TOKEN_DTYPES)}.")
+    if set(manifest.splits) != set(get_args(Split)):
+        raise SettingsError(f"{where}, splits: {', '.join(manifest.splits)} instead of {', '.join(get_args(Split))}.")
+    for split, record in manifest.splits.items():
+        for shard in record.shards:
+            place = f"{where}, {split}, {shard.name}"
+            if Path(shard.name).name != shard.name or {*shard.sizes} != {*ARRAYS} or {*shard.sha256} != {*ARRAYS}:
+                raise SettingsError(f"{place}: a shard's folder and its {len(ARRAYS)} files are wanted.")
+        for count in ("num_documents", "num_sentences", "num_tokens"):
+            parts = [getattr(shard, count) for shard in record.shards]
+            if sum(parts) != getattr(record, count) or min(parts, default=0) < 0:
+                raise SettingsError(f"{where}, {split}, {count}: not the sum of the shards' numbers.")
 
 
 def _check_file(path: Path, size: int, digest: str, verify: bool) -> None:
@@ -251,6 +279,24 @@ def _join(arrays: Sequence[np.ndarray], numbers: np.ndarray, starts: np.ndarray,
     return np.concatenate([arrays[number][start:end] for number, start, end in places])
 
 
-def _map(path: Path) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+def _array(path: Path, dtype: str, length: int, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """An array of one axis.
+
+    Raises:
+        CorpusError: the file holds no such array.
+    """
+    try:
+        array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        raise CorpusError(f"{path} is damaged ({error}). Build the store again.") from error
+    if array.dtype != np.dtype(dtype) or array.shape != (length,):
+        raise CorpusError(f"{path} does not hold {length} {dtype}, as the manifest says. Build the store again.")
     return array
+
+
+def _offsets(path: Path, length: int, end: int) -> np.ndarray:
+    """int64 [length + 1], from 0 to `end`, each at least as large as the one before."""
+    offsets = _array(path, "int64", length + 1)
+    if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+        raise CorpusError(f"{path} is damaged: its offsets do not rise from 0 to {end}. Build the store again.")
+    return offsets

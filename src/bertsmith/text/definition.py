@@ -144,16 +144,25 @@ def _from_json(path: Path, settings: Mapping[str, Any]) -> tuple[str, SpecialTok
         parts = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg}", f"{path}:{error.lineno}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of more digits than Python reads
+        raise InputError(f"not JSON: {error}", str(path)) from None
     if not isinstance(parts, dict) or not isinstance(parts.get("model"), dict):
         raise ModelError('not a tokenizer.json: it has no "model" section')
     normalizer = parts.get("normalizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
         for field, option in _BERT_OPTIONS.items():
             normalizer[field] = settings.get(option, normalizer.get(field))
-    vocabulary = parts["model"].get("vocab") or {}
-    known = {str(entry[0]) for entry in vocabulary} if isinstance(vocabulary, list) else set(vocabulary)
-    known |= {str(token["content"]) for token in parts.get("added_tokens") or []}
-    return json.dumps(parts), _special_tokens(settings, known)
+    return json.dumps(parts), _special_tokens(settings, _tokens_in(parts))
+
+
+def _tokens_in(parts: Mapping[str, Any]) -> set[str]:
+    """Every token of a `tokenizer.json`. What is not as it should be is for the library to refuse."""
+    vocabulary, added = parts["model"].get("vocab"), parts.get("added_tokens")
+    known = set(vocabulary) if isinstance(vocabulary, dict) else set()
+    if isinstance(vocabulary, list):  # of pairs of a token and its score
+        known = {str(entry[0]) for entry in vocabulary if isinstance(entry, list) and entry}
+    entries = added if isinstance(added, list) else []
+    return known | {str(entry.get("content")) for entry in entries if isinstance(entry, dict)}
 
 
 def _from_vocab(path: Path, settings: Mapping[str, Any]) -> tuple[str, SpecialTokens]:
@@ -184,6 +193,8 @@ def _special_tokens(settings: Mapping[str, Any], known: set[str]) -> SpecialToke
         given = settings.get(f"{role}_token")
         if isinstance(given, dict):  # an AddedToken, written out
             given = given.get("content")
+        if given is not None and not isinstance(given, str):
+            raise ModelError(f"{role}_token in tokenizer_config.json must be a text, not {json.dumps(given)}")
         return given if given is not None else next((name for name in usual if name in known), None)
 
     pad, unk, cls, sep, mask = (named(role, usual) for role, usual in _USUAL_NAMES.items())

@@ -28,6 +28,8 @@ from bertsmith.files import atomic_write, write_json
 from bertsmith.text.definition import SpecialTokens, pair_template, read_definition
 from bertsmith.text.sentences import replace_surrogates
 
+_LARGEST_VOCABULARY = 1 << 24  # tables are made of this size
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -89,6 +91,8 @@ class Tokenizer:
         self._add_template()
         ids = {name: vocabulary[name] for name in special.names()}
         self.vocab_size: int = max(vocabulary.values()) + 1
+        if self.vocab_size > _LARGEST_VOCABULARY:
+            raise ModelError(f"the largest id is {self.vocab_size - 1:,}; ids below {_LARGEST_VOCABULARY:,} are read")
         self.pad_id: int = ids[special.pad]
         self.unk_id: int | None = None if special.unk is None else ids[special.unk]
         self.cls_id: int = ids[special.cls]

@@ -1,0 +1,389 @@
+"""Files that somebody else made: nothing in them is run, and whatever is in them is read, or refused by a message."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from bertsmith.errors import BertsmithError, CorpusError, InputError, ModelError
+from bertsmith.files import read_json
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import load_encoder, save_model
+from bertsmith.model.sizes import named_size
+from bertsmith.settings import read_config
+from bertsmith.tasks import answer_data, classify_data, tag_data
+from bertsmith.tasks.saved import load_task
+from bertsmith.text.corpus import open_corpus
+from bertsmith.text.corpus_building import build_corpus
+from bertsmith.text.tokenizer import load_tokenizer
+from bertsmith.training.checkpoint import find_fault, load_checkpoint, read_state, save_checkpoint
+
+FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.canary,))
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    path = tmp_path / "canary"
+    pickle.loads(pickle.dumps(Payload(path)))
+    assert path.exists()  # it would be seen
+    path.unlink()
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    config = named_size("tiny", load_tokenizer(tiny_tokenizer).vocab_size)
+    save_model(folder, nn.ModuleDict({"encoder": Encoder(config)}), config, "BertModel")
+    load_tokenizer(tiny_tokenizer).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_documents: Path, tiny_tokenizer: Path) -> Path:
+    folder = tmp_path_factory.mktemp("store") / "corpus"
+    build_corpus([str(tiny_documents)], tiny_tokenizer, folder, num_workers=1)
+    return folder
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Callable[[Path, str, bytes], Path]:
+    """A copy of a folder in which one file has other bytes."""
+
+    def make(folder: Path, name: str, content: bytes) -> Path:
+        place = tmp_path / "damaged"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(folder, place, copy_function=os.link)  # the rest is not touched
+        (place / name).unlink()
+        (place / name).write_bytes(content)
+        return place
+
+    return make
+
+
+def refused_or_read(read: Callable[[], object]) -> None:
+    """Any exception but those that users get passes through."""
+    try:
+        read()
+    except BertsmithError as error:
+        assert str(error)
+
+
+# Nothing is run (row 16)
+
+
+def test_pickles_in_place_of_any_file_are_refused_unread(
+    model_folder: Path, store: Path, canary: Path, damaged: Callable[[Path, str, bytes], Path]
+) -> None:
+    pickled = pickle.dumps(Payload(canary))
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        folder = damaged(model_folder, name, pickled)
+        with pytest.raises(BertsmithError):
+            load_tokenizer(folder) if name == "tokenizer.json" else load_encoder(folder)
+        with pytest.raises(BertsmithError):
+            load_task(folder)
+    for name in ("pytorch_model.bin", "bertsmith.json"):
+        folder = damaged(model_folder, "model.safetensors", b"")
+        (folder / name).write_bytes(pickled)
+        with pytest.raises(BertsmithError):
+            load_task(folder)
+    (folder / "train.csv").write_bytes(pickled)
+    with pytest.raises(InputError):
+        classify_data.read_rows(str(folder / "train.csv"), classify_data.ClassificationSettings())
+    for name in sorted(str(path.relative_to(store)) for path in store.rglob("*.npy")):
+        with pytest.raises(CorpusError):
+            open_corpus(damaged(store, name, pickled), "heldout" if name.startswith("heldout") else "train")
+    assert not canary.exists()
+
+
+def test_arrays_of_pickled_objects_are_refused_unread(
+    store: Path, canary: Path, tmp_path: Path, damaged: Callable[[Path, str, bytes], Path]
+) -> None:
+    """Of the size that the manifest says, so that numpy is asked."""
+    np.save(tmp_path / "objects.npy", np.array([Payload(canary)]), allow_pickle=True)
+    content = (tmp_path / "objects.npy").read_bytes()
+    for path in sorted(store.glob("train/*/*.npy")):
+        size = path.stat().st_size
+        folder = damaged(store, str(path.relative_to(store)), content[:size].ljust(size, b"\0"))
+        with pytest.raises(CorpusError):
+            open_corpus(folder, "train")
+    assert not canary.exists()
+
+
+def test_pickles_in_a_checkpoint_are_refused_unread(toy: SimpleNamespace, canary: Path, tmp_path: Path) -> None:
+    model, optimizer = toy.trained()
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
+        path = save_checkpoint(tmp_path / name, 1, model, optimizer, {"step": 1})
+        (path / name).write_bytes(pickle.dumps(Payload(canary)))
+        assert find_fault(path) is not None  # so that no run goes on from it
+        with pytest.raises((BertsmithError, SafetensorError)):
+            read_json(path / name) if name == "manifest.json" else read_state(path)
+            load_checkpoint(path, model, optimizer)
+    assert not canary.exists()
+
+
+# Whatever is in a file, it is read or refused (rows 15, 17, 18)
+
+ODD = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        3,
+        10**9,
+        10**30,
+        1e300,
+        float("nan"),
+        float("inf"),
+        0.5,
+        "",
+        "x",
+        "../x",
+        [],
+        {},
+        [[]],
+        ["a"],
+    ]
+)
+
+
+@st.composite
+def changed_json(draw: st.DrawFn, value: Any) -> Any:
+    """A JSON value in which one thing, at any depth, is another, missing, or there twice."""
+    value = copy.deepcopy(value)
+    place = value
+    while True:
+        keys = sorted(place) if isinstance(place, dict) else list(range(len(place)))
+        if not keys:
+            return draw(ODD)
+        key = draw(st.sampled_from(keys[:200]))
+        inner = place[key]
+        if isinstance(inner, dict | list) and inner and draw(st.booleans()):
+            place = inner
+            continue
+        how = draw(st.sampled_from(("other", "other", "gone", "again")))
+        if how == "gone":
+            del place[key]
+        elif how == "other":
+            place[key] = draw(ODD)
+        elif isinstance(place, dict):
+            place[f"{key} again"] = inner
+        else:
+            place.append(inner)
+        return value
+
+
+@st.composite
+def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """Content with a piece of it flipped, cut out, doubled, or put in."""
+    at = draw(st.integers(0, max(0, len(content) - 1)))
+    until = min(len(content), at + draw(st.integers(1, 40)))
+    how = draw(st.sampled_from(("flip", "cut", "end", "double", "insert")))
+    if how == "flip" and content:
+        return content[:at] + bytes([content[at] ^ (1 << draw(st.integers(0, 7)))]) + content[at + 1 :]
+    if how == "cut":
+        return content[:at] + content[until:]
+    if how == "end":
+        return content[:at]
+    if how == "double":
+        return content[:until] + content[at:]
+    return content[:at] + draw(st.binary(min_size=1, max_size=20)) + content[at:]
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_config_is_read_or_refused(
+    data: st.DataObject, model_folder: Path, damaged: Callable[[Path, str, bytes], Path]
+) -> None:
+    config = json.loads((model_folder / "config.json").read_text())
+    content = json.dumps(data.draw(changed_json(config))).encode()
+    folder = damaged(model_folder, "config.json", content)
+    refused_or_read(lambda: load_encoder(folder))
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_weights_are_read_or_refused(
+    data: st.DataObject, model_folder: Path, damaged: Callable[[Path, str, bytes], Path]
+) -> None:
+    content = (model_folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = data.draw(changed_json(json.loads(content[8 : 8 + size])) | st.none())
+    if header is None:
+        content = data.draw(changed_bytes(content[: 8 + size])) + content[8 + size :]
+    else:
+        text = json.dumps(header).encode()
+        content = len(text).to_bytes(8, "little") + text + content[8 + size :]
+    folder = damaged(model_folder, "model.safetensors", content)
+    refused_or_read(lambda: load_encoder(folder))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@FUZZ
+@given(data=st.data())
+def test_any_tokenizer_is_read_or_refused(
+    name: str, data: st.DataObject, model_folder: Path, damaged: Callable[[Path, str, bytes], Path]
+) -> None:
+    whole = (model_folder / name).read_bytes()
+    changed = changed_json(json.loads(whole)).map(lambda value: json.dumps(value).encode()) | changed_bytes(whole)
+    folder = damaged(model_folder, name, data.draw(changed))
+    refused_or_read(lambda: load_tokenizer(folder).encode("the cat sat ."))
+
+
+@FUZZ
+@given(data=st.data())
+def test_every_change_in_a_store_is_found(
+    data: st.DataObject, store: Path, damaged: Callable[[Path, str, bytes], Path]
+) -> None:
+    names = sorted(str(path.relative_to(store)) for path in store.rglob("*.npy"))
+    name = data.draw(st.sampled_from(names))
+    whole = (store / name).read_bytes()
+    content = data.draw(changed_bytes(whole).filter(lambda content: content != whole))
+    split = "heldout" if name.startswith("heldout") else "train"
+    with pytest.raises(CorpusError, match=name.replace(".", r"\.")):
+        open_corpus(damaged(store, name, content), split, verify=True)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_manifest_is_read_or_refused(
+    data: st.DataObject, store: Path, damaged: Callable[[Path, str, bytes], Path]
+) -> None:
+    whole = (store / "manifest.json").read_bytes()
+    changed = changed_json(json.loads(whole)).map(lambda value: json.dumps(value).encode()) | changed_bytes(whole)
+    folder = damaged(store, "manifest.json", data.draw(changed))
+    for verify in (False, True):
+        refused_or_read(lambda verify=verify: open_corpus(folder, "train", verify=verify))
+
+
+@FUZZ
+@given(data=st.data())
+def test_every_change_in_a_checkpoint_is_found(data: st.DataObject, toy: SimpleNamespace, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "whole", ignore_errors=True)
+    path = save_checkpoint(tmp_path / "whole", 1, *toy.trained(), {"step": 1})
+    name = data.draw(st.sampled_from(("model.safetensors", "optimizer.safetensors", "state.json")))
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(data.draw(changed_bytes(whole).filter(lambda content: content != whole)))
+    fault = find_fault(path)
+    assert fault is not None and name in fault
+
+
+LABELLED: dict[str, tuple[bytes, Callable[[str], object]]] = {
+    "a.csv": (
+        b'text,label\n"one, two",a\nthree,b\n',
+        lambda path: classify_data.read_rows(path, classify_data.ClassificationSettings()),
+    ),
+    "a.jsonl": (
+        b'{"text": "one", "label": "a"}\n{"text": "two", "label": 1}\n',
+        lambda path: classify_data.read_rows(path, classify_data.ClassificationSettings()),
+    ),
+    "a.conll": (
+        "the O\nking B-PER\n\nK\u00f6ln B-LOC\n".encode(),
+        lambda path: tag_data.read_rows(path, tag_data.TaggingSettings()),
+    ),
+    "a.conllu": (
+        b"# sent_id = 1\n1\tthe\tthe\tDET\tDT\t_\t2\tdet\t_\t_\n2\tcat\tcat\tNOUN\tNN\t_\t0\troot\t_\t_\n\n",
+        lambda path: tag_data.read_rows(path, tag_data.TaggingSettings()),
+    ),
+    "a.iob2": (
+        b"1\tthe\tO\n2\tking\tB-PER\n\n1\tred\tO\n",
+        lambda path: tag_data.read_rows(path, tag_data.TaggingSettings()),
+    ),
+    "a.json": (
+        json.dumps(
+            {
+                "data": [
+                    {
+                        "paragraphs": [
+                            {
+                                "context": "the red house",
+                                "qas": [
+                                    {"id": "1", "question": "which ?", "answers": [{"text": "red", "answer_start": 4}]},
+                                    {"id": "2", "question": "who ?", "answers": [], "is_impossible": True},
+                                ],
+                            }
+                        ]
+                    }
+                ]
+            }
+        ).encode(),
+        lambda path: answer_data.read_rows(path, answer_data.AnsweringSettings()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+@FUZZ
+@given(data=st.data())
+def test_any_labelled_data_is_read_or_refused(name: str, data: st.DataObject, tmp_path: Path) -> None:
+    whole, read = LABELLED[name]
+    content = changed_bytes(whole)
+    if name == "a.json":
+        content |= changed_json(json.loads(whole)).map(lambda value: json.dumps(value).encode())
+    (tmp_path / name).write_bytes(data.draw(content))
+    refused_or_read(lambda: read(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json", "toml"])
+@FUZZ
+@given(data=st.data())
+def test_any_settings_file_is_read_or_refused(suffix: str, data: st.DataObject, tmp_path: Path) -> None:
+    whole = {
+        "yaml": b"pretrain:\n  size: mini\n  budget: 10m\n  dropout: 0.0\n",
+        "json": b'{"pretrain": {"size": "mini", "dropout": 0.0}}',
+        "toml": b'[pretrain]\nsize = "mini"\ndropout = 0.0\n',
+    }[suffix]
+    (tmp_path / f"a.{suffix}").write_bytes(data.draw(changed_bytes(whole)))
+    refused_or_read(lambda: read_config(tmp_path / f"a.{suffix}"))
+
+
+def test_yaml_makes_no_objects(tmp_path: Path, canary: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"size: !!python/object/apply:pathlib.Path.touch [{canary}]\n")
+    with pytest.raises(BertsmithError):
+        read_config(tmp_path / "a.yaml")
+    assert not canary.exists()
+
+
+def test_a_config_that_asks_for_too_much_is_refused_before_it_is_allocated(
+    model_folder: Path, damaged: Callable[[Path, str, bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((model_folder / "config.json").read_text())
+
+    def allocate(tensor: Tensor, **_: Any) -> Tensor:
+        assert tensor.is_meta  # which has a shape, and no memory
+        return tensor
+
+    for changes in (
+        {"hidden_size": 10**6, "num_attention_heads": 1},
+        {"vocab_size": 10**9},
+        {"num_hidden_layers": 10**5},
+    ):
+        folder = damaged(model_folder, "config.json", json.dumps({**config, **changes}).encode())
+        with monkeypatch.context() as patch, pytest.raises(ModelError):
+            patch.setattr(torch.nn.init, "trunc_normal_", allocate)
+            load_encoder(folder)
