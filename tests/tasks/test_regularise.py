@@ -14,6 +14,8 @@ from torch.distributions import Categorical, kl_divergence
 from bertsmith.errors import SettingsError, TrainingError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import save_model
+from bertsmith.model.sizes import named_size
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify import Classification
@@ -22,6 +24,7 @@ from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.regularise import Adversarial, RDrop, adversarial_move, symmetric_divergence
 from bertsmith.tasks.saved import FinetuneTask
+from bertsmith.tasks.start import starting_point
 from bertsmith.tasks.tag import Tagging
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings
 from bertsmith.text.labelled import Answer, Question
@@ -204,6 +207,16 @@ def test_a_run_with_both_learns_by_both_and_resumes_with_neither_changed(tmp_pat
         again = settings_for(tmp_path, tiny_tokenizer, "whole", resume=True, **changes)
         with pytest.raises(TrainingError, match=next(iter(changes))):
             finetune("classification", again, options, console=quiet)
+
+
+def test_r_drop_without_any_dropout_is_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    config = named_size("tiny", load_tokenizer(tiny_tokenizer).vocab_size).with_dropout(0.0, 0.0, 0.0)
+    save_model(tmp_path, nn.ModuleDict({"encoder": Encoder(config)}), config, "BertModel")
+    load_tokenizer(tiny_tokenizer).save(tmp_path)
+    own = settings_for(tmp_path, tiny_tokenizer, "run", model=str(tmp_path), tokenizer=None)
+    with pytest.raises(SettingsError, match="this model has none: give dropout"):
+        finetune("classification", own, ClassificationSettings(max_length=24), console=Console(quiet=True))
+    starting_point(replace(own, dropout=0.1))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bertsmith.errors import TrainingError
 from bertsmith.training.device import has_fast_bf16
 from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.task import Batch
 
 CPU = torch.device("cpu")
 
@@ -40,6 +42,37 @@ def test_the_mode_of_the_model_is_put_back(toy: SimpleNamespace, mode: bool) -> 
     with pytest.raises(ValueError, match="no score"):
         evaluate_task(model, task, "dev", device=CPU)
     assert model.training is mode
+
+
+@pytest.mark.parametrize("room", [1, 3, 8])
+def test_batches_that_do_not_fit_the_memory_are_cut(toy: SimpleNamespace, room: int) -> None:
+    model, task = toy.Model(), toy.Task(dev_size=37)
+    whole = evaluate_task(model, task, "dev", device=CPU)
+    predict, sizes = task.predict, []
+
+    def short_of_memory(model: object, batch: Batch) -> object:
+        sizes.append(len(batch.examples))
+        if sizes[-1] > room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        return predict(model, batch)
+
+    task.predict = short_of_memory
+    cut = evaluate_task(model, task, "dev", device=CPU)
+    assert [index for index, _ in cut.answers] == list(range(37))
+    assert [value for _, value in cut.answers] == pytest.approx([value for _, value in whole.answers], abs=1e-5)
+    assert cut.metrics == pytest.approx(whole.metrics)
+    assert max(sizes) == 37 and sum(size for size in sizes if size <= room) == 37
+
+
+def test_a_single_example_that_does_not_fit_is_an_error(toy: SimpleNamespace) -> None:
+    task = toy.Task(dev_size=4)
+
+    def fail(model: object, batch: Batch) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    task.predict = fail
+    with pytest.raises(TrainingError, match=r"memory ran out while an example of \d tokens was evaluated"):
+        evaluate_task(toy.Model(), task, "dev", device=CPU)
 
 
 def test_an_empty_split_has_nothing_to_say(toy: SimpleNamespace) -> None:

@@ -31,7 +31,7 @@ def starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | Non
     Raises:
         ModelError: no such model, or one that does not fit its tokenizer.
         SettingsError: random weights without a tokenizer, or with lora or adapt; more layers frozen or made anew than
-            there are.
+            there are; r_drop without any dropout.
     """
     weights: str | None = None
     if settings.model.startswith(SIZE_PREFIX):
@@ -50,7 +50,14 @@ def starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | Non
     if settings.layers is not None:
         config = replace(config, num_hidden_layers=settings.layers)
     _check_layers(config, settings)
+    if settings.r_drop is not None and settings.dropout is None and not _drops(config):
+        raise SettingsError("r_drop compares passes with different dropout, and this model has none: give dropout.")
     return config, weights, tokenizer
+
+
+def _drops(config: EncoderConfig) -> bool:
+    own = (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.embedding_dropout)
+    return any((*own, config.head_dropout))
 
 
 def _check_layers(config: EncoderConfig, settings: FinetuneSettings) -> None:

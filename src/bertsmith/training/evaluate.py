@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bertsmith.training.device import ResolvedPrecision, autocast
+from bertsmith.errors import TrainingError
+from bertsmith.training.device import ResolvedPrecision, autocast, is_out_of_memory
 from bertsmith.training.loader import evaluation_batches
-from bertsmith.training.task import Task
+from bertsmith.training.task import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ def evaluate_task(
     """Predict, decode and score every example of `split` once, in batches of similar length.
 
     The model is in evaluation mode meanwhile, and as it was afterwards. An empty split gives empty
-    metrics: there is nothing to say about it.
+    metrics: there is nothing to say about it. Where memory runs out, a batch is cut in two, which changes no answer.
+
+    Raises:
+        TrainingError: memory ran out in a single example.
     """
     examples = task.examples(split)
     answers: dict[int, Any] = {}
@@ -49,9 +53,7 @@ def evaluate_task(
         # One autocast context for all batches: the bf16 copies of the weights are made once.
         with torch.inference_mode(), autocast(device, precision):
             for places, batch in evaluation_batches(examples, task.collate, token_budget):
-                on_device = batch.to(device)
-                decoded = task.decode(task.predict(model, on_device), on_device)
-                answers.update(zip(places, decoded, strict=True))
+                answers.update(zip(places, _answers(model, task, batch, device), strict=True))
                 seen.update(zip(places, batch.examples, strict=True))
     finally:
         model.train(was_training)
@@ -61,3 +63,22 @@ def evaluate_task(
     ordered_answers = [answers[place] for place in in_order]
     ordered_examples = [seen[place] for place in in_order]
     return Evaluation(task.score(ordered_answers, ordered_examples), ordered_answers, ordered_examples)
+
+
+def _answers(model: nn.Module, task: Task, batch: Batch, device: torch.device) -> list[Any]:
+    try:
+        on_device = batch.to(device)
+        return task.decode(task.predict(model, on_device), on_device)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = len(batch.examples)
+        if size == 1:
+            raise TrainingError(
+                f"memory ran out while an example of {sum(batch.inputs.lengths):,} tokens was evaluated. Use a smaller "
+                "max_length, or precision bf16 where the hardware has it."
+            ) from error
+    # Here, where nothing holds the error and its tensors any more.
+    torch.cuda.empty_cache()  # nothing, where CUDA is not in use
+    halves = (batch.examples[: size // 2], batch.examples[size // 2 :])
+    return [answer for half in halves for answer in _answers(model, task, task.collate(half), device)]
