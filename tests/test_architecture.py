@@ -39,7 +39,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 LONGER_FILES: dict[str, int] = {}
 LONGER_FUNCTIONS: dict[str, int] = {}
-LOCAL_IMPORTS: set[tuple[str, str]] = {("bertsmith.text.words", "jieba")}
+LOCAL_IMPORTS: set[tuple[str, str]] = {("bertsmith.text.words", "jieba"), ("bertsmith.tasks.search", "optuna")}
 """(module, imported module): optional extras only."""
 BROAD_EXCEPT = {"bertsmith.text.tokenizer"}
 """Modules that may catch Exception. The tokenizers library raises nothing more precise for bad files."""

@@ -5,7 +5,7 @@
     ├── SettingsError         an option, a YAML key, a budget that cannot be read
     ├── CorpusError           a store that is empty, damaged, or cannot give what was asked of it
     ├── ModelError            a model folder, a tokenizer, sizes that do not fit together
-    ├── TrainingError         a loss that is not finite, no memory, a checkpoint that does not belong to the run
+    ├── TrainingError         a checkpoint of another run; as StepError, a loss that is not finite, or no memory
     ├── StorageError          no space left, a folder that cannot be written
     └── MissingExtraError     an optional dependency; the message ends with the pip command
 
@@ -43,7 +43,11 @@ class ModelError(BertsmithError):
 
 
 class TrainingError(BertsmithError):
-    """A run that cannot go on: it diverged, or what it would resume from does not fit or is damaged."""
+    """A run that cannot go on, or not be resumed from what is there."""
+
+
+class StepError(TrainingError):
+    """A step that could not be taken: the run diverged, or memory ran out."""
 
 
 class StorageError(BertsmithError):

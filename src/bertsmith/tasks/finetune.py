@@ -8,45 +8,37 @@ out/
     adapt/          with `adapt`: pre-training on the texts of the task, see `tasks/adapt.py`
     model/          the finished Hugging Face folder
 
-With several seeds there is such a folder for each of them in `out`: see `tasks/seeds.py`.
+With several seeds, or a search, there is such a folder for each run in `out`: see `tasks/seeds.py`, `tasks/search.py`.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import nn
 
-from bertsmith.errors import SettingsError
+from bertsmith.errors import SettingsError, StepError
 from bertsmith.files import atomic_write, sha256
-from bertsmith.model.config import EncoderConfig
-from bertsmith.model.families import family
-from bertsmith.model.low_rank import merge_low_rank
-from bertsmith.settings import to_mapping, to_yaml
-from bertsmith.tasks import seeds
+from bertsmith.tasks import search, seeds
 from bertsmith.tasks.adapt import adapt
-from bertsmith.tasks.card import model_card
-from bertsmith.tasks.distill import Distillation, distil, source_name
-from bertsmith.tasks.finetune_report import data_files, write_run_report, write_seeds_report
+from bertsmith.tasks.distill import Distillation, distil
+from bertsmith.tasks.finetune_report import data_files, write_search_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
-from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, save_task, task_kind
+from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, task_kind
+from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
-from bertsmith.tasks.start import SIZE_PREFIX, build_model, starting_point
+from bertsmith.tasks.start import build_model, starting_point
+from bertsmith.tasks.teaching import Teaching, configuration, say, train_settings, write_configuration
 from bertsmith.text.tokenizer import Tokenizer
-from bertsmith.training import plan
-from bertsmith.training.device import Precision, ResolvedPrecision, resolve_device, resolve_precision
+from bertsmith.training.device import Precision, resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task
-from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
+from bertsmith.training.plan import TrainResult
 from bertsmith.training.task import Task
-
-_OF_MODEL = ("adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
 
 
 @dataclass(frozen=True)
@@ -87,159 +79,73 @@ def finetune(
     options = kind.settings() if options is None else options
     if not isinstance(options, kind.settings):
         raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
-    learning = _train_settings(settings)
+    train_settings(settings)  # refuses what is out of range before anything is read
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=_sources(settings))
     runs = seeds.seed_settings(settings)
+    search.check(settings)
     config, weights, tokenizer = starting_point(settings)
     work = _make_task(kind, settings, options, tokenizer)
-    if len(runs) > 1:
-        log_every = seeds.log_interval(settings, work.examples("train").num_examples(0))
-        learning = replace(learning, log_every=log_every)
+    log_every = seeds.log_interval(settings, work.examples("train").num_examples(0)) if len(runs) > 1 else None
     model, new_tensors = build_model(work, config, weights, settings)
     taught = _taught(work, settings)
     data = {str(path): sha256(path) for path in data_files(settings)}
     if settings.overwrite:
         shutil.rmtree(settings.out, ignore_errors=True)
-    _write_configuration(task, settings, options)
+    write_configuration(task, settings, options)
 
     screen = console or Console(stderr=True)
     for line in [_summary(work), *work.notes(), *(taught.notes() if taught else [])]:
-        _say(screen, line)
+        say(screen, line)
     if settings.adapt is not None and weights is not None:
-        _say(screen, f"First {settings.adapt} of pre-training on the texts of the training rows.")
+        say(screen, f"First {settings.adapt} of pre-training on the texts of the training rows.")
         examples = work.examples("train")
         texts = (text for item in examples.take(range(examples.num_examples(0)), 0) for text in item.row.texts)
         weights = adapt(settings, weights, config, texts, screen)
         model, new_tensors = build_model(work, config, weights, settings)
     learnt = _regularised(work, taught, settings)
-    teaching = _Teaching(kind, work, taught, learnt, config, weights, learning, data, device, precision, screen)
-    if len(runs) == 1:
-        run = teaching.learn(settings, options, model, new_tensors)
-        return FinetuneResult(run.metrics, settings.out, run.training, (run,))
-    del model  # made to be sure that it can be; each run makes its own
-    return _learn_all(teaching, settings, runs, options)
+    teaching = Teaching(
+        kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen
+    )
+    if settings.search is not None:
+        return _search(teaching, settings)
+    if len(runs) > 1:
+        return _learn_all(teaching, settings, runs)
+    run = teaching.learn(settings, model, new_tensors)
+    return FinetuneResult(run.metrics, settings.out, run.training, (run,))
 
 
-@dataclass(frozen=True)
-class _Teaching:
-    """What every seed's run has in common."""
-
-    kind: Kind
-    task: FinetuneTask
-    taught: Distillation | None
-    learnt: Task
-    """`task`, with its teacher and regularisers."""
-    config: EncoderConfig
-    weights: str | None
-    learning: TrainSettings
-    data: Mapping[str, str]
-    """File -> SHA-256."""
-    device: torch.device
-    precision: ResolvedPrecision
-    screen: Console
-
-    def learn(self, settings: FinetuneSettings, options: Any, model: nn.Module, new_tensors: list[str]) -> SeedRun:
-        """One run in its folder, from a model of initial or pre-trained weights to metrics, model and report."""
-        training = train(
-            model,
-            [Stage(self.learnt)],
-            replace(self.learning, seed=settings.seed),
-            settings.out,
-            resume=settings.resume,
-            fingerprint=self.fingerprint(settings),
-            console=self.screen,
-        )
-        if settings.lora is not None:
-            merge_low_rank(model.encoder)  # type: ignore[arg-type]
-        evaluations = {
-            split: evaluate_task(model, self.task, split, device=self.device, precision=self.precision)
-            for split in ("dev", "test")
-            if self.task.examples(split).num_examples(0)
-        }
-        metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-        _save(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
-        write_run_report(self.task, settings, _configuration(settings, options), evaluations, training)
-        failure = seeds.find_failure(self.task, evaluations, settings.out)
-        if failure is not None:
-            _say(self.screen, f"Seed {settings.seed} learnt nothing: {failure}.")
-        return SeedRun(settings.seed, settings.out, metrics, training, failure)
-
-    def fingerprint(self, settings: FinetuneSettings) -> dict[str, str | int | float | bool | None]:
-        """What has to be equal on resume, beside the loop's own."""
-        return {
-            "task": self.task.name,
-            "model": settings.model,
-            "layers": settings.layers,
-            "adapt": settings.adapt,
-            "freeze": settings.freeze,
-            "lora": settings.lora,
-            "lora_alpha": settings.lora_alpha,
-            "reinit_layers": settings.reinit_layers,
-            "dropout": settings.dropout,
-            "tokenizer": self.task.tokenizer.fingerprint,
-            "teacher": self.taught.fingerprint if self.taught else None,
-            "r_drop": settings.r_drop,
-            "adversarial": settings.adversarial,
-            "options": json.dumps(to_mapping(self.task.settings), sort_keys=True),
-            "data": json.dumps(dict(self.data), sort_keys=True),
-        }
-
-    def whole_fingerprint(self, settings: FinetuneSettings) -> dict[str, Any]:
-        """The same with the loop's."""
-        learning = replace(self.learning, seed=settings.seed)
-        stages = [Stage(self.learnt)]
-        return {**plan.fingerprint(stages, learning, self.precision), **self.fingerprint(settings)}
-
-
-def _learn_all(
-    teaching: _Teaching, settings: FinetuneSettings, each: Sequence[FinetuneSettings], options: Any
-) -> FinetuneResult:
-    """A run a seed, but for those that had finished before the whole was stopped; then the best of them in `out`."""
+def _learn_all(teaching: Teaching, settings: FinetuneSettings, each: Sequence[FinetuneSettings]) -> FinetuneResult:
+    """A run a seed; then the best of them in `out`."""
     runs = []
     for number, own in enumerate(each, start=1):
-        fingerprint = teaching.whole_fingerprint(own)
-        run = seeds.read_finished(own, fingerprint) if own.resume else None
-        _say(teaching.screen, f"Seed {own.seed}, {number} of {len(each)}{': finished before' if run else ''}.")
-        if run is None:
-            _write_configuration(teaching.task.name, own, options)
-            model, new_tensors = build_model(teaching.task, teaching.config, teaching.weights, own)
-            run = teaching.learn(own, options, model, new_tensors)
-            seeds.write_finished(run, fingerprint)
-        runs.append(run)
+        say(teaching.screen, f"Seed {own.seed}, {number} of {len(each)}.")
+        runs.append(teaching.run(own))
     best = seeds.best_of(runs, teaching.task)
     seeds.publish(runs, best, settings.out)
-    write_seeds_report(teaching.task, settings, _configuration(settings, options), runs, best)
-    _say(teaching.screen, seeds.failures(runs))
+    write_seeds_report(teaching.task, settings, configuration(settings, teaching.options), runs, best)
+    say(teaching.screen, seeds.failures(runs))
     return FinetuneResult(best.metrics, settings.out, best.training, tuple(runs))
 
 
-def _train_settings(settings: FinetuneSettings) -> TrainSettings:
-    """The loop's settings."""
-    learning = settings.train_settings(
-        budget=f"{settings.epochs} epochs",
-        learning_rate=settings.learning_rate,
-        evaluate_every=settings.evaluate_every,
-        early_stopping=settings.early_stopping,
-        keep_best=True,
-    )
-    return replace(learning, optimizer=replace(learning.optimizer, layer_decay=settings.layer_decay))
-
-
-def _configuration(settings: FinetuneSettings, options: Any) -> dict[str, Any]:
-    """What `--config` would be given for the same run."""
-    return {**to_mapping(replace(settings, resume=False, overwrite=False)), **to_mapping(options)}
-
-
-def _write_configuration(task: str, settings: FinetuneSettings, options: Any) -> None:
-    if not settings.resume or not (settings.out / "config.yaml").is_file():
-        note = f"# bertsmith finetune {task} --config config.yaml\n"
-        atomic_write(settings.out / "config.yaml", note + to_yaml(_configuration(settings, options)))
-
-
-def _say(screen: Console, line: str) -> None:
-    screen.print(line, markup=False, highlight=False, soft_wrap=True)
+def _search(teaching: Teaching, settings: FinetuneSettings) -> FinetuneResult:
+    """A run a trial; then the best of them in `out`."""
+    trials: list[Trial] = []
+    while (own := search.propose(settings, trials, greater_is_better=teaching.task.greater_is_better)) is not None:
+        say(teaching.screen, f"Trial {len(trials) + 1} of {settings.search}: {search.describe(own)}.")
+        try:
+            trials.append(Trial(own, teaching.run(own)))
+        except StepError as error:  # the others go on
+            say(teaching.screen, f"The trial failed: {error}")
+            trials.append(Trial(own, None))
+        search.tidy(trials, teaching.task)
+    best = search.best_of(trials, teaching.task)
+    search.publish(trials, best, settings.out)
+    write_search_report(teaching.task, settings, configuration(settings, teaching.options), trials, best)
+    assert best.run is not None
+    say(teaching.screen, f"Best on dev: {search.describe(best.settings)} ({best.settings.out.name}).")
+    return FinetuneResult(best.run.metrics, settings.out, best.run.training, (best.run,))
 
 
 def evaluate(
@@ -325,45 +231,3 @@ def _regularised(task: FinetuneTask, taught: Distillation | None, settings: Fine
     if settings.r_drop is not None:
         learnt = RDrop(task, settings.r_drop)
     return learnt if settings.adversarial is None else Adversarial(learnt, settings.adversarial)
-
-
-def _save(
-    kind: Kind,
-    task: FinetuneTask,
-    model: nn.Module,
-    config: EncoderConfig,
-    settings: FinetuneSettings,
-    metrics: Mapping[str, Mapping[str, float]],
-    data: Mapping[str, str],
-    new_tensors: list[str],
-) -> None:
-    """The folder `model/` with its card. Its dropout is the configuration's, whatever fine-tuning used."""
-    names = {Path(source).name: digest for source, digest in data.items()}
-    is_random = settings.model.startswith(SIZE_PREFIX)
-    origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
-    teaching: dict[str, Any] = {}
-    if settings.teacher is not None:
-        name, weight = source_name(settings.teacher), settings.distill_weight
-        teaching = {"teacher": name, "distill_weight": weight, "temperature": settings.temperature}
-        origin = f"{origin}, taught by `{name}`"
-    row = family(config.model_type)
-    card = model_card(
-        f"{row.class_prefix} for {task.name}",
-        kind.pipeline_tag,
-        model_type=row.model_type,
-        made_from=f"{row.class_prefix}, fine-tuned for {task.name} from {origin}.",
-        metrics=metrics,
-        labels=task.labels,
-        data=names,
-        settings={
-            "epochs": settings.epochs,
-            "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
-            "seed": settings.seed,
-            **{name: value for name in _OF_MODEL if (value := getattr(settings, name)) is not None},
-            **teaching,
-            **{name: value for name, value in to_mapping(task.settings).items() if value is not None},
-        },
-    )
-    facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors, **teaching}
-    save_task(settings.out / "model", task, model, config, card, facts)

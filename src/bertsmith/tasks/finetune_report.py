@@ -1,13 +1,14 @@
-"""The report of a fine-tuning: of one run, or of the same with several seeds."""
+"""The report of a fine-tuning: of one run, of the same with several seeds, or of a search."""
 
 import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertsmith.tasks import seeds
+from bertsmith.tasks import search, seeds
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import FinetuneTask
+from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.training.evaluate import Evaluation
 from bertsmith.training.plan import TrainResult
@@ -67,6 +68,26 @@ def write_seeds_report(
     facts |= {"best seed": str(best.seed), "failed": f"{sum(run.failure is not None for run in runs)} of {len(runs)}"}
     sections = [*seeds.sections(runs, best), *_data_sections(task, settings)]
     title = f"Fine-tuning: {task.name}, {len(runs)} seeds"
+    write_report(settings.out, title, sections, config=configuration, facts=facts)
+
+
+def write_search_report(
+    task: FinetuneTask,
+    settings: FinetuneSettings,
+    configuration: Mapping[str, Any],
+    trials: Sequence[Trial],
+    best: Trial,
+) -> None:
+    """`report.html` of a search, whose trials have their own beside it."""
+    assert best.run is not None
+    facts = {
+        f"{name} on {split}": f"{value:.4f}"
+        for split, metrics in best.run.metrics.items()
+        for name, value in list(metrics.items())[:1]
+    }
+    facts |= {"best trial": best.settings.out.name, "failed": f"{sum(trial.run is None for trial in trials)}"}
+    sections = [*search.sections(trials, best), *_data_sections(task, settings)]
+    title = f"Fine-tuning: {task.name}, a search of {len(trials)} trials"
     write_report(settings.out, title, sections, config=configuration, facts=facts)
 
 

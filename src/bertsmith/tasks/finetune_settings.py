@@ -55,6 +55,8 @@ class FinetuneSettings(RunSettings):
     """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
     seeds: int = 1
     """Run as often, with the seeds seed, seed + 1, ..., each in its own folder; the best on dev is the model."""
+    search: int | None = None
+    """Try so many learning rates, batch sizes and numbers of epochs (Optuna), and take the best on dev; None: no."""
     evaluate_every: str = "1 epoch"
     """How often dev is evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
     early_stopping: int | None = None
@@ -87,6 +89,12 @@ class FinetuneSettings(RunSettings):
         check_seed(self.seed + self.seeds - 1)
         if self.seeds > 1 and self.dev is None and self.dev_share == 0:
             raise SettingsError("seeds: the best is chosen on dev, and there is none. Give dev, or dev_share above 0.")
+        if self.search is not None and self.search < 1:
+            raise SettingsError(f"search must be at least 1, not {self.search}.")
+        if self.search is not None and self.seeds > 1:
+            raise SettingsError("search and seeds are both several runs: search first, then run the best with seeds.")
+        if self.search is not None and self.dev is None and self.dev_share == 0:
+            raise SettingsError("search: the best is chosen on dev, and there is none. Give dev, or dev_share above 0.")
         if not 0 <= self.distill_weight <= 1:
             raise SettingsError(f"distill_weight must be in [0, 1], not {self.distill_weight}.")
         for name in ("r_drop", "adversarial"):

@@ -37,6 +37,8 @@ _MODULES, _POOLING, _SIMILARITY = "modules.json", "1_Pooling", "sentence-similar
 _POOLING_MODES = {"mean": "mean_tokens", "cls": "cls_token"}
 OF_A_SEED = "seed-"
 """What the names of the folders begin with that a run of several seeds holds."""
+OF_A_TRIAL = "trial-"
+"""The same of a search."""
 _OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", "adapt")
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
@@ -143,7 +145,9 @@ def model_folder(path: str | Path) -> str:
     folder = Path(path)
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")
-    is_run = (folder / "metrics.jsonl").is_file() or any(folder.glob(f"{OF_A_SEED}*/config.yaml"))
+    is_run = (folder / "metrics.jsonl").is_file() or any(
+        any(folder.glob(f"{begin}*/config.yaml")) for begin in (OF_A_SEED, OF_A_TRIAL)
+    )
     if is_run and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is a run that has no model yet. Let it finish: the same command with --resume.")
     return str(path)
@@ -182,8 +186,8 @@ def _is_run(out: Path) -> bool:
     names = {path.name for path in out.iterdir()}
     if names == {"config.yaml"}:
         return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
-    has_seeds = any(name.startswith(OF_A_SEED) for name in names)
-    return "config.yaml" in names and (has_seeds or not names.isdisjoint(_OF_A_RUN))
+    has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL)) for name in names)
+    return "config.yaml" in names and (has_runs or not names.isdisjoint(_OF_A_RUN))
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bertsmith.errors import TrainingError
+from bertsmith.errors import StepError
 from bertsmith.training.device import ResolvedPrecision, autocast, is_out_of_memory
 from bertsmith.training.loader import evaluation_batches
 from bertsmith.training.task import Batch, Task
@@ -42,7 +42,7 @@ def evaluate_task(
     metrics: there is nothing to say about it. Where memory runs out, a batch is cut in two, which changes no answer.
 
     Raises:
-        TrainingError: memory ran out in a single example.
+        StepError: memory ran out in a single example.
     """
     examples = task.examples(split)
     answers: dict[int, Any] = {}
@@ -74,7 +74,7 @@ def _answers(model: nn.Module, task: Task, batch: Batch, device: torch.device) -
             raise
         size = len(batch.examples)
         if size == 1:
-            raise TrainingError(
+            raise StepError(
                 f"memory ran out while an example of {sum(batch.inputs.lengths):,} tokens was evaluated. Use a smaller "
                 "max_length, or precision bf16 where the hardware has it."
             ) from error

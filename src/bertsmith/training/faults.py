@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bertsmith.errors import TrainingError
+from bertsmith.errors import StepError
 from bertsmith.training.checkpoint import newest_checkpoint
 from bertsmith.training.loader import Step
 from bertsmith.training.plan import State, TrainSettings
@@ -51,7 +51,7 @@ class Guard:
         """What `update` makes of the step, in smaller micro-batches each time that memory runs out.
 
         Raises:
-            TrainingError: memory ran out, and the step may not or cannot be cut further.
+            StepError: memory ran out, and the step may not or cannot be cut further.
         """
         while True:
             if state.micro_batch_limit is not None:
@@ -61,7 +61,7 @@ class Guard:
             except OutOfMemory as error:
                 failed = _sizes(error.batch)
                 if error.batch is None or not self.settings.auto_batch or step.micro_batch_size == 1:
-                    raise TrainingError(self._lack_of_memory(step, state, failed)) from error
+                    raise StepError(self._lack_of_memory(step, state, failed)) from error
             # Here, where nothing holds the error and its tensors any more.
             torch.cuda.empty_cache()  # nothing, where CUDA is not in use
             state.micro_batch_limit = step.micro_batch_size // 2
@@ -73,7 +73,7 @@ class Guard:
         """Whether the step has changed the weights; if not, it is counted and shown.
 
         Raises:
-            TrainingError: it is one bad step too many.
+            StepError: it is one bad step too many.
         """
         limit = self.spike_norm(state)
         if self.settings.skip_spikes is not None and math.isfinite(result.grad_norm):
@@ -106,7 +106,7 @@ class Guard:
         }
         reporter.note("bad_step", state.step + 1, text if is_last else f"skipped: {text}", values)
         if is_last:
-            raise TrainingError(self._one_too_many(text, state))
+            raise StepError(self._one_too_many(text, state))
         return False
 
     def _one_too_many(self, text: str, state: State) -> str:

@@ -1,0 +1,168 @@
+"""A search for the learning rate, batch size and number of epochs that are best on dev.
+
+Optuna proposes them, by a tree of Parzen estimators (Bergstra et al. 2011, Algorithms for Hyper-Parameter
+Optimization). The first trial has the settings as they were given. Trial n is a function of the settings and of the
+trials before it, so that a search that was stopped goes on as if it had not been.
+
+out/
+    config.yaml     the settings
+    report.html     a row a trial, and what became of each learning rate
+    trial-00/ ...   a run each, and result.json when it has finished; only the best keeps its model and checkpoints
+    model/          the best on dev
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bertsmith.errors import MissingExtraError, SettingsError, TrainingError
+from bertsmith.files import atomic_folder, atomic_write
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.saved import OF_A_TRIAL, FinetuneTask
+from bertsmith.tasks.seeds import SeedRun
+from bertsmith.training.report import Curves, Section, Table
+
+_RATE_SPAN = 4.0
+_FACTORS = (0.5, 1.0, 2.0)
+_STARTUP_TRIALS = 5
+"""Trials by chance, before the estimators have something to go by."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, and what came of them; None if they failed."""
+
+    settings: FinetuneSettings
+    run: SeedRun | None
+
+    @property
+    def objective(self) -> float | None:
+        """The first metric on dev."""
+        return None if self.run is None else next(iter(self.run.metrics["dev"].values()))
+
+
+def check(settings: FinetuneSettings) -> None:
+    """Refuse a search that cannot be made.
+
+    Raises:
+        MissingExtraError: Optuna is not installed.
+        SettingsError: to resume, but `out` holds one run, or one run is asked for where it holds a search.
+    """
+    is_search = any(settings.out.glob(f"{OF_A_TRIAL}*"))
+    if settings.resume and (settings.out / "checkpoints").exists() and settings.search is not None:
+        raise SettingsError(f"{settings.out} holds a single run, and search is given. Choose another folder.")
+    if settings.resume and is_search and settings.search is None:
+        raise SettingsError(f"{settings.out} holds a search. Say how many trials with search.")
+    if settings.search is not None:
+        _optuna()
+
+
+def propose(settings: FinetuneSettings, trials: Sequence[Trial], *, greater_is_better: bool) -> FinetuneSettings | None:
+    """The settings of the next trial; None when there have been enough."""
+    number = len(trials)
+    if number == settings.search:
+        return None
+    chosen: Mapping[str, Any] = {}
+    if number > 0:
+        optuna = _optuna()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        space = _space(settings, optuna)
+        sampler = optuna.samplers.TPESampler(seed=(settings.seed + number) % 2**32, n_startup_trials=_STARTUP_TRIALS)
+        study = optuna.create_study(direction="maximize" if greater_is_better else "minimize", sampler=sampler)
+        for trial in trials:
+            values = {name: getattr(trial.settings, name) for name in space}
+            state = optuna.trial.TrialState.FAIL if trial.objective is None else optuna.trial.TrialState.COMPLETE
+            study.add_trial(
+                optuna.trial.create_trial(params=values, distributions=space, value=trial.objective, state=state)
+            )
+        chosen = study.ask(space).params
+    return replace(settings, **chosen, search=None, out=settings.out / f"{OF_A_TRIAL}{number:02}")
+
+
+def _space(settings: FinetuneSettings, optuna: ModuleType) -> dict[str, Any]:
+    """From a quarter to four times the learning rate, from half to twice the batch size and the epochs."""
+    rate, batch_size, epochs = settings.learning_rate, settings.batch_size, settings.epochs
+    choices = optuna.distributions.CategoricalDistribution
+    return {
+        "learning_rate": optuna.distributions.FloatDistribution(rate / _RATE_SPAN, rate * _RATE_SPAN, log=True),
+        "batch_size": choices(sorted({max(1, round(batch_size * factor)) for factor in _FACTORS})),
+        "epochs": choices([epochs * factor for factor in _FACTORS]),
+    }
+
+
+def describe(settings: FinetuneSettings) -> str:
+    """What a trial tries, in words."""
+    return f"learning_rate {settings.learning_rate:.3g}, batch_size {settings.batch_size}, epochs {settings.epochs:g}"
+
+
+def best_of(trials: Sequence[Trial], task: FinetuneTask) -> Trial:
+    """The trial with the best first metric on dev, of several the first.
+
+    Raises:
+        TrainingError: every one failed.
+    """
+    finished = [trial for trial in trials if trial.objective is not None]
+    if not finished:
+        raise TrainingError(f"all {len(trials)} trials failed. A lower learning_rate may help.")
+    sign = 1 if task.greater_is_better else -1
+    return max(finished, key=lambda trial: sign * (trial.objective or 0.0))
+
+
+def tidy(trials: Sequence[Trial], task: FinetuneTask) -> None:
+    """Remove models and checkpoints of finished trials that are not the best so far."""
+    if all(trial.run is None for trial in trials):
+        return
+    best = best_of(trials, task)
+    for trial in trials:
+        if trial.run is not None and trial is not best:
+            for name in ("model", "checkpoints"):
+                shutil.rmtree(trial.settings.out / name, ignore_errors=True)
+
+
+def publish(trials: Sequence[Trial], best: Trial, out: Path) -> None:
+    """Put a copy of the best trial's model into `out`; its card says that it was chosen, and among how many."""
+    assert best.run is not None
+    with atomic_folder(out / "model", replace=True) as temporary:
+        shutil.copytree(best.settings.out / "model", temporary, dirs_exist_ok=True)
+        card = (temporary / "README.md").read_text(encoding="utf-8")
+        said = f"\n## Search\n\nThe best on dev of {len(trials)} trials ({describe(best.settings)}).\n"
+        atomic_write(temporary / "README.md", card + said)
+
+
+def sections(trials: Sequence[Trial], best: Trial) -> list[Section]:
+    """For the report: a row a trial, the best first; and the objective by learning rate."""
+    assert best.run is not None
+    name = next(iter(best.run.metrics["dev"]))
+    ranked = sorted(trials, key=lambda trial: (trial is not best, trial.objective is None))
+    rows = [
+        (
+            trial.settings.out.name + (" (best)" if trial is best else ""),
+            trial.settings.learning_rate,
+            trial.settings.batch_size,
+            trial.settings.epochs,
+            "failed" if trial.objective is None else trial.objective,
+            f"{trial.settings.out.name}/report.html",
+        )
+        for trial in ranked
+    ]
+    points = sorted((trial.settings.learning_rate, trial.objective) for trial in trials if trial.objective is not None)
+    curve = ([rate for rate, _ in points], [value for _, value in points])
+    columns = ("trial", "learning rate", "batch size", "epochs", f"{name} on dev", "report")
+    return [
+        Table(
+            f"{len(trials)} trials", columns, rows, "The best was chosen on dev, whose figure is therefore too good."
+        ),
+        Curves(f"{name} on dev by learning rate", "learning rate", name, {"trials": curve}),
+    ]
+
+
+def _optuna() -> ModuleType:
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("optuna", "search", "search") from error
+    module: ModuleType = optuna
+    return module

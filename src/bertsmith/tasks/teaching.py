@@ -1,0 +1,188 @@
+"""What all runs of a fine-tuning have in common, and one run: from initial or pre-trained weights to a folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from bertsmith.files import atomic_write
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.families import family
+from bertsmith.model.low_rank import merge_low_rank
+from bertsmith.settings import to_mapping, to_yaml
+from bertsmith.tasks import seeds
+from bertsmith.tasks.card import model_card
+from bertsmith.tasks.distill import Distillation, source_name
+from bertsmith.tasks.finetune_report import write_run_report
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.saved import FinetuneTask, Kind, save_task
+from bertsmith.tasks.seeds import SeedRun
+from bertsmith.tasks.start import SIZE_PREFIX, build_model
+from bertsmith.training import plan
+from bertsmith.training.device import ResolvedPrecision
+from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.loop import Stage, TrainSettings, train
+from bertsmith.training.task import Task
+
+_OF_MODEL = ("adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What the runs of different seeds, or of different settings, have in common."""
+
+    kind: Kind
+    task: FinetuneTask
+    taught: Distillation | None
+    learnt: Task
+    """`task`, with its teacher and regularisers."""
+    config: EncoderConfig
+    weights: str | None
+    options: Any
+    """The task's own settings, as they were given."""
+    log_every: int | None
+    data: Mapping[str, str]
+    """File -> SHA-256."""
+    device: torch.device
+    precision: ResolvedPrecision
+    screen: Console
+
+    def run(self, settings: FinetuneSettings) -> SeedRun:
+        """A run that had finished before the whole was stopped, or a new one."""
+        fingerprint = self._whole_fingerprint(settings)
+        run = seeds.read_finished(settings, fingerprint) if settings.resume else None
+        if run is None:
+            write_configuration(self.task.name, settings, self.options)
+            run = self.learn(settings, *build_model(self.task, self.config, self.weights, settings))
+            seeds.write_finished(run, fingerprint)
+        return run
+
+    def learn(self, settings: FinetuneSettings, model: nn.Module, new_tensors: list[str]) -> SeedRun:
+        """One run in its folder, from a model of initial or pre-trained weights to metrics, model and report."""
+        training = train(
+            model,
+            [Stage(self.learnt)],
+            self._learning(settings),
+            settings.out,
+            resume=settings.resume,
+            fingerprint=self._fingerprint(settings),
+            console=self.screen,
+        )
+        if settings.lora is not None:
+            merge_low_rank(model.encoder)  # type: ignore[arg-type]
+        evaluations = {
+            split: evaluate_task(model, self.task, split, device=self.device, precision=self.precision)
+            for split in ("dev", "test")
+            if self.task.examples(split).num_examples(0)
+        }
+        metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
+        _save(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
+        write_run_report(self.task, settings, configuration(settings, self.options), evaluations, training)
+        failure = seeds.find_failure(self.task, evaluations, settings.out)
+        if failure is not None:
+            say(self.screen, f"Seed {settings.seed} learnt nothing: {failure}.")
+        return SeedRun(settings.seed, settings.out, metrics, training, failure)
+
+    def _learning(self, settings: FinetuneSettings) -> TrainSettings:
+        return replace(train_settings(settings), log_every=self.log_every)
+
+    def _fingerprint(self, settings: FinetuneSettings) -> dict[str, str | int | float | bool | None]:
+        """What has to be equal on resume, beside the loop's own."""
+        return {
+            "task": self.task.name,
+            "model": settings.model,
+            "layers": settings.layers,
+            "adapt": settings.adapt,
+            "freeze": settings.freeze,
+            "lora": settings.lora,
+            "lora_alpha": settings.lora_alpha,
+            "reinit_layers": settings.reinit_layers,
+            "dropout": settings.dropout,
+            "tokenizer": self.task.tokenizer.fingerprint,
+            "teacher": self.taught.fingerprint if self.taught else None,
+            "r_drop": settings.r_drop,
+            "adversarial": settings.adversarial,
+            "options": json.dumps(to_mapping(self.task.settings), sort_keys=True),
+            "data": json.dumps(dict(self.data), sort_keys=True),
+        }
+
+    def _whole_fingerprint(self, settings: FinetuneSettings) -> dict[str, Any]:
+        """The same with the loop's."""
+        learning = plan.fingerprint([Stage(self.learnt)], self._learning(settings), self.precision)
+        return {**learning, **self._fingerprint(settings)}
+
+
+def train_settings(settings: FinetuneSettings) -> TrainSettings:
+    """The loop's settings."""
+    learning = settings.train_settings(
+        budget=f"{settings.epochs} epochs",
+        learning_rate=settings.learning_rate,
+        evaluate_every=settings.evaluate_every,
+        early_stopping=settings.early_stopping,
+        keep_best=True,
+    )
+    return replace(learning, optimizer=replace(learning.optimizer, layer_decay=settings.layer_decay))
+
+
+def configuration(settings: FinetuneSettings, options: Any) -> dict[str, Any]:
+    """What `--config` would be given for the same run."""
+    return {**to_mapping(replace(settings, resume=False, overwrite=False)), **to_mapping(options)}
+
+
+def write_configuration(task: str, settings: FinetuneSettings, options: Any) -> None:
+    """`config.yaml`, unless a run that is resumed has it."""
+    if not settings.resume or not (settings.out / "config.yaml").is_file():
+        note = f"# bertsmith finetune {task} --config config.yaml\n"
+        atomic_write(settings.out / "config.yaml", note + to_yaml(configuration(settings, options)))
+
+
+def say(screen: Console, line: str) -> None:
+    """A line as it is."""
+    screen.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _save(
+    kind: Kind,
+    task: FinetuneTask,
+    model: nn.Module,
+    config: EncoderConfig,
+    settings: FinetuneSettings,
+    metrics: Mapping[str, Mapping[str, float]],
+    data: Mapping[str, str],
+    new_tensors: list[str],
+) -> None:
+    """The folder `model/` with its card. Its dropout is the configuration's, whatever fine-tuning used."""
+    names = {Path(source).name: digest for source, digest in data.items()}
+    is_random = settings.model.startswith(SIZE_PREFIX)
+    origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
+    teaching: dict[str, Any] = {}
+    if settings.teacher is not None:
+        name, weight = source_name(settings.teacher), settings.distill_weight
+        teaching = {"teacher": name, "distill_weight": weight, "temperature": settings.temperature}
+        origin = f"{origin}, taught by `{name}`"
+    row = family(config.model_type)
+    card = model_card(
+        f"{row.class_prefix} for {task.name}",
+        kind.pipeline_tag,
+        model_type=row.model_type,
+        made_from=f"{row.class_prefix}, fine-tuned for {task.name} from {origin}.",
+        metrics=metrics,
+        labels=task.labels,
+        data=names,
+        settings={
+            "epochs": settings.epochs,
+            "batch_size": settings.batch_size,
+            "learning_rate": settings.learning_rate,
+            "seed": settings.seed,
+            **{name: value for name in _OF_MODEL if (value := getattr(settings, name)) is not None},
+            **teaching,
+            **{name: value for name, value in to_mapping(task.settings).items() if value is not None},
+        },
+    )
+    facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors, **teaching}
+    save_task(settings.out / "model", task, model, config, card, facts)
