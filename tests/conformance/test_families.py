@@ -138,7 +138,9 @@ class Model(nn.Module):
         if "vocabulary" in names or architecture == "GPT2LMHeadModel":
             self.vocabulary = VocabularyHead(config, self.encoder.token_embedding)
         if "pooled" in names:
-            self.pooled = PooledHead(config, 2 if architecture.endswith("ForPreTraining") else NUM_LABELS)
+            of_choices = architecture.endswith("ForMultipleChoice")
+            outputs = 1 if of_choices else 2 if architecture.endswith("ForPreTraining") else NUM_LABELS
+            self.pooled = PooledHead(config, outputs, of_choices=of_choices)
         if "tokens" in names:
             self.tokens = TokenHead(config, NUM_LABELS if architecture.endswith("ForTokenClassification") else 2)
         if "detection" in names:
@@ -165,7 +167,8 @@ def shake(model: nn.Module, seed: int) -> None:
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            is_single = parameter.shape[0] == 1  # the output of a choice, which no other adds to
+            parameter += (0.5 if is_single else 0.05) * torch.randn_like(parameter)
 
 
 def their_model(model_type: str, architecture: str, values: dict[str, Any]) -> Any:
@@ -199,7 +202,9 @@ def batches(pad: int, segments: int) -> tuple[PackedBatch, dict[str, Tensor]]:
 
 
 def their_outputs(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Outputs of one of their models at the real tokens, flat."""
+    """Outputs of one of their models at the real tokens, flat; of each sequence as the only choice there is."""
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        return [model(**{name: values[:, None] for name, values in inputs.items()}).logits]
     found = model(**inputs)
     is_token = inputs["attention_mask"].bool()
     if "start_logits" in found:

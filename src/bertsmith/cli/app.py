@@ -55,6 +55,7 @@ def build_app() -> App:
         ("classification", "Text, or a pair of texts -> a label or a number."),
         ("tagging", "Words -> entities, or a tag each."),
         ("answering", "A question and a context -> the span that answers it, or none."),
+        ("choice", "A text, a question and choices -> the right choice."),
         ("embedding", "Texts that belong together -> vectors that are near."),
     ):
         finetune.command(f"{_MODEL}:finetune_{name}", name=name, help=line)

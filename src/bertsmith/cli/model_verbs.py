@@ -19,6 +19,7 @@ from bertsmith.errors import InputError, SettingsError
 from bertsmith.files import atomic_file
 from bertsmith.settings import read_value
 from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.data_check import CheckSettings, DataReport, check_data
 from bertsmith.tasks.data_check import render as render_check
@@ -157,6 +158,16 @@ def finetune_answering(
     _show_finetuned(finetune("answering", settings, options), "The text.", '--question "A question?" ')
 
 
+def check_choice(
+    *,
+    settings: Annotated[CheckSettings, _FLAT],
+    options: Annotated[ChoiceSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say what is wrong with questions and their choices: bad rows, copies, leaks, contradictions, lengths."""
+    _show_check(check_data("choice", settings, options), settings)
+
+
 def check_embedding(
     *,
     settings: Annotated[CheckSettings, _FLAT],
@@ -165,6 +176,16 @@ def check_embedding(
 ) -> None:
     """Say what is wrong with pairs of texts: bad rows, copies, leaks, lengths."""
     _show_check(check_data("embedding", settings, options), settings)
+
+
+def finetune_choice(
+    *,
+    settings: Annotated[FinetuneSettings, _FLAT],
+    options: Annotated[ChoiceSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Teach a model to choose the right one of several answers to a question about a text."""
+    _show_finetuned(finetune("choice", settings, options), "questions.jsonl", "--file ")
 
 
 def finetune_embedding(

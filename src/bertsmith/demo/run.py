@@ -37,6 +37,7 @@ from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.python_docs import PythonDoc, iter_docstrings
 from bertsmith.text.tokenizer_training import train_tokenizer
+from bertsmith.training.optim import ScheduleName
 from bertsmith.training.progress import duration
 from bertsmith.training.report import Table
 from bertsmith.training.schedule import Budget
@@ -66,6 +67,12 @@ class DemoSettings:
     """Sequences in a step while pre-training."""
     pretrain_learning_rate: float | None = None
     """Peak of the schedule; None: the default of the size."""
+    pretrain_schedule: ScheduleName = "wsd"
+    """The learning rate stays at its peak for half of the time: pairs, which take longest, are learnt only there."""
+    pretrain_decay_share: float = 0.5
+    """Share of the run over which the rate falls."""
+    pretrain_warmup_share: float = 0.05
+    """Share of the run over which it rises."""
     pretrain_mask_probability: float = 0.2
     """BERT hides 0.15 of the tokens; in so short a time more to predict teaches more (figures in docs/results.md)."""
     pretrain_dropout: float = 0.0
@@ -191,6 +198,9 @@ def _pretrain_settings(out: Path, budget: str, seed: int, settings: DemoSettings
         max_length=settings.pretrain_length,
         batch_size=settings.pretrain_batch_size,
         learning_rate=settings.pretrain_learning_rate,
+        schedule=settings.pretrain_schedule,
+        decay_share=settings.pretrain_decay_share,
+        warmup_share=settings.pretrain_warmup_share,
         mask_probability=settings.pretrain_mask_probability,
         dropout=settings.pretrain_dropout,
         evaluate_every=settings.pretrain_evaluations,

@@ -39,7 +39,7 @@ class Predictor(Protocol):
     """Something that answers rows, in order."""
 
     name: str
-    """What it answers: "classification", "tagging", "answering", "embedding" or "pretraining"."""
+    """What it answers: "classification", "tagging", "answering", "choice", "embedding" or "pretraining"."""
 
     def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """One plain dictionary a row, in the order of the rows.
@@ -56,11 +56,10 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
     """A predictor from a run's folder, a model folder, any Hugging Face BERT with a known head, or a Hub id.
 
     Classification answers with label, score and scores (with labels and scores, where a text may have several; with
-    value, where it is a number); tagging with entities and their character
-    spans; answering with answer, score, start and end; embedding with the embedding of a text, or the similarity of
-    a pair, also in a folder of sentence-transformers. A pre-trained model fills the masks of a
-    text, and says of a pair whether its second text follows the first, or whether the two are in
-    their order, as it was trained to.
+    value, where it is a number); tagging with entities and their character spans; answering with answer, score, start
+    and end; a choice with its index and the scores of all; embedding with the embedding of a text, or the similarity
+    of a pair, also in a folder of sentence-transformers. A pre-trained model fills the masks of a text, and says of a
+    pair whether its second text follows the first, or whether the two are in their order, as it was trained to.
 
     Args:
         precision: fp32 gives what `transformers` gives; bf16 is faster where the hardware has it.
@@ -100,7 +99,7 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
     if not has_answers(resolve(place), architectures):
         raise ModelError(
             f"{place}: a model of architectures {architectures} has no head that answers. Fine-tune it first: "
-            "bertsmith finetune classification|tagging|answering|embedding."
+            "bertsmith finetune classification|tagging|answering|choice|embedding."
         )
     task, module = load_task(place)
     return TaskPredictor(task, module.to(on), on, resolved)

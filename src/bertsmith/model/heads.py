@@ -44,16 +44,20 @@ def mean_of_tokens(hidden_TD: Tensor, batch: PackedBatch) -> Tensor:
 
 
 class PooledHead(nn.Module):
-    """A sequence as one vector, BERT's pooler on it, then one linear layer: for classes and next sentences."""
+    """A sequence as one vector, BERT's pooler on it, then one linear layer: for classes, choices and next sentences."""
 
-    def __init__(self, config: EncoderConfig, num_outputs: int) -> None:
+    def __init__(self, config: EncoderConfig, num_outputs: int, *, of_choices: bool = False) -> None:
+        """With `of_choices` as Transformers has it for multiple choice: there all families pool as BERT does, and those
+        that otherwise do not drop what the encoder drops."""
         super().__init__()
         structure = family(config.model_type).structure
         width, has_bias = config.hidden_size, structure.has_bias
         self.pooling, self.pad_token_id = config.pooling, config.pad_token_id
         activation = structure.pooled_activation
         self.dropout = 0.0 if activation is None else config.head_dropout
-        self.drops_before = structure.drops_before_pooling
+        self.drops_before = structure.drops_before_pooling and not of_choices
+        if structure.drops_before_pooling and of_choices:
+            self.dropout = config.hidden_dropout_prob
         self.activation = None if activation is None else ACTIVATION_FUNCTIONS[activation]
         self.dense = None if activation is None else nn.Linear(width, width, has_bias)
         self.norm = nn.LayerNorm(width, config.layer_norm_eps, bias=has_bias) if structure.head_has_norm else None

@@ -7,6 +7,7 @@ from bertsmith.settings import to_yaml
 
 _AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
+    "multiple-choice": "AutoModelForMultipleChoice",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "fill-mask": "AutoModelForMaskedLM",

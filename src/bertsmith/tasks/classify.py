@@ -31,12 +31,12 @@ _Texts = tuple[np.ndarray, np.ndarray | None]
 
 
 class SequenceClassifier(nn.Module):
-    """The encoder with a pooled head of C outputs; one output for a regression."""
+    """The encoder with a pooled head of C outputs; one output for a regression, or for a choice."""
 
-    def __init__(self, encoder: Encoder, num_outputs: int) -> None:
+    def __init__(self, encoder: Encoder, num_outputs: int, *, of_choices: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
-        self.pooled = PooledHead(encoder.config, num_outputs)
+        self.pooled = PooledHead(encoder.config, num_outputs, of_choices=of_choices)
 
 
 class Classification:
@@ -144,7 +144,7 @@ class Classification:
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [E, C], or [E, 1] numbers of a regression."""
-        return self._of_examples(_logits(model, batch.inputs), batch)
+        return self._of_examples(sequence_logits(model, batch.inputs), batch)
 
     def _of_examples(self, logits_SC: Tensor, batch: Batch) -> Tensor:
         """[S, C] -> [E, C]"""
@@ -165,7 +165,7 @@ class Classification:
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [E, C] probabilities, or [E, 1] numbers of a regression."""
-        logits_SC = torch.cat([_logits(model, inputs) for _, inputs in sub_batches(batch.inputs)])
+        logits_SC = torch.cat([sequence_logits(model, inputs) for _, inputs in sub_batches(batch.inputs)])
         return self.target.scores(self._of_examples(logits_SC, batch)).cpu()
 
     def decode(self, output: Tensor, batch: Batch) -> list[Any]:
@@ -206,7 +206,7 @@ class Classification:
         return self.target.sections(answers, examples)
 
 
-def _logits(model: nn.Module, inputs: PackedBatch) -> Tensor:
+def sequence_logits(model: nn.Module, inputs: PackedBatch) -> Tensor:
     """float32 [S, C]"""
     assert isinstance(model, SequenceClassifier)
     positions_S = model.pooled.positions(inputs)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from bertsmith.errors import InputError
 from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.choice_data import ChoiceRow
 from bertsmith.tasks.classify_data import ClassificationRow
 from bertsmith.tasks.embed_data import EmbeddingRow
 from bertsmith.tasks.pairs import num_pair_specials
@@ -155,6 +156,8 @@ def _answer(row: Any) -> str:
         return " ".join(row.tags or ())
     if isinstance(row, Question):
         return row.answers[0].text if row.answers else "no answer"
+    if isinstance(row, ChoiceRow):
+        return row.choices[row.label or 0]
     return "" if row.score is None else f"{row.score:g}"
 
 
@@ -162,6 +165,8 @@ def _classes(row: Any) -> Sequence[str]:
     """The labels to count: a row's, or its words'."""
     if isinstance(row, ClassificationRow):
         return [str(row.label)] if row.labels is None else row.labels
+    if isinstance(row, ChoiceRow):
+        return [f"choice {row.label}"]  # one that is right too often gives itself away
     return row.tags or () if isinstance(row, TaggingRow) else ()
 
 
@@ -323,6 +328,12 @@ def _measure(row: Any, tokenizer: Tokenizer) -> tuple[Callable[[Sequence[int]], 
         return (lambda lengths: lengths[0]), "the end of these questions is cut"
     if isinstance(row, EmbeddingRow):
         return (lambda lengths: max(lengths) + 2), "the end of these texts is cut"
+    if isinstance(row, ChoiceRow):
+        number = len([part for part in (row.text, row.question) if part])
+        return (
+            (lambda lengths: sum(lengths[:number]) + max(lengths[number:]) + num_pair_specials(tokenizer)),
+            "the end of the longer part of these is cut",
+        )
     if isinstance(row, TaggingRow):
         return (lambda lengths: sum(lengths) + 2), "these sentences are read in windows"
     return (

@@ -65,7 +65,7 @@ def finetune(
     Nothing is written before the data, the tokenizer and the model have been read and fit together.
 
     Args:
-        task: "classification", "tagging", "answering" or "embedding".
+        task: "classification", "tagging", "answering", "choice" or "embedding".
         options: the task's own settings, such as `ClassificationSettings`; None: their defaults.
         console: where progress is shown; None is standard error.
 

@@ -21,8 +21,9 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import FAMILIES, family
 from bertsmith.model.folder import load_weights, read_config, resolve, save_model
 from bertsmith.settings import from_mapping, to_mapping
-from bertsmith.tasks import answer, answer_data, classify_data, embed_data, tag_data
+from bertsmith.tasks import answer, answer_data, choice_data, classify_data, embed_data, tag_data
 from bertsmith.tasks.answer import Answering
+from bertsmith.tasks.choose import Choosing
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_targets import NumberTarget
 from bertsmith.tasks.embed import Embedding
@@ -113,6 +114,14 @@ TASKS: Mapping[str, Kind] = {
         Answering,
         Answering.architecture,
         "question-answering",
+    ),
+    Choosing.name: Kind(
+        choice_data.ChoiceSettings,
+        choice_data.read_rows,
+        choice_data.find_labels,
+        Choosing,
+        Choosing.architecture,
+        "multiple-choice",
     ),
     Embedding.name: Kind(
         embed_data.EmbeddingSettings,
@@ -364,6 +373,8 @@ def _saved_task(
     labels = tuple(str(id2label[index]) for index in sorted(id2label, key=int))
     if name == Embedding.name:
         return name, (), {**values, **_sentence_transformer(folder)}
+    if name == Choosing.name:
+        return name, (), values
     if name == "answering":
         longest = min(_LONGEST_WINDOW, max_sequence_length)
         values, labels = {"max_length": longest, "max_query_length": longest // 6}, ()

@@ -21,6 +21,7 @@ import numpy as np
 from bertsmith.errors import SettingsError, TrainingError
 from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
 from bertsmith.tasks.answer import Answering
+from bertsmith.tasks.choose import Choosing
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -147,6 +148,8 @@ def _same_answers(task: FinetuneTask, evaluation: Evaluation) -> str | None:
     if isinstance(task, Tagging):
         gold = [tag for row in rows for tag in row.tags or ()]
         return _one_of_many([label for answer in answers for label in answer.labels], gold)
+    if isinstance(task, Choosing):
+        return _one_of_many([answer.index for answer in answers], [row.label for row in rows])
     if isinstance(task, Embedding):
         vectors = np.stack([answer.vectors[0] for answer in answers])
         is_same = len({row.text for row in rows}) > 1 and np.ptp(vectors, axis=0).max() < _SAME_VECTOR

@@ -50,6 +50,7 @@ ALBERT = Family(
         "AlbertForPreTraining": {**_VOCABULARY, "pooled.out": "sop_classifier.classifier"},
         "AlbertForMaskedLM": _VOCABULARY,
         "AlbertForSequenceClassification": {"pooled.out": "classifier"},
+        "AlbertForMultipleChoice": {"pooled.out": "classifier"},
         "AlbertForTokenClassification": {"tokens.out": "classifier"},
         "AlbertForQuestionAnswering": {"tokens.out": "qa_outputs"},
     },

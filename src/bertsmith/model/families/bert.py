@@ -70,6 +70,7 @@ BERT = Family(
         "BertForPreTraining": {**_VOCABULARY, "pooled.out": "cls.seq_relationship"},
         "BertForMaskedLM": _VOCABULARY,
         "BertForSequenceClassification": {"pooled.out": "classifier"},
+        "BertForMultipleChoice": {"pooled.out": "classifier"},
         "BertForTokenClassification": {"tokens.out": "classifier"},
         "BertForQuestionAnswering": {"tokens.out": "qa_outputs"},
     },

@@ -47,6 +47,7 @@ DISTILBERT = Family(
             "vocabulary.bias": "vocab_projector.bias",
         },
         "DistilBertForSequenceClassification": {"pooled.dense": "pre_classifier", "pooled.out": "classifier"},
+        "DistilBertForMultipleChoice": {"pooled.dense": "pre_classifier", "pooled.out": "classifier"},
         "DistilBertForTokenClassification": {"tokens.out": "classifier"},
         "DistilBertForQuestionAnswering": {"tokens.out": "qa_outputs"},
     },

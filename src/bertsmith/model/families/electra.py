@@ -33,6 +33,7 @@ ELECTRA = Family(
             "vocabulary.bias": "generator_lm_head.bias",
         },
         "ElectraForSequenceClassification": {"pooled.dense": "classifier.dense", "pooled.out": "classifier.out_proj"},
+        "ElectraForMultipleChoice": {"pooled.dense": "sequence_summary.summary", "pooled.out": "classifier"},
         "ElectraForTokenClassification": {"tokens.out": "classifier"},
         "ElectraForQuestionAnswering": {"tokens.out": "qa_outputs"},
     },

@@ -128,6 +128,11 @@ MODERNBERT = Family(
             "pooled.norm": "head.norm",
             "pooled.out": "classifier",
         },
+        "ModernBertForMultipleChoice": {
+            "pooled.dense": "head.dense",
+            "pooled.norm": "head.norm",
+            "pooled.out": "classifier",
+        },
         "ModernBertForTokenClassification": {
             "tokens.dense": "head.dense",
             "tokens.norm": "head.norm",

@@ -23,6 +23,7 @@ def _row(model_type: str, class_prefix: str) -> Family:
         "Model": {},
         "ForMaskedLM": _VOCABULARY,
         "ForSequenceClassification": {"pooled.dense": "classifier.dense", "pooled.out": "classifier.out_proj"},
+        "ForMultipleChoice": {"pooled.dense": "roberta.pooler.dense", "pooled.out": "classifier"},
         "ForTokenClassification": {"tokens.out": "classifier"},
         "ForQuestionAnswering": {"tokens.out": "qa_outputs"},
     }

@@ -1,0 +1,172 @@
+"""What multiple choice learns from: settings, and rows of a text, a question and the answers to choose from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from bertsmith.errors import InputError
+from bertsmith.tasks.rows import collecting, detect_column, iter_records, nothing_read, value_of
+
+TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
+"""Names that are taken for the text when `text_column` is not given."""
+QUESTION_COLUMNS = ("question", "sent2", "ask")
+"""Names that are taken for the question when `question_column` is not given."""
+CHOICES_COLUMNS = ("choices", "options", "endings", "choice")
+"""Names that are taken for the list of choices when `choices_column` is not given."""
+_NUMBERED_COLUMNS = ("ending", "choice", "option")
+LABEL_COLUMNS = ("label", "answer", "answerkey", "gold")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class ChoiceSettings:
+    """Where texts, questions and choices stand in the data, and how long they may be."""
+
+    text_column: str | None = None
+    """The column of the text; None: found by its name. There need not be one, if there is a question."""
+    question_column: str | None = None
+    """The column of the question; None: found by its name, if there is one."""
+    choices_column: str | None = None
+    """The column of the choices, a list; or several columns of one choice each, with commas: "ending0,ending1"."""
+    label_column: str | None = None
+    """The column of the right choice: its number from 0, its letter from A, or its text."""
+    columns: str | None = None
+    """Names for the columns of a file that has no header line."""
+    delimiter: str | None = None
+    """The character between columns; None: a comma for .csv, a tab for .tsv."""
+    quoting: bool | None = None
+    """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
+    max_length: int = 256
+    """Tokens in a sequence of text, question and one choice, special tokens included; the longer of both is cut."""
+    metric: Literal["accuracy"] = "accuracy"
+    """What picks the best checkpoint."""
+
+
+@dataclass(frozen=True)
+class ChoiceRow:
+    """One row as it was read: `label` is the number of the right choice, None where an answer is wanted."""
+
+    where: str
+    text: str
+    question: str
+    choices: tuple[str, ...]
+    label: int | None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What there is of text and question, then the choices."""
+        return (*(part for part in (self.text, self.question) if part), *self.choices)
+
+    @property
+    def group(self) -> str:
+        """Questions about one text stay on one side of a split; without a text, equal questions do."""
+        return self.text or self.question
+
+
+def read_rows(
+    source: str, settings: ChoiceSettings, bad: list[InputError] | None = None
+) -> tuple[ChoiceSettings, list[ChoiceRow]]:
+    """Read labelled rows, and settle which columns they stand in.
+
+    Args:
+        bad: gets what is wrong with rows that cannot be used, which are passed over; None: the first is an error.
+
+    Returns:
+        The settings with the names of the columns that were found, to read further files with; the rows.
+
+    Raises:
+        InputError: no rows, a column that is missing or cannot be told, a label that is none of the choices.
+    """
+    rows: list[ChoiceRow] = []
+    with collecting(bad):
+        for where, values in iter_records(source, settings):
+            if not rows:
+                settings = _find_columns(settings, list(values), where)
+            with collecting(bad):
+                for column in filter(None, (settings.text_column, settings.question_column)):
+                    value_of(values, column, where)  # labelled data must have it; `row_of` is content with less
+                row = row_of(values, settings, where)
+                label = value_of(values, str(settings.label_column), where)
+                rows.append(replace(row, label=_number(label, row.choices, f"{where}, {settings.label_column}")))
+    if not rows:
+        raise nothing_read(source, "rows", bad)
+    return settings, rows
+
+
+def row_of(values: Mapping[str, Any], settings: ChoiceSettings, where: str) -> ChoiceRow:
+    """A row to answer. `text`, `question` and `choices` are always understood where the columns' own names are missing.
+
+    Raises:
+        InputError: fewer than two choices, or neither a text nor a question.
+    """
+    text = _text(values, settings.text_column, "text", where)
+    question = _text(values, settings.question_column, "question", where)
+    if not text and not question:
+        raise InputError('give a "text", a "question", or both, with the "choices".', where)
+    return ChoiceRow(where, text, question, _choices(values, settings, where), None)
+
+
+def _text(values: Mapping[str, Any], column: str | None, usual: str, where: str) -> str:
+    name = column if column is not None and column in values else usual
+    if values.get(name) is None:
+        return ""
+    if not isinstance(values[name], str | int | float):
+        raise InputError(f"text wanted, {type(values[name]).__name__} found.", f"{where}, {name}")
+    return str(values[name])
+
+
+def _choices(values: Mapping[str, Any], settings: ChoiceSettings, where: str) -> tuple[str, ...]:
+    names = [name.strip() for name in (settings.choices_column or "choices").split(",")]
+    if not all(name in values for name in names) and "choices" in values:
+        names = ["choices"]
+    given: Any = [value_of(values, name, where) for name in names]
+    given = given[0] if len(names) == 1 else given
+    found = given.tolist() if isinstance(given, np.ndarray) else given
+    if not isinstance(found, list | tuple) or not all(isinstance(one, str | int | float) for one in found):
+        raise InputError("a list of choices wanted.", f"{where}, {', '.join(names)}")
+    if len(found) < 2:
+        raise InputError(f"{len(found)} choices; there must be two or more.", f"{where}, {', '.join(names)}")
+    return tuple(map(str, found))
+
+
+def _number(label: Any, choices: Sequence[str], where: str) -> int:
+    """Which choice a label is: a number from 0, a letter from A, or a choice's own text."""
+    text = str(label).strip()
+    if text in choices and not text.isdecimal():
+        return choices.index(text)
+    number = int(text) if text.isascii() and text.isdecimal() else _LETTERS.find(text.upper()) if len(text) == 1 else -1
+    if not 0 <= number < len(choices):
+        raise InputError(
+            f'"{text}" is none of the {len(choices)} choices: give the number from 0, the letter from A, or the text.',
+            where,
+        )
+    return number
+
+
+def _find_columns(settings: ChoiceSettings, columns: Sequence[str], where: str) -> ChoiceSettings:
+    """Settings whose columns are names, found by usual names where they were not given.
+
+    Raises:
+        InputError: cannot be told; lists the columns.
+    """
+    choices = settings.choices_column or detect_column(columns, CHOICES_COLUMNS)
+    if choices is None:
+        numbered = [column for column in columns if column.rstrip("0123456789").lower() in _NUMBERED_COLUMNS]
+        choices = ",".join(numbered) if len(numbered) > 1 else None
+    label = settings.label_column or detect_column(columns, LABEL_COLUMNS)
+    text = settings.text_column or detect_column(columns, TEXT_COLUMNS)
+    question = settings.question_column or detect_column(columns, QUESTION_COLUMNS)
+    for name, column in (("choices", choices), ("label", label), ("text", text or question)):
+        if column is None:
+            raise InputError(
+                f"cannot tell which column is the {name}: give {name}_column. Columns: {', '.join(map(str, columns))}.",
+                where,
+            )
+    return replace(settings, text_column=text, question_column=question, choices_column=choices, label_column=label)
+
+
+def find_labels(rows: Sequence[ChoiceRow], settings: ChoiceSettings) -> tuple[str, ...]:
+    """None: what is chosen from is in the rows."""
+    return ()
