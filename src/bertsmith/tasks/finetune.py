@@ -108,12 +108,11 @@ def finetune(
     teaching = Teaching(
         kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen
     )
-    if settings.search is not None:
-        return _search(teaching, settings)
-    if len(runs) > 1:
-        return _learn_all(teaching, settings, runs)
-    run = teaching.learn(settings, model, new_tensors)
-    return FinetuneResult(run.metrics, settings.out, run.training, (run,))
+    if settings.search is None and len(runs) == 1:
+        run = teaching.learn(settings, model, new_tensors)
+        return FinetuneResult(run.metrics, settings.out, run.training, (run,))
+    del model  # made to be sure that it can be; each run makes its own
+    return _learn_all(teaching, settings, runs) if settings.search is None else _search(teaching, settings)
 
 
 def _learn_all(teaching: Teaching, settings: FinetuneSettings, each: Sequence[FinetuneSettings]) -> FinetuneResult:

@@ -56,7 +56,9 @@ class Teaching:
         """A run that had finished before the whole was stopped, or a new one."""
         fingerprint = self._whole_fingerprint(settings)
         run = seeds.read_finished(settings, fingerprint) if settings.resume else None
-        if run is None:
+        if run is not None:
+            say(self.screen, f"{settings.out.name}: finished before.")
+        else:
             write_configuration(self.task.name, settings, self.options)
             run = self.learn(settings, *build_model(self.task, self.config, self.weights, settings))
             seeds.write_finished(run, fingerprint)
