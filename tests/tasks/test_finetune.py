@@ -26,7 +26,7 @@ from bertsmith.model.folder import read_config as read_config_of
 from bertsmith.model.folder import save_model
 from bertsmith.model.sizes import named_size
 from bertsmith.settings import from_mapping, read_config
-from bertsmith.tasks import finetune as finetune_module
+from bertsmith.tasks import teaching
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
@@ -401,7 +401,7 @@ def test_dropout_is_for_training_only(
         trained.append(model)
         return train(model, *arguments, **named)
 
-    monkeypatch.setattr(finetune_module, "train", recorded)
+    monkeypatch.setattr(teaching, "train", recorded)
     changed = settings(data, tiny_tokenizer, model=str(where), tokenizer=None, out=tmp_path / "run", dropout=0.3)
     result = finetune("classification", replace(changed, epochs=0.1, dev_share=0.0), OPTIONS, console=QUIET)
     config = trained[0].encoder.config
