@@ -166,9 +166,10 @@ def shake(model: nn.Module, seed: int) -> None:
     """Move every weight, so that none is 0 or 1 any more and two that should not be equal are not."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            is_single = parameter.shape[0] == 1  # the output of a choice, which no other adds to
-            parameter += (0.5 if is_single else 0.05) * torch.randn_like(parameter)
+        for name, parameter in model.named_parameters():
+            # The one output of a choice has to differ from text to text as much as the others do.
+            is_of_choice = parameter.ndim == 2 and len(parameter) == 1 and "embedding" not in name
+            parameter += (1.5 if is_of_choice else 0.05) * torch.randn_like(parameter)
 
 
 def their_model(model_type: str, architecture: str, values: dict[str, Any]) -> Any:

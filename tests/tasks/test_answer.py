@@ -425,7 +425,7 @@ def test_settings_that_cannot_work(values, message):
 
 
 def test_a_model_with_too_few_positions_is_refused(tokenizer):
-    with pytest.raises(SettingsError, match="at most 64 tokens"):
+    with pytest.raises(SettingsError, match="takes 1 to 64 tokens"):
         make(tokenizer, chosen=AnsweringSettings(max_length=65, max_query_length=8)).build(encoder(tokenizer))
     assert isinstance(make(tokenizer).build(encoder(tokenizer)), QuestionAnsweringModel)
 

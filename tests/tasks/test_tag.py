@@ -419,7 +419,7 @@ def test_labels_of_another_toolkit_tell_whether_they_are_entities(tokenizer):
 
 
 def test_a_model_with_too_few_positions_is_refused(tokenizer):
-    with pytest.raises(SettingsError, match="at most 64 tokens"):
+    with pytest.raises(SettingsError, match="takes 1 to 64 tokens"):
         make(tokenizer, chosen=replace(SMALL, max_length=65)).build(encoder(tokenizer))
 
 
