@@ -158,6 +158,7 @@ def test_sections_rank_the_best_first(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"search": 0}, "search must be at least 1"),
+        ({"learning_rate": 0.0}, "it must be positive"),
         ({"seeds": 2}, "search first, then run the best with seeds"),
         ({"dev_share": 0.0}, "the best is chosen on dev, and there is none"),
     ],

@@ -70,7 +70,7 @@ class DemoSettings:
     pretrain_optimizer: OptimizerName = "muon"
     """Fewer steps in the time than with AdamW, but pairs are learnt sooner (figures in docs/results.md)."""
     pretrain_schedule: ScheduleName = "wsd"
-    """The learning rate stays at its peak for half of the time: pairs, which take longest, are learnt only there."""
+    """The learning rate stays at its peak for nearly half of the time (figures in docs/results.md)."""
     pretrain_decay_share: float = 0.5
     """Share of the run over which the rate falls."""
     pretrain_warmup_share: float = 0.05

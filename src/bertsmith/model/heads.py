@@ -47,8 +47,8 @@ class PooledHead(nn.Module):
     """A sequence as one vector, BERT's pooler on it, then one linear layer: for classes, choices and next sentences."""
 
     def __init__(self, config: EncoderConfig, num_outputs: int, *, of_choices: bool = False) -> None:
-        """With `of_choices` as Transformers has it for multiple choice: there all families pool as BERT does, and those
-        that otherwise do not drop what the encoder drops."""
+        """With `of_choices` as Transformers has it for multiple choice: a family that otherwise has dropout before the
+        pooling has none there, and that of the encoder before the output."""
         super().__init__()
         structure = family(config.model_type).structure
         width, has_bias = config.hidden_size, structure.has_bias

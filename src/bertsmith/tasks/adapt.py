@@ -20,9 +20,9 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.objectives import OBJECTIVES
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.tasks.saved import ADAPTED
 from bertsmith.text.corpus_building import build_corpus
 
-FOLDER = "adapt"
 _HELDOUT_SHARE = 0.05
 _MAX_LENGTH = 128
 
@@ -40,7 +40,7 @@ def adapt(
         Interrupted: Ctrl-C; the run can be resumed.
     """
     assert settings.adapt is not None
-    place = settings.out / FOLDER
+    place = settings.out / ADAPTED
     model = place / "run" / "model"
     if settings.resume and model.is_dir():
         return str(model)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +15,9 @@ QUESTION_COLUMNS = ("question", "sent2", "ask")
 """Names that are taken for the question when `question_column` is not given."""
 CHOICES_COLUMNS = ("choices", "options", "endings", "choice")
 """Names that are taken for the list of choices when `choices_column` is not given."""
-_NUMBERED_COLUMNS = ("ending", "choice", "option")
 LABEL_COLUMNS = ("label", "answer", "answerkey", "gold")
+"""Names that are taken for the right choice when `label_column` is not given."""
+_NUMBERED_COLUMNS = ("ending", "choice", "option")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -40,8 +41,6 @@ class ChoiceSettings:
     """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
     max_length: int = 256
     """Tokens in a sequence of text, question and one choice, special tokens included; the longer of both is cut."""
-    metric: Literal["accuracy"] = "accuracy"
-    """What picks the best checkpoint."""
 
 
 @dataclass(frozen=True)

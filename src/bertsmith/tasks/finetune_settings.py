@@ -91,6 +91,8 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("seeds: the best is chosen on dev, and there is none. Give dev, or dev_share above 0.")
         if self.search is not None and self.search < 1:
             raise SettingsError(f"search must be at least 1, not {self.search}.")
+        if self.search is not None and not self.learning_rate > 0:
+            raise SettingsError(f"learning_rate is {self.learning_rate}; search goes around it: it must be positive.")
         if self.search is not None and self.seeds > 1:
             raise SettingsError("search and seeds are both several runs: search first, then run the best with seeds.")
         if self.search is not None and self.dev is None and self.dev_share == 0:

@@ -40,7 +40,9 @@ OF_A_SEED = "seed-"
 """What the names of the folders begin with that a run of several seeds holds."""
 OF_A_TRIAL = "trial-"
 """The same of a search."""
-_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", "adapt")
+ADAPTED = "adapt"
+"""The folder of a run in which its model was made to know the texts of the task."""
+_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", ADAPTED)
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
 

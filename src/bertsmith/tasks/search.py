@@ -19,10 +19,9 @@ from types import ModuleType
 from typing import Any
 
 from bertsmith.errors import MissingExtraError, SettingsError, TrainingError
-from bertsmith.files import atomic_folder, atomic_write
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import OF_A_TRIAL, FinetuneTask
-from bertsmith.tasks.seeds import SeedRun
+from bertsmith.tasks.seeds import SeedRun, publish_run
 from bertsmith.training.report import Curves, Section, Table
 
 _RATE_SPAN = 4.0
@@ -124,12 +123,8 @@ def tidy(trials: Sequence[Trial], task: FinetuneTask) -> None:
 
 def publish(trials: Sequence[Trial], best: Trial, out: Path) -> None:
     """Put a copy of the best trial's model into `out`; its card says that it was chosen, and among how many."""
-    assert best.run is not None
-    with atomic_folder(out / "model", replace=True) as temporary:
-        shutil.copytree(best.settings.out / "model", temporary, dirs_exist_ok=True)
-        card = (temporary / "README.md").read_text(encoding="utf-8")
-        said = f"\n## Search\n\nThe best on dev of {len(trials)} trials ({describe(best.settings)}).\n"
-        atomic_write(temporary / "README.md", card + said)
+    said = f"\n## Search\n\nThe best on dev of {len(trials)} trials ({describe(best.settings)}).\n"
+    publish_run(best.settings.out, out, said)
 
 
 def sections(trials: Sequence[Trial], best: Trial) -> list[Section]:

@@ -240,7 +240,12 @@ def publish(runs: Sequence[SeedRun], best: SeedRun, out: Path) -> None:
     ]
     for split, metrics in spread(runs).items():
         lines += [f"| {name}, {split} | {one.mean:.4f} | {one.deviation:.4f} |" for name, one in metrics.items()]
+    publish_run(best.folder, out, "\n".join(lines) + "\n")
+
+
+def publish_run(run: Path, out: Path, said: str) -> None:
+    """Put a copy of a run's model into `out`, with `said` at the end of its card."""
     with atomic_folder(out / "model", replace=True) as temporary:
-        shutil.copytree(best.folder / "model", temporary, dirs_exist_ok=True)
+        shutil.copytree(run / "model", temporary, dirs_exist_ok=True)
         card = (temporary / "README.md").read_text(encoding="utf-8")
-        atomic_write(temporary / "README.md", card + "\n".join(lines) + "\n")
+        atomic_write(temporary / "README.md", card + said)

@@ -17,7 +17,7 @@ Kept = Literal["head", "tail", "head-tail"]
 """Which part of a text that is too long is kept."""
 
 _LENGTH_WEIGHT = 0.01  # run_squad.py _check_is_max_context: a tie goes to the longer window
-_HEAD_SHARE = 0.25  # Sun et al. 2019: "we empirically select the first 128 and the last 382 tokens"
+_HEAD_SHARE = 0.25  # Sun et al. 2019 keep the first 128 and the last 382 of 510
 
 
 @dataclass(frozen=True)
