@@ -1,10 +1,10 @@
 """BERT against GPT: two-way against one-way, with the same text, tokenizer, size, time and fine-tuning.
 
-    python benchmarks/contrast.py --corpus STORE --data FOLDER --out runs/contrast [--budget 10m] [--seeds 3]
+    python benchmarks/objectives.py --corpus STORE --out runs/objectives --only "bert mlm" "gpt2 clm"
+    python benchmarks/contrast.py --pretrained runs/objectives --data FOLDER --out runs/contrast [--seeds 3]
 
-Pre-trains both, fine-tunes both on question types (TREC) and parts of speech (UD English-EWT), and draws what
-each token looks at in one sentence. Writes `contrast.md`, `contrast.json` and `attention.png`. Nothing else
-should run on the machine.
+Fine-tunes both models on question types (TREC) and parts of speech (UD English-EWT), and draws what each token
+looks at in one sentence. Writes `contrast.md`, `contrast.json` and `attention.png`.
 """
 
 import argparse
@@ -23,25 +23,20 @@ from bertsmith.model.folder import load_encoder
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.pretrain import pretrain
-from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.tokenizer import load_tokenizer
 
-MODELS: dict[str, dict[str, Any]] = {
-    "BERT (two-way)": {"family": "bert", "objective": "mlm"},
-    "GPT (one-way)": {"family": "gpt2"},
-}
+MODELS = {"BERT (two-way)": "bert-mlm", "GPT (one-way)": "gpt2-clm"}
+"""Name -> the folder of its row of objectives.py."""
 SENTENCE = "The old man who had seen the sea as a boy could not forget it."
 
 
 def main() -> None:
     """Run what is not there yet, then write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--pretrained", type=Path, required=True, help="what objectives.py wrote")
     parser.add_argument("--data", type=Path, required=True, help="the folder with classify/ and tag/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--budget", default="10m")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     tasks = {
@@ -65,16 +60,16 @@ def main() -> None:
         ),
     }
     results: dict[str, dict[str, Any]] = {}
-    for name, values in MODELS.items():
-        folder = arguments.out / values["family"]
-        results[name] = {"pretraining": pretrained(arguments, folder, values)}
+    for name, row in MODELS.items():
+        pretrained = arguments.pretrained / row
+        results[name] = {"pretraining": json.loads((pretrained / "objective.json").read_text())}
         for figure, (task, options, data) in tasks.items():
             scores = []
             for seed in range(arguments.seeds):
-                place = folder / f"{task}-{seed}"
+                place = arguments.out / row / f"{task}-{seed}"
                 if not (place / "score.json").exists():
                     settings = FinetuneSettings(
-                        model=str(folder / "pretrain"),
+                        model=str(pretrained),
                         out=place,
                         dev_share=0.05,
                         evaluate_every="100%",
@@ -89,29 +84,7 @@ def main() -> None:
             results[name][figure] = scores
     (arguments.out / "contrast.json").write_text(json.dumps(results, indent=1) + "\n")
     write_table(arguments, results, list(tasks))
-    draw(arguments.out)
-
-
-def pretrained(arguments: argparse.Namespace, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one pre-training, run if it is not there."""
-    place = folder / "pretrain"
-    if not (place / "figures.json").exists():
-        settings = PretrainSettings(
-            corpus=arguments.corpus,
-            out=place,
-            size="mini",
-            budget=arguments.budget,
-            learning_rate=1e-3,
-            dropout=0.0,
-            evaluate_every="50%",
-            overwrite=place.exists(),
-            **values,
-        )
-        run = pretrain(settings)
-        figures = {"tokens": run.training.tokens, "seconds": run.training.seconds, **run.metrics}
-        (place / "figures.json").write_text(json.dumps(figures, indent=1))
-    read: dict[str, Any] = json.loads((place / "figures.json").read_text())
-    return read
+    draw(arguments)
 
 
 def write_table(arguments: argparse.Namespace, results: dict[str, dict[str, Any]], figures: list[str]) -> None:
@@ -128,29 +101,28 @@ def write_table(arguments: argparse.Namespace, results: dict[str, dict[str, Any]
             cells.append(f"{100 * statistics.mean(row[figure]):.1f} ± {100 * deviation:.1f} %")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     note = (
-        f"BERT-mini's size, {arguments.budget} of pre-training, {torch.get_num_threads()} threads, "
-        f"{arguments.seeds} seeds, torch {torch.__version__}."
+        f"BERT-mini's size, pre-trained as in objectives.md, then {arguments.seeds} seeds, torch {torch.__version__}."
     )
     (arguments.out / "contrast.md").write_text(note + "\n\n" + "\n".join(lines) + "\n")
 
 
-def draw(out: Path) -> None:
+def draw(arguments: argparse.Namespace) -> None:
     """The mean over the heads of every layer, both models, one sentence."""
     matplotlib.use("Agg")
     figure, axes = plt.subplots(len(MODELS), 4, figsize=(14, 7.5), squeeze=False)
-    for row, (name, values) in enumerate(MODELS.items()):
-        place = out / values["family"] / "pretrain" / "model"
+    for row, (name, folder) in enumerate(MODELS.items()):
+        place = arguments.pretrained / folder / "model"
         encoder, _ = load_encoder(place)
         tokenizer = load_tokenizer(place)
         ids = np.concatenate([[tokenizer.cls_id], tokenizer.encode(SENTENCE).ids, [tokenizer.sep_id]])
-        for layer, weights_NLL in enumerate(encoder.attention_maps(pack([ids]))):
+        for layer, weights in enumerate(encoder.attention_maps(pack([ids]))):
             axis = axes[row][layer]
-            axis.imshow(weights_NLL.mean(0).numpy(), cmap="magma", vmin=0, vmax=0.5)
+            axis.imshow(weights.mean(0).numpy(), cmap="magma", vmin=0, vmax=0.5)
             axis.set_title(f"{name}, layer {layer + 1}", fontsize=9)
             axis.set_xticks(range(len(ids)), tokenizer.tokens(ids), rotation=90, fontsize=6)
             axis.set_yticks(range(len(ids)), tokenizer.tokens(ids), fontsize=6)
     figure.tight_layout()
-    figure.savefig(out / "attention.png", dpi=110)
+    figure.savefig(arguments.out / "attention.png", dpi=110)
 
 
 if __name__ == "__main__":

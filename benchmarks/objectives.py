@@ -53,10 +53,16 @@ def main() -> None:
             out=folder,
             size="mini",
             budget=arguments.budget,
-            learning_rate=1e-3,
-            initializer_range=0.06,
+            max_length=64,
+            batch_size=32,
+            mask_probability=0.2,
+            optimizer="muon",
+            schedule="wsd",
+            decay_share=0.5,
+            warmup_share=0.05,
             dropout=0.0,
             evaluate_every="50%",
+            evaluation_samples=2000,
             overwrite=folder.exists(),
             **ROWS[name],
         )
@@ -76,8 +82,9 @@ def write_table(out: Path, budget: str) -> None:
             f"{figure} {row[figure]:.3f} ({row[f'{figure}_baseline']:.3f})" for figure in FIGURES if figure in row
         ]
         lines.append(f"| {row['name']} | {row['tokens'] / row['seconds']:,.0f} | {', '.join(figures)} |")
-    note = f"BERT-mini's size, {budget} each, {rows[0]['num_threads']} threads, torch {torch.__version__}.\n"
-    (out / "objectives.md").write_text(note + "\n" + "\n".join(lines) + "\n")
+    note = f"BERT-mini's size, sequences of 64 tokens, {budget} each, "
+    note += f"{rows[0]['num_threads']} threads, torch {torch.__version__}."
+    (out / "objectives.md").write_text(note + "\n\n" + "\n".join(lines) + "\n")
     (out / "objectives.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

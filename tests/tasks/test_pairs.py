@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from bertsmith import randomness
 from bertsmith.tasks.pairs import (
@@ -126,7 +127,7 @@ def clean_reading(store: Store, index: int, epoch: int, seed: int, short: float,
     uniform = [(draw >> 11) / 2**53 for draw in draws]
     stride = (1.0 if order else 0.75) * ROOM * (1 - short / 2)
     anchor = int((index + epoch_shift(seed, epoch)) * stride) % sentences[-1]
-    start = bisect.bisect_right(sentences, anchor) - 1
+    holder = start = bisect.bisect_right(sentences, anchor) - 1
     document = bisect.bisect_right(documents, start) - 1
     first_sentence, behind_last = documents[document], documents[document + 1]
     if behind_last - first_sentence == 1:
@@ -137,18 +138,23 @@ def clean_reading(store: Store, index: int, epoch: int, seed: int, short: float,
     end = start + 2
     while end < behind_last and sentences[end] - sentences[start] < target:
         end += 1
+    if order and uniform[4] >= 0.5:
+        end = max(holder + 1, first_sentence + 2)
+        start = end - 2
+        while start > first_sentence and sentences[end] - sentences[start] < target:
+            start -= 1
     middle = start + 1 + int(uniform[2] * (end - start - 1))
     first, second = list(range(sentences[start], sentences[middle])), list(range(sentences[middle], sentences[end]))
     if order:
-        ends = [ranges[:] for ranges in (first, second)]
-        sizes = truncate_pair(len(first), len(second), target)
+        label = IS_SWAPPED if uniform[3] >= 0.5 else IN_ORDER
+        ends = [second, first] if label == IS_SWAPPED else [first, second]
+        sizes = truncate_pair(len(ends[0]), len(ends[1]), target)
         for side, (tokens, size) in enumerate(zip(ends, sizes, strict=True)):
             for number in range(len(tokens) - size):
                 word = int(streams.at(np.array([0]), np.array([5 + 2 * (number // 64) + side]))[0])
                 # The first coins of the last word are its highest bits.
                 tokens.pop(0 if word >> 63 - number % 64 & 1 else -1)
-        label = IS_SWAPPED if uniform[3] >= 0.5 else IN_ORDER
-        first, second = ends[::-1] if label == IS_SWAPPED else ends
+        first, second = ends
         return Cut(first[0], first[-1] + 1, second[0], second[-1] + 1, label)
     label = IS_NEXT
     others = [one for one in range(len(sentences) - 1) if not first_sentence <= one < behind_last]
@@ -309,6 +315,21 @@ def test_sentence_order_shows_neighbours_half_of_them_swapped(store: Store) -> N
         assert 0 < sum(cut.first_start not in starts for cut in cuts if cut.label == label)
     (cut,) = CleanPairs(make_store([30]), MAX_LENGTH, 0.1, 0, sentence_order=True).cuts(np.array([0]), 0)
     assert cut.label in (IN_ORDER, IS_SWAPPED)
+
+
+@pytest.mark.parametrize(("order", "limit"), [(True, 0.54), (False, 0.56)])
+def test_lengths_and_cuts_alone_do_not_tell_the_label(order: bool, limit: float) -> None:
+    """A classifier that sees no token, only how long both texts are and where they are cut, must fail."""
+    lengths = np.random.default_rng(0).geometric(1 / 20, size=60_000)
+    sentences = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    store = Store(sentences, np.arange(0, 60_001, 300, dtype=np.int64))
+    pairs = CleanPairs(store, MAX_LENGTH, 0.1, 0, sentence_order=order)  # type: ignore[arg-type]
+    cuts = pairs.cuts(np.arange(0, pairs.num_samples(0), 2)[:12_000], 0)
+    ends = np.stack([cuts.first_start, cuts.first_end, cuts.second_start, cuts.second_end])
+    first, second = ends[1] - ends[0], ends[3] - ends[2]
+    shape = np.stack([*np.isin(ends, sentences), first, second, first - second], axis=1)
+    classifier = HistGradientBoostingClassifier(random_state=0).fit(shape[:9000], cuts.label[:9000])
+    assert classifier.score(shape[9000:], cuts.label[9000:]) < limit  # standard error 0.009
 
 
 def test_next_sentence_loss_is_the_sum_over_labelled_pairs() -> None:

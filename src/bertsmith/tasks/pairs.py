@@ -103,7 +103,10 @@ class CleanPairs:
         sentence_order: bool = False,
         num_special_tokens: int = _NUM_SPECIAL_TOKENS,
     ) -> None:
-        """With `sentence_order` both texts are always neighbours, and the question is which came first."""
+        """With `sentence_order` both texts are always neighbours, and the question is which came first.
+
+        Neither their lengths nor where they are cut tells (Lan et al. 2019, arXiv 1909.11942, section 3.1).
+        """
         self._sentences = corpus.sentence_offsets
         self._documents = corpus.document_offsets
         self._num_tokens = corpus.num_tokens
@@ -123,8 +126,8 @@ class CleanPairs:
         """See the class; O(log sentences) a sample."""
         sentences, documents = self._sentences, self._documents
         anchor = ((indices + epoch_shift(self._seed, epoch)) * self._stride).astype(np.int64) % self._num_tokens
-        start = np.searchsorted(sentences, anchor, side="right") - 1
-        document = np.searchsorted(documents, start, side="right") - 1
+        holder = np.searchsorted(sentences, anchor, side="right") - 1
+        document = np.searchsorted(documents, holder, side="right") - 1
         document_start, document_end = documents[document], documents[document + 1]
         is_single = document_end - document_start == 1
 
@@ -133,17 +136,25 @@ class CleanPairs:
         is_short = randomness.uniform(draws[:, 0]) < self._short
         target = np.where(is_short, 2 + randomness.below(draws[:, 1], self._room - 1), self._room)
         # The last sentence borrows its neighbour: A always has a B.
-        start = np.where(is_single, start, np.minimum(start, document_end - 2))
+        start = np.where(is_single, holder, np.minimum(holder, document_end - 2))
         end = np.minimum(np.searchsorted(sentences, sentences[start] + target), document_end)
         end = np.maximum(end, np.minimum(start + 2, document_end))
+        if self._is_order:
+            # Half of the ranges grow backwards: else A, which holds the anchor, is the longer and tells its order.
+            is_backward = draws[:, 4] >> np.uint64(63) == 1
+            anchor_end = np.maximum(holder + 1, np.minimum(document_start + 2, document_end))
+            reach = np.searchsorted(sentences, sentences[anchor_end] - target, side="right") - 1
+            reach = np.minimum(np.maximum(reach, document_start), np.maximum(anchor_end - 2, document_start))
+            start, end = np.where(is_backward, reach, start), np.where(is_backward, anchor_end, end)
         middle = start + 1 + randomness.below(draws[:, 2], np.maximum(end - start - 1, 1))
         first = _Ranges(sentences[start], sentences[middle])
         second = _Ranges(sentences[middle], sentences[end])
         coin = draws[:, 3] >> np.uint64(63) == 1
         if self._is_order:
-            first, second = _cut_at_random_ends(streams, first, second, target)
+            # Swapped before they are cut: of two long texts the one shown last loses a token more.
             label = np.where(coin, IS_SWAPPED, IN_ORDER)
             first, second = first.where(~coin, second), second.where(~coin, first)
+            first, second = _cut_at_random_ends(streams, first, second, target)
         else:
             is_random = coin & (document_end - document_start < len(sentences) - 1)
             others = self._random_seconds(draws[:, 4], document_start, document_end, target - first.lengths)
