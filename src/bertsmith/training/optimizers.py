@@ -150,10 +150,29 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     wide = (matrices.mT if is_tall else matrices).to(dtype)
     wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=_MUON_EPSILON)
     a, b, c = _NEWTON_SCHULZ
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        gram = wide @ wide.mT
-        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    if dtype == torch.float32 and wide.shape[-1] >= 2 * wide.shape[-2]:
+        wide = _factor(wide @ wide.mT) @ wide
+    else:
+        for _ in range(_NEWTON_SCHULZ_STEPS):
+            gram = wide @ wide.mT
+            wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
     return wide.mT if is_tall else wide
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """What all steps together multiply a matrix X by, from X X' [parts, rows, rows].
+
+    A step is X -> p(X X') X. The factors commute, so the next X X' is p^2 times this one, and X itself is needed once:
+    with four times as many columns as rows that takes 0.6 of the time. In bfloat16 the squares would lose too much.
+    """
+    a, b, c = _NEWTON_SCHULZ
+    factor = torch.eye(gram.shape[-1], device=gram.device).expand_as(gram)
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        factor = polynomial @ factor
+        gram = polynomial @ (gram @ polynomial)
+    return factor
 
 
 class Combined(Optimizer):
