@@ -18,19 +18,19 @@ from bertsmith.tasks.pretrain_settings import PretrainSettings
 
 ROWS: dict[str, dict[str, Any]] = {
     "bert mlm+nsp": {"family": "bert"},
-    "bert mlm+nsp, original": {"family": "bert", "data_mode": "original"},
-    "bert mlm+sop": {"family": "bert", "objective": "mlm+sop"},
+    "albert mlm+sop": {"family": "albert"},
     "bert mlm": {"family": "bert", "objective": "mlm"},
-    "bert mlm, doc-sentences": {"family": "bert", "objective": "mlm", "data_mode": "doc-sentences"},
+    "electra rtd": {"family": "electra"},
+    "gpt2 clm": {"family": "gpt2"},
     "bert mlm, whole words": {"family": "bert", "objective": "mlm", "mask_unit": "word"},
     "bert mlm, spans": {"family": "bert", "objective": "mlm", "mask_unit": "span"},
     "bert mlm, n-grams": {"family": "bert", "objective": "mlm", "mask_unit": "ngram"},
+    "modernbert mlm": {"family": "modernbert"},
+    "bert mlm+sop": {"family": "bert", "objective": "mlm+sop"},
+    "bert mlm+nsp, original": {"family": "bert", "data_mode": "original"},
+    "bert mlm, doc-sentences": {"family": "bert", "objective": "mlm", "data_mode": "doc-sentences"},
     "roberta mlm": {"family": "roberta"},
     "distilbert mlm": {"family": "distilbert"},
-    "albert mlm+sop": {"family": "albert"},
-    "electra rtd": {"family": "electra"},
-    "modernbert mlm": {"family": "modernbert"},
-    "gpt2 clm": {"family": "gpt2"},
 }
 FIGURES = ("mlm_loss", "clm_loss", "nsp_accuracy", "sop_accuracy", "rtd_accuracy", "rtd_auc")
 
