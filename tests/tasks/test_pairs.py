@@ -214,26 +214,32 @@ def test_clean_short_share(store: Store) -> None:
     assert abs(np.mean(mixed) - (2 + ROOM) / 2) < 6
 
 
-def google_instances(store: Store, short: float, draws: random.Random) -> list[tuple[int, int, bool]]:
-    """A straight reading of create_instances_from_document; (tokens of A, tokens of B, random)."""
+def google_instances(
+    store: Store, short: float, draws: random.Random, order: bool = False
+) -> list[tuple[list[int], list[int], bool]]:
+    """A straight reading of create_instances_from_document, with `order` that of google-research/albert.
+
+    (places of the tokens of A, those of B, random or swapped).
+    """
     documents = []
     for first, last in zip(store.document_offsets[:-1], store.document_offsets[1:], strict=True):
-        offsets = store.sentence_offsets[first : last + 1]
-        documents.append([["x"] * int(b - a) for a, b in itertools.pairwise(offsets)])
+        offsets = store.sentence_offsets[first : last + 1].tolist()
+        documents.append([list(range(a, b)) for a, b in itertools.pairwise(offsets)])
     instances = []
     for number, document in enumerate(documents):
         target = ROOM
         if draws.random() < short:
             target = draws.randint(2, ROOM)
-        chunk: list[list[str]] = []
+        chunk: list[list[int]] = []
         i = 0
         while i < len(document):
             chunk.append(document[i])
             if i == len(document) - 1 or sum(map(len, chunk)) >= target:
                 a_end = draws.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
                 a = [t for s in chunk[:a_end] for t in s]
-                b: list[str] = []
-                is_random = len(chunk) == 1 or draws.random() < 0.5
+                b: list[int] = []
+                is_random = len(chunk) == 1 or (not order and draws.random() < 0.5)
+                is_swapped = order and not is_random and draws.random() < 0.5
                 if is_random:
                     for _ in range(10):
                         other = draws.randint(0, len(documents) - 1)
@@ -247,30 +253,47 @@ def google_instances(store: Store, short: float, draws: random.Random) -> list[t
                     i -= len(chunk) - a_end
                 else:
                     b = [t for s in chunk[a_end:] for t in s]
+                    if is_swapped:
+                        a, b = b, a
                 while len(a) + len(b) > ROOM:
                     longer = a if len(a) > len(b) else b
                     del longer[0 if draws.random() < 0.5 else -1]
-                instances.append((len(a), len(b), is_random))
+                instances.append((a, b, is_random or is_swapped))
                 chunk = []
             i += 1
     return instances
 
 
-def test_original_agrees_with_a_straight_reading_of_the_rules(store: Store) -> None:
+@pytest.mark.parametrize("order", [False, True])
+def test_original_agrees_with_a_straight_reading_of_the_rules(store: Store, order: bool) -> None:
     # Without short targets, whose one draw a document would make the samples of a document alike.
-    pairs = OriginalPairs(store, MAX_LENGTH, 0.0, 0)
+    pairs = OriginalPairs(store, MAX_LENGTH, 0.0, 0, sentence_order=order)
     ours = [cut for epoch in range(8) for cut in cuts_of(pairs, epoch)]
     draws = random.Random(12345)
-    theirs = [one for _ in range(8) for one in google_instances(store, 0.0, draws)]
+    theirs = [one for _ in range(8) for one in google_instances(store, 0.0, draws, order)]
     assert len(ours) == pytest.approx(len(theirs), rel=0.03)
-    first = [c.first_end - c.first_start for c in ours], [one[0] for one in theirs]
-    second = [c.second_end - c.second_start for c in ours], [one[1] for one in theirs]
-    assert stats.ks_2samp(*first).pvalue > 1e-3
-    assert stats.ks_2samp(*second).pvalue > 1e-3
-    table = [[sum(c.label == IS_RANDOM for c in ours), sum(c.label == IS_NEXT for c in ours)]]
-    table.append([sum(one[2] for one in theirs), sum(not one[2] for one in theirs)])
-    assert stats.chi2_contingency(table).pvalue > 1e-3
-    assert table[0][0] / len(ours) > 0.5, "one-sentence chunks force a random B"
+    starts = set(store.sentence_offsets.tolist())
+    for label in (0, 1):
+        samples = [cut for cut in ours if cut.label == label]
+        read = [(a, b) for a, b, is_other in theirs if is_other == label]
+        found = [(c.first_end - c.first_start, c.second_end - c.second_start) for c in samples]
+        for side in (0, 1):
+            lengths = [sizes[side] for sizes in found], [len(texts[side]) for texts in read]
+            assert stats.ks_2samp(*lengths).pvalue > 1e-3
+        # Which side is cut, and from which end; and which of both comes first in the document.
+        for shape in (
+            lambda a, b: a in starts,
+            lambda a, b: b in starts,
+            lambda a, b: a < b,
+        ):
+            counts = [sum(shape(c.first_start, c.second_start) for c in samples)]
+            counts.append(sum(shape(a[0], b[0]) for a, b in read))
+            table = [[counts[0], len(samples) - counts[0]], [counts[1], len(read) - counts[1]]]
+            assert min(map(sum, zip(*table, strict=True))) == 0 or stats.chi2_contingency(table).pvalue > 1e-3
+    shares = [[sum(c.label == 1 for c in ours), sum(c.label == 0 for c in ours)]]
+    shares.append([sum(one[2] for one in theirs), sum(not one[2] for one in theirs)])
+    assert stats.chi2_contingency(shares).pvalue > 1e-3
+    assert shares[0][0] / len(ours) > 0.5, "one-sentence chunks force a random B"
 
 
 def test_original_gives_back_unused_sentences_and_forces_random_b(store: Store) -> None:

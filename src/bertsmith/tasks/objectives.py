@@ -59,8 +59,6 @@ def with_objective(settings: PretrainSettings, model_type: str) -> PretrainSetti
     mode = settings.data_mode or ("clean" if objective in PAIR_NAMES else "full-sentences")
     if objective in PAIR_NAMES and mode.endswith("sentences"):
         raise SettingsError(f"data_mode {mode} gives no pairs, which {objective} asks about. Use clean or original.")
-    if objective == "mlm+sop" and mode == "original":
-        raise SettingsError("data_mode original knows next sentence prediction only; sentence order needs clean.")
     if settings.teacher is not None and objective in ("rtd", "clm"):
         raise SettingsError(f"a teacher of masked tokens is no help for {objective}; leave teacher out.")
     if objective == "rtd" and settings.layers is not None:

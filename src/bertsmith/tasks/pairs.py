@@ -247,9 +247,20 @@ class OriginalPairs:
     an epoch holds six integers a sample and is kept for the newest two epochs.
     """
 
-    def __init__(self, corpus: Corpus, max_length: int, short_sequence_probability: float, seed: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        max_length: int,
+        short_sequence_probability: float,
+        seed: int,
+        *,
+        sentence_order: bool = False,
+    ) -> None:
+        """With `sentence_order` as google-research/albert: neighbours, half of them swapped, and still a random B
+        where a chunk is one sentence, which is called swapped."""
         self._sentences = corpus.sentence_offsets
         self._documents = corpus.document_offsets
+        self._is_order = sentence_order
         self._room = max_length - _NUM_SPECIAL_TOKENS
         self._short = short_sequence_probability
         self._seed = seed
@@ -292,15 +303,20 @@ class OriginalPairs:
             middle = start + 1
             if end - start >= 2:
                 middle = int(random.integers(start + 1, end))
-            if end - start == 1 or random.random() < 0.5:
+            is_single = end - start == 1
+            is_heads = not is_single and random.random() < 0.5
+            if is_single or (is_heads and not self._is_order):
                 second_start, second_end = self._random_second(
                     random, document, target - (borders[middle] - borders[start])
                 )
                 rows.append((borders[start], borders[middle], second_start, second_end, IS_RANDOM))
                 start = middle  # the unused sentences of the chunk are given back
+                continue
+            if is_heads:
+                rows.append((borders[middle], borders[end], borders[start], borders[middle], IS_SWAPPED))
             else:
                 rows.append((borders[start], borders[middle], borders[middle], borders[end], IS_NEXT))
-                start = end
+            start = end
         return rows
 
     def _random_second(self, random: np.random.Generator, document: int, target: int) -> tuple[int, int]:

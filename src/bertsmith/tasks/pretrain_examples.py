@@ -135,11 +135,13 @@ class PretrainExamples:
         sentence_order: bool = False,
         num_samples: int | None = None,
     ) -> None:
-        """`sentence_order` asks for neighbours, some swapped, and goes with the clean mode only."""
+        """`sentence_order` asks for neighbours, some swapped, and goes with the modes that show pairs."""
         self.pairs: Pairs
         if mode == "original":
             surplus = num_pair_specials(tokenizer) - 3  # the original knows [CLS] A [SEP] B [SEP] only
-            self.pairs = OriginalPairs(corpus, max_length - surplus, short_sequence_probability, seed)
+            self.pairs = OriginalPairs(
+                corpus, max_length - surplus, short_sequence_probability, seed, sentence_order=sentence_order
+            )
         elif mode == "clean":
             self.pairs = CleanPairs(
                 corpus,
