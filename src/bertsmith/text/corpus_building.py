@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from bertsmith.errors import CorpusError, SettingsError
-from bertsmith.files import atomic_folder, write_json
+from bertsmith.files import atomic_folder, sealed, sha256, write_json
 from bertsmith.text.corpus import STORE_VERSION, Manifest, ShardRecord, Split, SplitRecord
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
 from bertsmith.text.sources import DocumentSeparator, iter_documents
@@ -89,9 +89,10 @@ def build_corpus(
     place = Path(out)
     _check_options(place, heldout_share, shard_bytes, num_workers, overwrite)
     loaded = load_tokenizer(tokenizer)
-    scratch = place.absolute().parent / f".{place.name}.building"
     load_segmenter(word_segmenter)  # before anything is read: it may not be installed
-    workshop = Workshop(scratch, loaded.fingerprint, language, word_segmenter)
+    workshop = Workshop(
+        place.absolute().parent / f".{place.name}.building", loaded.fingerprint, language, word_segmenter
+    )
     documents = (
         document.text
         for document in iter_documents(sources, text_column=text_column, document_separator=document_separator)
@@ -103,13 +104,13 @@ def build_corpus(
         counts = {split: np.zeros(loaded.vocab_size, dtype=np.int64) for split in records}
         for split, record in _build_all(shards, workshop, loaded, shard_bytes, num_workers or os.cpu_count() or 1):
             records[split].append(record)
-            tokens = np.load(scratch / split / record.name / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            tokens = np.load(workshop.folder / split / record.name / "tokens.npy", mmap_mode="r", allow_pickle=False)
             counts[split] += np.bincount(tokens, minlength=loaded.vocab_size)
             if progress is not None:
                 progress(_progress([*records["train"], *records["heldout"]]))
         splits: dict[str, SplitRecord] = {split: _split_record(records[split], counts[split]) for split in records}
         if not splits["train"].num_tokens:
-            shutil.rmtree(scratch)
+            shutil.rmtree(workshop.folder)
             raise CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from")
         manifest = Manifest(
             STORE_VERSION,
@@ -120,11 +121,12 @@ def build_corpus(
             heldout_share,
             splits,
             workshop.segmenter_name,
+            {file.name: sha256(file) for file in sorted(workshop.tokenizer_folder.iterdir())},
         )
         _move_into_place(workshop, manifest, place, overwrite)
     except BaseException:
-        if not any(scratch.glob("*/*/shard.json")):
-            shutil.rmtree(scratch, ignore_errors=True)
+        if not any(workshop.folder.glob("*/*/shard.json")):
+            shutil.rmtree(workshop.folder, ignore_errors=True)
         raise
     return manifest
 
@@ -267,7 +269,7 @@ def _move_into_place(workshop: Workshop, manifest: Manifest, place: Path, overwr
             for shard in record.shards:
                 _link_files(workshop.folder / split / shard.name, folder / split / shard.name)
                 (folder / split / shard.name / "shard.json").unlink()
-        write_json(folder / "manifest.json", asdict(manifest))
+        write_json(folder / "manifest.json", sealed(asdict(manifest)))
     shutil.rmtree(workshop.folder, ignore_errors=True)
 
 
