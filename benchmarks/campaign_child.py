@@ -174,17 +174,17 @@ class _Watch:
 
     def call(self, name: str, path: Path | None = None, before: Callable[[], None] = lambda: None) -> None:
         """A call that is about to change something."""
+        if not self.is_saving or threading.current_thread() is not threading.main_thread():
+            return
+        self.calls += 1
         trouble = self.trouble
-        if not self.is_saving or trouble is None or threading.current_thread() is not threading.main_thread():
-            self.calls += self.is_saving
+        if trouble is None:
             return
         if self.is_refusing:
             # A full disk lets files be removed.
             if name not in REMOVALS or trouble.code == errno.EROFS:
                 self.refuse(trouble.code, path)
-            return
-        self.calls += 1
-        if trouble.kind in ("kill", "refuse") and self.saves >= trouble.save and self.calls == trouble.number:
+        elif trouble.kind in ("kill", "refuse") and self.saves >= trouble.save and self.calls == trouble.number:
             self.is_saving = False  # what follows here is no call of the save
             self.note("trouble", call=name)
             before()

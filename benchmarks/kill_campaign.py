@@ -24,6 +24,7 @@ Figures add up over calls with the same --out (`kill_campaign.json`, `.md`). Exi
 """
 
 import argparse
+import errno
 import json
 import os
 import platform
@@ -35,7 +36,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
@@ -44,7 +45,7 @@ from typing import Any
 import torch
 from campaign_child import REFUSALS, Attempt, Trouble, attempt, hashes, preload
 
-from bertsmith.errors import BertsmithError
+from bertsmith.errors import BertsmithError, TrainingError
 from bertsmith.files import bring_back, is_leftover
 from bertsmith.text.corpus import open_corpus
 from bertsmith.training.checkpoint import Kind, find_fault, newest_checkpoint
@@ -190,13 +191,13 @@ def outcome_of(run: Path) -> dict[str, Any]:
 
 def kills(straight: Straight, place: Path, number: int, draw: random.Random) -> dict[str, Tally]:
     """Half of them at every call of a save in turn, the others at random instants, in runs of a few kills each."""
-    boundaries = [Trouble("kill", draw.randint(1, 3), call + 1) for call in range(max(straight.calls.values()) + 2)]
+    boundaries = [Trouble("kill", draw.randint(1, 3), call + 1) for call in range(max(straight.calls.values()))]
     due: list[Trouble | None] = [trouble for trouble, _ in zip(cycle(boundaries), range(number // 2), strict=False)]
     due += [None] * (number - len(due))
     draw.shuffle(due)
     rows = {"at a write": Tally(), "at a random instant": Tally(), "runs left alone at last": Tally()}
     while due:
-        run = Run(straight, place)
+        run = Run(straight, place, place)
         killed = 0
         while due and killed < KILLS_IN_A_ROW:
             trouble = due[-1]
@@ -221,9 +222,10 @@ def kills(straight: Straight, place: Path, number: int, draw: random.Random) -> 
 class Run:
     """A run that something happens to, again and again, and what must be there after each time."""
 
-    def __init__(self, straight: Straight, place: Path) -> None:
+    def __init__(self, straight: Straight, place: Path, disk: Path) -> None:
         self.straight = straight
-        self.folder = place / "run"
+        self.place = place
+        self.folder = disk / "run"
         self.log = place / "log"
         self.last: str | None = None  # the last checkpoint that was finished
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -257,16 +259,18 @@ class Run:
 
     def newest(self, tally: Tally) -> str | None:
         """The newest whole checkpoint as the next run will see it; a damaged one of any kind is a failure."""
-        seen = self.folder.with_name("seen")
+        seen = self.place / "seen"
         shutil.rmtree(seen, ignore_errors=True)
         if not (self.folder / "checkpoints").is_dir():
             return None
-        shutil.copytree(self.folder / "checkpoints", seen, copy_function=os.link)
+        shutil.copytree(self.folder / "checkpoints", seen)
         bring_back(seen)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            found = [newest_checkpoint(seen, kind) for kind in KINDS]
-        tally.check(not said, f"{self.where}: {[str(warning.message) for warning in said]}")
+        found: list[Path | None] = [None]
+        try:
+            with warnings.catch_warnings(action="error"):
+                found = [newest_checkpoint(seen, kind) for kind in KINDS]
+        except (RuntimeWarning, TrainingError) as error:
+            tally.check(False, f"{self.where}: {error}")
         for path in found:
             if path is not None:
                 tally.check(hashes(path) == self.straight.files[path.name], f"{self.where}: other bits in {path.name}")
@@ -293,35 +297,42 @@ def refusals(straight: Straight, place: Path, number: int, draw: random.Random) 
     for turn in range(number):
         save = draw.randint(2, len(straight.calls) - 2)
         name = list(rows)[turn % 3 if with_mounts else 0]
-        trouble = Trouble("refuse", save, 1 + turn % calls, draw.choice(REFUSALS))
-        where, mount = place, []
-        if name == "the disk fills up":
-            trouble = Trouble("fill", save, draw.randrange(largest))
-            where = place / "disk"
-            where.mkdir()
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS_MIB}m", "tmpfs", where], check=True)
-            mount = [where]
-        elif name == "it becomes read-only":
-            trouble = Trouble("read-only", save)
-            mount = [place / "run" / "checkpoints"]
-        run, tally = Run(straight, where), rows[name]
-        try:
+        tally = rows[name]
+        trouble = {
+            "a call is refused": Trouble("refuse", save, 1 + turn // (3 if with_mounts else 1) % calls),
+            "the disk fills up": Trouble("fill", save, draw.randrange(largest)),
+            "it becomes read-only": Trouble("read-only", save),
+        }[name]
+        trouble = replace(trouble, code=draw.choice(REFUSALS))
+        with mounted(place / "disk") if trouble.kind == "fill" else nullcontext(place) as where:
+            run = Run(straight, place, where)
             ended = run.go(trouble, None, tally)
-            is_whole = trouble.kind == "read-only" or trouble.code == 30
-            left = [path.name for path in (run.folder / "checkpoints").iterdir() if is_leftover(path.name)]
-            tally.check(is_whole or not left, f"{run.where}, {trouble}: left {left}")
-            tally.check(ended.code == 2 or not ended.of("trouble"), f"{run.where}, {trouble}: code {ended.code}")
-            tally.done += len(ended.of("trouble"))
+            hit = ended.of("trouble")
+            if trouble.kind == "read-only" and hit:
+                subprocess.run(["umount", run.folder / "checkpoints"], check=True)
             (where / "filler").unlink(missing_ok=True)
-            if trouble.kind == "read-only":
-                subprocess.run(["umount", *mount], check=True)
-                mount = []
+            left = [path.name for path in (run.folder / "checkpoints").iterdir() if is_leftover(path.name)]
+            if trouble.kind != "refuse" or trouble.code != errno.EROFS:  # what cannot be removed stays
+                tally.check(not left, f"{run.where}, {trouble}: left {left}")
+            tally.check(ended.code == (2 if hit else 0), f"{run.where}, {trouble}: code {ended.code}")
+            tally.done += len(hit)
+            for note in hit:
+                tally.count(note["call"] if trouble.kind == "refuse" else trouble.kind)
             run.finish(tally)
-        finally:
-            for folder in mount:
-                subprocess.run(["umount", folder], check=True)
-                folder.rmdir()
+            tally.check(not any(map(is_leftover, os.listdir(run.folder / "checkpoints"))), f"{run.where}: leftovers")
     return {f"disk, {straight.verb}: {name}": tally for name, tally in rows.items() if tally.done}
+
+
+@contextmanager
+def mounted(place: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS_MIB}m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+        place.rmdir()
 
 
 def largest_checkpoint(run: Path) -> list[Path]:

@@ -89,28 +89,24 @@ def build_corpus(
     place = Path(out)
     _check_options(place, heldout_share, shard_bytes, num_workers, overwrite)
     loaded = load_tokenizer(tokenizer)
+    scratch = place.absolute().parent / f".{place.name}.building"
     load_segmenter(word_segmenter)  # before anything is read: it may not be installed
-    workshop = Workshop(
-        place.absolute().parent / f".{place.name}.building", loaded.fingerprint, language, word_segmenter
-    )
-    documents = (
-        document.text
-        for document in iter_documents(sources, text_column=text_column, document_separator=document_separator)
-    )
-    shards = _cut(_sides(documents, heldout_share), shard_bytes)
+    workshop = Workshop(scratch, loaded.fingerprint, language, word_segmenter)
+    documents = iter_documents(sources, text_column=text_column, document_separator=document_separator)
+    shards = _cut(_sides((document.text for document in documents), heldout_share), shard_bytes)
     try:
         loaded.save(workshop.tokenizer_folder)
         records: dict[Split, list[ShardRecord]] = {"train": [], "heldout": []}
         counts = {split: np.zeros(loaded.vocab_size, dtype=np.int64) for split in records}
         for split, record in _build_all(shards, workshop, loaded, shard_bytes, num_workers or os.cpu_count() or 1):
             records[split].append(record)
-            tokens = np.load(workshop.folder / split / record.name / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            tokens = np.load(scratch / split / record.name / "tokens.npy", mmap_mode="r", allow_pickle=False)
             counts[split] += np.bincount(tokens, minlength=loaded.vocab_size)
             if progress is not None:
                 progress(_progress([*records["train"], *records["heldout"]]))
         splits: dict[str, SplitRecord] = {split: _split_record(records[split], counts[split]) for split in records}
         if not splits["train"].num_tokens:
-            shutil.rmtree(workshop.folder)
+            shutil.rmtree(scratch)
             raise CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from")
         manifest = Manifest(
             STORE_VERSION,
@@ -125,8 +121,8 @@ def build_corpus(
         )
         _move_into_place(workshop, manifest, place, overwrite)
     except BaseException:
-        if not any(workshop.folder.glob("*/*/shard.json")):
-            shutil.rmtree(workshop.folder, ignore_errors=True)
+        if not any(scratch.glob("*/*/shard.json")):
+            shutil.rmtree(scratch, ignore_errors=True)
         raise
     return manifest
 
