@@ -17,17 +17,15 @@ damage  one bit flipped, or the end cut off, at random, in each file of checkpoi
 disk    a disk that fills up while a checkpoint is written (a tmpfs), a folder that becomes read-only (a bind mount;
         both need the rights of root, and are left out without them), and each call of a save in turn refused with "no
         space", "read-only", "quota" or "input/output error" (by a hook in the child). The command has to end with
-        exit code 2, the last checkpoint to be whole, nothing half-written to be left, and the run to end right once
-        the disk is well again.
+        exit code 2 (but if all that was refused is the removal of an older checkpoint), the last checkpoint to be
+        whole, nothing half-written to be left, and the run to end right once the disk is well again.
 
 Figures add up over calls with the same --out (`kill_campaign.json`, `.md`). Exit code 1: something failed.
 """
 
 import argparse
 import errno
-import json
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -37,13 +35,14 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 from campaign_child import REFUSALS, Attempt, Trouble, attempt, hashes, preload
+from campaign_tally import Tally, report
 
 from bertsmith.errors import BertsmithError, TrainingError
 from bertsmith.files import bring_back, is_leftover
@@ -55,25 +54,6 @@ WORDS = "the a of and to in it is was he she old king cat river house city blue 
 KILLS_IN_A_ROW = 8
 TMPFS_MIB = 64
 KINDS: tuple[Kind, ...] = ("step", "best", "stable")
-
-
-@dataclass
-class Tally:
-    """What was done and what of it failed, a row of the table."""
-
-    done: int = 0
-    failures: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def check(self, is_right: bool, what: str) -> None:
-        """Note a failure."""
-        if not is_right:
-            self.failures.append(what)
-            print(f"FAILED: {what}", flush=True)
-
-    def count(self, name: str) -> None:
-        """One more of these."""
-        self.counts[name] = self.counts.get(name, 0) + 1
 
 
 @dataclass(frozen=True)
@@ -96,7 +76,12 @@ def main() -> int:
     parser.add_argument("--verbs", nargs="+", default=["pretrain", "finetune"], choices=("pretrain", "finetune"))
     parser.add_argument("--kills", type=int, default=200, help="over all verbs")
     parser.add_argument("--damages", type=int, default=1000)
-    parser.add_argument("--refusals", type=int, default=80, help="over all verbs, a third of each kind with mounts")
+    parser.add_argument(
+        "--refusals",
+        type=int,
+        default=80,
+        help="over all verbs; of single calls, where mounts can be made half of them",
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     out: Path = arguments.out.absolute()
@@ -111,13 +96,14 @@ def main() -> int:
             draw = random.Random(f"{verb} {arguments.seed}")
             straight = observed(verb, command, place, out / "straight" / verb)
             if "kills" in arguments.only:
-                rows |= kills(straight, place, arguments.kills // len(commands), draw)
+                rows |= kills(straight, place, arguments.kills // len(commands), arguments.seed, draw)
             if "disk" in arguments.only:
                 rows |= refusals(straight, place, arguments.refusals // len(commands), draw)
             shutil.rmtree(place)
     if "damage" in arguments.only:
         rows |= damages(out, arguments.damages, random.Random(f"damage {arguments.seed}"))
-    return report(out, arguments, rows)
+    what = {name: getattr(arguments, name) for name in ("only", "verbs", "kills", "damages", "refusals", "seed")}
+    return report(out, what, rows)
 
 
 # What the runs are
@@ -189,10 +175,14 @@ def outcome_of(run: Path) -> dict[str, Any]:
 # Kills
 
 
-def kills(straight: Straight, place: Path, number: int, draw: random.Random) -> dict[str, Tally]:
-    """Half of them at every call of a save in turn, the others at random instants, in runs of a few kills each."""
-    boundaries = [Trouble("kill", draw.randint(1, 3), call + 1) for call in range(max(straight.calls.values()))]
-    due: list[Trouble | None] = [trouble for trouble, _ in zip(cycle(boundaries), range(number // 2), strict=False)]
+def kills(straight: Straight, place: Path, number: int, seed: int, draw: random.Random) -> dict[str, Tally]:
+    """Half of them at every call of a save in turn, the others at random instants, in runs of a few kills each.
+
+    The next seed goes on with the call behind the last of this one.
+    """
+    num_calls = max(straight.calls.values())
+    calls = range(seed * (number // 2), (seed + 1) * (number // 2))
+    due: list[Trouble | None] = [Trouble("kill", draw.randint(1, 3), 1 + call % num_calls) for call in calls]
     due += [None] * (number - len(due))
     draw.shuffle(due)
     rows = {"at a write": Tally(), "at a random instant": Tally(), "runs left alone at last": Tally()}
@@ -213,9 +203,11 @@ def kills(straight: Straight, place: Path, number: int, draw: random.Random) -> 
             rows[name].done += 1
             for note in ended.of("trouble"):
                 rows[name].count(note["call"])
+                rows[name].places.append(f"{trouble.number if trouble else 0} of {num_calls}")
             due.pop()
             killed += 1
         run.finish(rows["runs left alone at last"])
+        rows["runs left alone at last"].done += 1
     return {f"kills, {straight.verb}: {name}": tally for name, tally in rows.items()}
 
 
@@ -279,7 +271,6 @@ class Run:
     def finish(self, tally: Tally) -> None:
         """Leave it alone until its end."""
         ended = self.go(None, None, tally)
-        tally.done += 1
         tally.check(ended.code == 0, f"{self.where}: ended with {ended.code}; see {self.log}")
         if ended.code == 0:
             tally.check(outcome_of(self.folder) == self.straight.outcome, f"{self.where}: another outcome")
@@ -292,14 +283,15 @@ def refusals(straight: Straight, place: Path, number: int, draw: random.Random) 
     """One refusal a run, in a save that is not its first; then the disk is well again, and the run ends."""
     rows = {"a call is refused": Tally(), "the disk fills up": Tally(), "it becomes read-only": Tally()}
     largest = sum(file.stat().st_size for file in largest_checkpoint(place.parent / "straight" / straight.verb))
-    with_mounts = os.geteuid() == 0
-    calls = max(straight.calls.values())
-    for turn in range(number):
+    kinds = cycle((0, 1, 0, 2) if os.geteuid() == 0 else (0,))
+    num_calls = max(straight.calls.values())
+    calls = cycle(draw.sample(range(1, num_calls + 1), num_calls))
+    for _ in range(number):
         save = draw.randint(2, len(straight.calls) - 2)
-        name = list(rows)[turn % 3 if with_mounts else 0]
+        name = list(rows)[next(kinds)]
         tally = rows[name]
         trouble = {
-            "a call is refused": Trouble("refuse", save, 1 + turn // (3 if with_mounts else 1) % calls),
+            "a call is refused": Trouble("refuse", save, next(calls)),
             "the disk fills up": Trouble("fill", save, draw.randrange(largest)),
             "it becomes read-only": Trouble("read-only", save),
         }[name]
@@ -311,13 +303,16 @@ def refusals(straight: Straight, place: Path, number: int, draw: random.Random) 
             if trouble.kind == "read-only" and hit:
                 subprocess.run(["umount", run.folder / "checkpoints"], check=True)
             (where / "filler").unlink(missing_ok=True)
-            left = [path.name for path in (run.folder / "checkpoints").iterdir() if is_leftover(path.name)]
+            left = [path.name for path in (run.folder / "checkpoints").iterdir() if ".tmp-" in path.name]
+            # Else it was the removal of an older one that was refused, which is a warning.
+            is_cut = len(ended.of("saved")) < len(ended.of("begun"))
             if trouble.kind != "refuse" or trouble.code != errno.EROFS:  # what cannot be removed stays
                 tally.check(not left, f"{run.where}, {trouble}: left {left}")
-            tally.check(ended.code == (2 if hit else 0), f"{run.where}, {trouble}: code {ended.code}")
+            tally.check(ended.code == (2 if is_cut else 0), f"{run.where}, {trouble}: code {ended.code}")
             tally.done += len(hit)
-            for note in hit:
-                tally.count(note["call"] if trouble.kind == "refuse" else trouble.kind)
+            for note in hit if trouble.kind == "refuse" else ():
+                tally.count(note["call"])
+                tally.places.append(f"{trouble.number} of {num_calls}")
             run.finish(tally)
             tally.check(not any(map(is_leftover, os.listdir(run.folder / "checkpoints"))), f"{run.where}: leftovers")
     return {f"disk, {straight.verb}: {name}": tally for name, tally in rows.items() if tally.done}
@@ -390,40 +385,6 @@ def finds_store(folder: Path) -> bool:
     except BertsmithError:
         return True
     return False
-
-
-# The table
-
-
-def report(out: Path, arguments: argparse.Namespace, rows: dict[str, Tally]) -> int:
-    """Add this call to those before it; print and write the sums."""
-    path = out / "kill_campaign.json"
-    calls = json.loads(path.read_text()) if path.exists() else []
-    what = {name: getattr(arguments, name) for name in ("only", "verbs", "kills", "damages", "refusals", "seed")}
-    calls.append(
-        {
-            "arguments": what,
-            "rows": {name: vars(tally) for name, tally in rows.items()},
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "system": platform.platform(),
-        }
-    )
-    path.write_text(json.dumps(calls, indent=1) + "\n")
-    sums: dict[str, Tally] = {}
-    for name, row in ((name, row) for call in calls for name, row in call["rows"].items()):
-        total = sums.setdefault(name, Tally())
-        total.done += row["done"]
-        total.failures += row["failures"]
-        for count, times in row["counts"].items():
-            total.counts[count] = total.counts.get(count, 0) + times
-    lines = ["| what | times | failed | of them |", "|---|---:|---:|---|"]
-    for name, total in sorted(sums.items()):
-        parts = ", ".join(f"{times} {count}" for count, times in sorted(total.counts.items()))
-        lines.append(f"| {name} | {total.done} | {len(total.failures)} | {parts} |")
-    (out / "kill_campaign.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    return 1 if any(tally.failures for tally in rows.values()) else 0
 
 
 if __name__ == "__main__":

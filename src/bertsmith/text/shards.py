@@ -25,7 +25,7 @@ from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.text.words import Jieba, WordSegmenter, encode_words, load_segmenter
 
 _SENTENCES_A_CALL = 4096
-_CHARACTERS_A_CALL = 1 << 19
+_CHARACTERS_A_CALL = 1 << 18
 # Raised when `build_shard` makes other arrays of the same documents, so that a build that was interrupted before
 # does not go on with the old ones.
 _RULES_VERSION = 2
