@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from bertsmith import files
@@ -179,6 +179,60 @@ def test_a_process_that_was_killed_in_the_swap_loses_nothing(tmp_path: Path, ren
     files.bring_back(tmp_path)
     assert names(target) == {there}
     files.bring_back(tmp_path / "none")
+
+
+# The first argument is a folder; the process ends when it first forces something to the disk.
+KILLED_WRITING = """
+import os, sys
+from pathlib import Path
+from bertsmith import files
+os.fsync = lambda descriptor: os._exit(9)
+place = Path(sys.argv[1])
+if sys.argv[2] == "file":
+    files.atomic_write(place / "config.yaml", "x")
+with files.atomic_folder(place / "model") as folder:
+    (folder / "new").write_text("y")
+"""
+
+
+def test_what_killed_processes_left_is_known_and_cleared(tmp_path: Path) -> None:
+    for what in ("file", "folder"):
+        killed = subprocess.run([sys.executable, "-c", KILLED_WRITING, str(tmp_path), what], check=False)
+        assert killed.returncode == 9
+    assert len(names(tmp_path)) == 2 and all(map(files.is_leftover, names(tmp_path)))
+    kept = {"config.yaml", ".hidden", "a.tmp-b", ".git.tmp"}
+    for name in kept:
+        (tmp_path / name).touch()
+    assert not any(map(files.is_leftover, kept))
+    old = tmp_path / ".model.old-abc"
+    (old / "model").mkdir(parents=True)
+    files.clear_leftovers(tmp_path)
+    assert names(tmp_path) == {*kept, "model"}, "what had been moved aside is back"
+    files.clear_leftovers(tmp_path / "none")
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9), max_size=4), st.data())
+def test_every_change_in_a_sealed_file_is_found(
+    tmp_path_factory: pytest.TempPathFactory, value: dict[str, object], data: st.DataObject
+) -> None:
+    value.pop("sha256", None)
+    path = tmp_path_factory.getbasetemp() / "sealed.json"
+    try:
+        files.write_json(path, files.sealed(value))
+    except UnicodeEncodeError:
+        reject()  # a lone surrogate
+    whole = path.read_bytes()
+    assert files.is_unchanged(path, files.read_json(path))
+    rest = {name: item for name, item in files.read_json(path).items() if name != "sha256"}
+    assert rest == value
+    place = data.draw(st.integers(0, len(whole) - 1))
+    flipped = whole[:place] + bytes([whole[place] ^ (1 << data.draw(st.integers(0, 7)))]) + whole[place + 1 :]
+    path.write_bytes(data.draw(st.sampled_from((flipped, whole[:place]))))
+    try:
+        changed = files.read_json(path)
+    except InputError:
+        return
+    assert not isinstance(changed, dict) or not files.is_unchanged(path, changed)
 
 
 def test_no_space_inside_the_block_is_explained(tmp_path: Path) -> None:

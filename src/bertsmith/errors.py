@@ -15,7 +15,8 @@ Anything else that escapes is a fault of ours: exit code 1, with its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class BertsmithError(Exception):
@@ -63,6 +64,17 @@ class MissingExtraError(BertsmithError):
 
 class Interrupted(Exception):
     """The user pressed Ctrl-C; the run saved a checkpoint and can be resumed."""
+
+
+@contextmanager
+def collecting(bad: list[InputError] | None) -> Iterator[None]:
+    """Put an InputError of the block into `bad` and go on behind the block; None: let it pass."""
+    try:
+        yield
+    except InputError as error:
+        if bad is None:
+            raise
+        bad.append(error)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

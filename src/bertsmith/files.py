@@ -10,15 +10,17 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bertsmith.errors import InputError, StorageError
 
+_LEFTOVER = re.compile(r"\..+\.(tmp|old)-.+")
 _REFUSALS = {
     errno.ENOSPC: "no space left",
     errno.EDQUOT: "the disk quota is used up",
@@ -132,6 +134,19 @@ def bring_back(folder: Path) -> None:
             os.rename(old, folder / old.name)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether something of this name is what a process left that was killed in one of the writes above."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """`bring_back`, and remove what else killed processes left in `folder`; no other process may be writing there."""
+    bring_back(folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_leftover(path.name):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
@@ -154,7 +169,27 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people to read: indented, keys in the given order, characters as they are."""
-    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(path, _json_text(value))
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest that tells damage to itself: `value` and, under "sha256", the hash of what `write_json` makes of it.
+
+    >>> sealed({"step": 3})["sha256"][:8]
+    'ab19be9c'
+    """
+    return {**value, "sha256": hashlib.sha256(_json_text(value)).hexdigest()}
+
+
+def is_unchanged(path: Path, value: Mapping[str, Any]) -> bool:
+    """Whether a file that reads as `value` is, to the last byte, what `write_json` wrote of a `sealed` mapping."""
+    rest = {name: item for name, item in value.items() if name != "sha256"}
+    return path.read_bytes() == _json_text(sealed(rest))
+
+
+def _json_text(value: Any) -> bytes:
+    # What was read from a file of others may hold lone surrogates, which have no UTF-8.
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 def _nearest_folder(path: Path) -> Path:

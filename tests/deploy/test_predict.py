@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     AlbertConfig,
     AlbertForPreTraining,
@@ -22,7 +24,9 @@ from transformers import (
 )
 
 from bertsmith.deploy.predict import PretrainedPredictor, TaskPredictor, load
-from bertsmith.errors import InputError, ModelError, SettingsError
+from bertsmith.errors import InputError, ModelError, SettingsError, StepError
+from bertsmith.model.batch import PackedBatch
+from bertsmith.model.encoder import Encoder
 
 pytestmark = pytest.mark.conformance
 
@@ -110,6 +114,62 @@ def test_order_does_not_depend_on_how_rows_are_batched(classifier: Path, read_ah
     for text, answer in zip(TEXTS, together, strict=True):
         (alone,) = predictor.predict([text])
         assert answer["scores"] == pytest.approx(alone["scores"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["task", "masks", "pairs"])
+@pytest.mark.parametrize("room", [1, 2])
+def test_batches_that_do_not_fit_the_memory_are_cut(
+    classifier: Path, tiny_tokenizer: Path, tmp_path: Path, kind: str, room: int
+) -> None:
+    """No more than `room` sequences fit; which may not change an answer nor the order."""
+    where = classifier if kind == "task" else folder(tiny_tokenizer, tmp_path, BertForPreTraining)
+    rows: list[Any] = [f"{text} [MASK]" for text in TEXTS]
+    if kind == "pairs":
+        rows = [{"text": text, "pair": "a dog runs"} for text in TEXTS]
+    predictor = load(where, device="cpu")
+    whole = list(predictor.predict(rows))
+    sizes: list[int] = []
+
+    def short_of_memory(module: nn.Module, arguments: tuple[PackedBatch, ...]) -> None:
+        sizes.append(len(arguments[0].lengths))
+        if sizes[-1] > room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    encoder = next(part for part in predictor.model.modules() if isinstance(part, Encoder))
+    encoder.register_forward_pre_hook(short_of_memory)
+    cut = list(predictor.predict(rows))
+    assert max(sizes) == len(rows) and sum(size for size in sizes if size <= room) == len(rows)
+    assert list(map(numbers, cut)) == [pytest.approx(numbers(answer), abs=1e-5) for answer in whole]
+    assert list(map(words, cut)) == list(map(words, whole))
+
+
+def test_a_single_row_that_does_not_fit_is_an_error(classifier: Path) -> None:
+    predictor = load(classifier, device="cpu")
+
+    def fail(module: nn.Module, arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    encoder = next(part for part in predictor.model.modules() if isinstance(part, Encoder))
+    encoder.register_forward_pre_hook(fail)
+    with pytest.raises(StepError, match="memory ran out in a single example, of 3 tokens"):
+        list(predictor.predict(["red", "blue"]))
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Every value at the end of nested mappings and lists."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
+    else:
+        yield value
+
+
+def numbers(answer: Any) -> list[float]:
+    return [value for value in leaves(answer) if isinstance(value, float)]
+
+
+def words(answer: Any) -> list[str]:
+    return [value for value in leaves(answer) if isinstance(value, str)]
 
 
 def test_rows_stream(classifier: Path) -> None:

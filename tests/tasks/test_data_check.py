@@ -185,10 +185,10 @@ def test_faults_of_pairs(make_files: MakeFiles, tiny_tokenizer: Path) -> None:
     ]
 
 
-def test_what_cannot_be_read_any_further_is_one_of_the_bad_rows(make_files: MakeFiles) -> None:
+def test_a_line_that_cannot_be_read_is_one_of_the_bad_rows(make_files: MakeFiles) -> None:
     folder = make_files({"a.jsonl": '{"text": "x", "label": "a"}\n{"text": \n{"text": "y", "label": "b"}\n'})
     report = check_data("classification", CheckSettings(train=str(folder / "a.jsonl")))
-    assert report.splits["train"].rows == 1
+    assert report.splits["train"].rows == 2
     assert "a.jsonl:2" in report.findings[0].places[0]
 
 

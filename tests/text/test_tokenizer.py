@@ -202,6 +202,18 @@ def test_special_tokens_of_byte_level_folders_in_transformers(
     assert _post_processors(tmp_path / "again") == _post_processors(tmp_path), "and is added once"
 
 
+def test_a_template_that_uses_what_it_does_not_define_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """The library panics, with an exception that is none."""
+    whole = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
+    part = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    whole["post_processor"] = {"type": "TemplateProcessing", "single": [part, text], "pair": [part, text]}
+    whole["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(ModelError, match="cannot"):
+        load_tokenizer(tmp_path)
+
+
 def _post_processors(folder: Path) -> list[dict[str, Any]]:
     whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["post_processor"]
     parts: list[dict[str, Any]] = whole.get("processors", [whole])

@@ -71,7 +71,7 @@ def test_a_single_example_that_does_not_fit_is_an_error(toy: SimpleNamespace) ->
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     task.predict = fail
-    with pytest.raises(TrainingError, match=r"memory ran out while an example of \d tokens was evaluated"):
+    with pytest.raises(TrainingError, match=r"memory ran out in a single example, of \d tokens"):
         evaluate_task(toy.Model(), task, "dev", device=CPU)
 
 

@@ -1,7 +1,7 @@
 """The verb `predict`: a model folder to answers in the user's own text.
 
 Rows stream: a bounded number is read ahead, put into batches of similar length, and answered in
-the order in which they came.
+the order in which they came. A batch that does not fit the memory is cut, as in an evaluation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +26,7 @@ from bertsmith.tasks.rows import ListExamples
 from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, has_answers, load_task, model_folder
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision, ResolvedPrecision, autocast, resolve_device, resolve_precision
+from bertsmith.training.evaluate import answer_batch, within_memory
 from bertsmith.training.loader import evaluation_batches
 
 Value = str | Mapping[str, Any]
@@ -49,6 +50,7 @@ class Predictor(Protocol):
 
         Raises:
             InputError: a row the task cannot read; names its number, counted from 1.
+            StepError: memory ran out in a single row.
         """
 
 
@@ -128,8 +130,7 @@ class TaskPredictor:
         answers: dict[int, dict[str, Any]] = {}
         with torch.inference_mode(), autocast(self._device, self._precision):
             for places, batch in evaluation_batches(examples, self.task.collate):
-                on_device = batch.to(self._device)
-                decoded = self.task.decode(self.task.predict(self.model, on_device), on_device)
+                decoded = answer_batch(self.model, self.task, batch, self._device)
                 answers.update(zip(places, map(self.task.to_json, decoded), strict=True))
         return [answers[place] for place in range(len(answers))]
 
@@ -174,8 +175,9 @@ class PretrainedPredictor:
         for first_number, values in _chunks(rows, min(read_ahead, _PRETRAINED_ROWS)):
             texts = [self._read(value, f"row {number}") for number, value in enumerate(values, first_number)]
             with torch.inference_mode(), autocast(self._device, self._precision):
-                pairs = iter(self._judge([(text, pair) for text, pair in texts if pair is not None]))
-                masked = iter(self._fill([text for text, pair in texts if pair is None]))
+                paired = [(text, pair) for text, pair in texts if pair is not None]
+                pairs = iter(within_memory(self._judge, paired, lambda both: _characters(*both)))
+                masked = iter(within_memory(self._fill, [text for text, pair in texts if pair is None], _characters))
             yield from (next(masked if pair is None else pairs) for _, pair in texts)
 
     def _read(self, value: Value, where: str) -> tuple[str, str | None]:
@@ -198,6 +200,10 @@ class PretrainedPredictor:
         if not pairs:
             return []
         return [dict(answer) for answer in judge_pairs(self.model, self.tokenizer, pairs, self._question)]
+
+
+def _characters(*texts: str) -> str:
+    return f"{sum(map(len, texts)):,} characters"
 
 
 def _objective(folder: Path) -> object:

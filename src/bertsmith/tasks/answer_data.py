@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bertsmith.errors import InputError, SettingsError
-from bertsmith.tasks.rows import collecting, nothing_read
+from bertsmith.errors import InputError, SettingsError, collecting
+from bertsmith.tasks.rows import iter_records, nothing_read
 from bertsmith.text.labelled import Question, holds_rows, question_row, read_squad
-from bertsmith.text.sources import iter_rows
 from bertsmith.text.tokenizer import Encoding, Tokenizer
 from bertsmith.text.windows import Window, overlap, windows
 
@@ -117,7 +116,7 @@ def read_rows(
     questions: list[Question] = []
     with collecting(bad):
         if holds_rows(source):
-            for where, values in iter_rows(source):
+            for where, values in iter_records(source, bad=bad):
                 with collecting(bad):
                     questions.append(row_of(values, settings, where, labelled=True))
         else:

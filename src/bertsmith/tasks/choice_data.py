@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.errors import InputError
-from bertsmith.tasks.rows import collecting, detect_column, iter_records, nothing_read, value_of
+from bertsmith.errors import InputError, collecting
+from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, value_of
 
 TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
 """Names that are taken for the text when `text_column` is not given."""
@@ -80,7 +80,7 @@ def read_rows(
     """
     rows: list[ChoiceRow] = []
     with collecting(bad):
-        for where, values in iter_records(source, settings):
+        for where, values in iter_records(source, settings, bad):
             if not rows:
                 settings = _find_columns(settings, list(values), where)
             with collecting(bad):

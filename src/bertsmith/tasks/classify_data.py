@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bertsmith.errors import InputError, SettingsError, did_you_mean
-from bertsmith.tasks.rows import collecting, detect_column, iter_records, nothing_read, sorted_labels, value_of
+from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
+from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, sorted_labels, value_of
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
 """Names that are taken for the text when `text_column` is not given and only one of them is there."""
@@ -147,7 +147,7 @@ def read_rows(
     """
     rows: list[ClassificationRow] = []
     with collecting(bad):
-        for where, values in iter_records(source, settings):
+        for where, values in iter_records(source, settings, bad):
             if not rows:
                 settings = find_columns(settings, list(values), where)
             with collecting(bad):

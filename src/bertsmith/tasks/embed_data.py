@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bertsmith.errors import InputError, SettingsError
+from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.tasks.classify_data import PAIR_COLUMNS
-from bertsmith.tasks.rows import collecting, detect_column, iter_records, nothing_read, value_of
+from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, value_of
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
 _NEGATIVE_COLUMNS = ("negative", "hard_negative")
@@ -96,7 +96,7 @@ def read_rows(
     """
     rows: list[EmbeddingRow] = []
     with collecting(bad):
-        for where, values in iter_records(source, settings):
+        for where, values in iter_records(source, settings, bad):
             if not rows:
                 settings = _find_columns(settings, list(values), where)
             with collecting(bad):

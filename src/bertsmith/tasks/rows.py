@@ -3,16 +3,17 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from bertsmith.errors import InputError, SettingsError, did_you_mean
+from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.encoder import Encoder
 from bertsmith.text.sources import iter_rows
 
+LONGEST_TEXT = 1 << 22
+"""Characters. Tokenizing takes some hundred bytes for each of them, so far more memory than the text."""
 _MOST_TOKENS = 8192  # at once, as in the batches of an evaluation
 
 
@@ -79,21 +80,34 @@ class ListExamples(Generic[ExampleT]):
         return self.items[index].num_tokens
 
 
-def iter_records(source: str, settings: Tabular) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of any kind with their places, tables read as the settings say; labelled or not."""
-    names = tuple(name.strip() for name in settings.columns.split(",")) if settings.columns else None
-    return iter_rows(source, columns=names, delimiter=settings.delimiter, quoting=settings.quoting)
+def iter_records(
+    source: str, settings: Tabular | None = None, bad: list[InputError] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of any kind with their places, labelled or not.
 
+    Args:
+        settings: how tables are read; None: as usual.
+        bad: gets what is wrong with rows that cannot be read, which are passed over; None: the first is an error.
 
-@contextmanager
-def collecting(bad: list[InputError] | None) -> Iterator[None]:
-    """Put an InputError of the block into `bad` and go on behind the block; None: let it pass."""
-    try:
-        yield
-    except InputError as error:
-        if bad is None:
-            raise
-        bad.append(error)
+    Raises:
+        InputError: as `iter_rows`, and for a text that is too long to be tokenized in a memory of usual size.
+    """
+    names = settings.columns if settings else None
+    columns = tuple(name.strip() for name in names.split(",")) if names else None
+    how = (settings.delimiter, settings.quoting) if settings else (None, None)
+    for where, row in iter_rows(source, columns=columns, delimiter=how[0], quoting=how[1], bad=bad):
+        is_read = False
+        with collecting(bad):
+            for column, value in row.items():
+                if isinstance(value, str) and len(value) > LONGEST_TEXT:
+                    raise InputError(
+                        f"a text of {len(value):,} characters; a row may have {LONGEST_TEXT:,}. Is the end of the row "
+                        "missing? Else cut the text.",
+                        f"{where}, {column}",
+                    )
+            is_read = True
+        if is_read:
+            yield where, row
 
 
 def nothing_read(source: str, what: str, bad: Sequence[InputError] | None) -> InputError:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bertsmith import __version__
 from bertsmith.errors import ModelError, SettingsError, did_you_mean
-from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
+from bertsmith.files import atomic_folder, atomic_write, is_leftover, read_json, write_json
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import FAMILIES, family
@@ -176,7 +176,7 @@ def claim_run_folder(out: Path, *, resume: bool, overwrite: bool, sources: Itera
     """
     if out.is_file():
         raise SettingsError(f"{out} is a file; a run needs a folder.")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or all(is_leftover(path.name) for path in out.iterdir()):
         return
     if not _is_run(out):
         raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
@@ -194,7 +194,7 @@ def _check_kept(out: Path, sources: Iterable[str | Path | None]) -> None:
 
 def _is_run(out: Path) -> bool:
     """Many a folder has a config.yaml; that of a run has more, unless the run failed before its first step."""
-    names = {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir() if not is_leftover(path.name)}
     if names == {"config.yaml"}:
         return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
     has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL)) for name in names)

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bertsmith.errors import InputError, SettingsError
+from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, read_spans, to_iob2
-from bertsmith.tasks.rows import collecting, detect_column, nothing_read, sorted_labels
+from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, sorted_labels
 from bertsmith.text.labelled import TaggedSentence, holds_rows, read_columns, string_list
-from bertsmith.text.sources import iter_rows
 
 WORD_COLUMNS = ("words", "tokens")
 """Names that are taken for the words, in rows, when `token_column` is not given."""
@@ -103,7 +102,7 @@ def _read_fields(
     source: str, settings: TaggingSettings, sentences: list[TaggedSentence], bad: list[InputError] | None
 ) -> TaggingSettings:
     """Add the sentences of rows with a list of words and a list of tags."""
-    for where, values in iter_rows(source):
+    for where, values in iter_records(source, bad=bad):
         if not sentences:
             settings = _find_fields(settings, list(values), where)
         with collecting(bad):

@@ -4,7 +4,7 @@ Where sentences and documents begin is read whole when a store is opened, 8 byte
 looked up there: memory and time to open grow with their number, not with the tokens.
 
     STORE/
-      manifest.json            versions, counts, sizes and SHA-256 of every file
+      manifest.json            versions, counts, sizes and SHA-256 of every file, itself included
       tokenizer/               the tokenizer that made it (a Hugging Face folder)
       train/00000/             one folder a shard; documents never cross shards
         tokens.npy             uint16 or uint32 [T], by the size of the vocabulary
@@ -20,14 +20,14 @@ import bisect
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
 import numpy as np
 
 from bertsmith.errors import BertsmithError, CorpusError, InputError, SettingsError, did_you_mean
-from bertsmith.files import read_json, sha256
+from bertsmith.files import is_unchanged, read_json, sha256
 from bertsmith.settings import from_mapping
 from bertsmith.text.tokenizer import load_tokenizer
 
@@ -77,11 +77,13 @@ class Manifest:
     heldout_share: float
     splits: Mapping[str, SplitRecord]
     word_segmenter: str = "none"  # its name and version
+    tokenizer_sha256: Mapping[str, str] = field(default_factory=dict)  # of each file in tokenizer/; for `verify`
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the manifest: of all shards' hashes, the tokenizer and the options."""
         content = asdict(self)
+        del content["tokenizer_sha256"]  # the tokenizer's own fingerprint says what it does, whatever its files
         if self.word_segmenter == "none":
             del content["word_segmenter"]  # stores from before there was a choice keep their fingerprint
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -219,6 +221,8 @@ def open_corpus(folder: str | Path, split: Split = "train", *, verify: bool = Fa
             raise CorpusError(f"{place}: its tokenizer cannot be loaded: {error}") from error
         if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
             raise CorpusError(f"{place / 'tokenizer'} is not the tokenizer this store was made with. Build it again.")
+        for name, digest in manifest.tokenizer_sha256.items():
+            _check_hash(place / "tokenizer" / name, digest)
     return Corpus(place, manifest, split)
 
 
@@ -239,10 +243,13 @@ def read_manifest(folder: Path) -> Manifest:
     if version != STORE_VERSION:
         raise CorpusError(f"{path}: store version {version}, this program reads {STORE_VERSION}. Build it again.")
     try:
-        manifest = from_mapping(Manifest, value, str(path))
+        manifest = from_mapping(Manifest, {name: value[name] for name in value if name != "sha256"}, str(path))
         _check_manifest(manifest, str(path))
     except SettingsError as error:
         raise CorpusError(f"{error} So it is not a manifest of a corpus. Build it again.") from error
+    # Stores of earlier versions have no hash of the manifest; a key that damage made of it is an unknown one.
+    if "sha256" in value and not is_unchanged(path, value):
+        raise CorpusError(f"{path} has changed: its SHA-256 is not its own. Build the store again.")
     return manifest
 
 
@@ -252,6 +259,8 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
         raise SettingsError(f"{where}, dtype: {manifest.dtype!r} is none of {', '.join(_TOKEN_DTYPES)}.")
     if set(manifest.splits) != set(get_args(Split)):
         raise SettingsError(f"{where}, splits: {', '.join(manifest.splits)} instead of {', '.join(get_args(Split))}.")
+    if any(Path(name).name != name for name in manifest.tokenizer_sha256):
+        raise SettingsError(f"{where}, tokenizer_sha256: names of files in the folder tokenizer are wanted.")
     for split, record in manifest.splits.items():
         for shard in record.shards:
             place = f"{where}, {split}, {shard.name}"
@@ -269,7 +278,12 @@ def _check_file(path: Path, size: int, digest: str, verify: bool) -> None:
     found = path.stat().st_size
     if found != size:
         raise CorpusError(f"{path} has {found} bytes, the manifest says {size}: damaged. Build the store again.")
-    if verify and sha256(path) != digest:
+    if verify:
+        _check_hash(path, digest)
+
+
+def _check_hash(path: Path, digest: str) -> None:
+    if not path.is_file() or sha256(path) != digest:
         raise CorpusError(f"{path} has changed: its SHA-256 is not the manifest's. Build the store again.")
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from bertsmith.errors import CorpusError, SettingsError
-from bertsmith.files import atomic_folder, write_json
+from bertsmith.files import atomic_folder, sealed, sha256, write_json
 from bertsmith.text.corpus import STORE_VERSION, Manifest, ShardRecord, Split, SplitRecord
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
 from bertsmith.text.sources import DocumentSeparator, iter_documents
@@ -92,11 +92,8 @@ def build_corpus(
     scratch = place.absolute().parent / f".{place.name}.building"
     load_segmenter(word_segmenter)  # before anything is read: it may not be installed
     workshop = Workshop(scratch, loaded.fingerprint, language, word_segmenter)
-    documents = (
-        document.text
-        for document in iter_documents(sources, text_column=text_column, document_separator=document_separator)
-    )
-    shards = _cut(_sides(documents, heldout_share), shard_bytes)
+    documents = iter_documents(sources, text_column=text_column, document_separator=document_separator)
+    shards = _cut(_sides((document.text for document in documents), heldout_share), shard_bytes)
     try:
         loaded.save(workshop.tokenizer_folder)
         records: dict[Split, list[ShardRecord]] = {"train": [], "heldout": []}
@@ -120,6 +117,7 @@ def build_corpus(
             heldout_share,
             splits,
             workshop.segmenter_name,
+            {file.name: sha256(file) for file in sorted(workshop.tokenizer_folder.iterdir())},
         )
         _move_into_place(workshop, manifest, place, overwrite)
     except BaseException:
@@ -267,7 +265,7 @@ def _move_into_place(workshop: Workshop, manifest: Manifest, place: Path, overwr
             for shard in record.shards:
                 _link_files(workshop.folder / split / shard.name, folder / split / shard.name)
                 (folder / split / shard.name / "shard.json").unlink()
-        write_json(folder / "manifest.json", asdict(manifest))
+        write_json(folder / "manifest.json", sealed(asdict(manifest)))
     shutil.rmtree(workshop.folder, ignore_errors=True)
 
 

@@ -17,11 +17,13 @@ from typing import Self
 
 import pyarrow
 
-from bertsmith.errors import InputError, StorageError, did_you_mean
+from bertsmith.errors import InputError, StorageError, collecting, did_you_mean
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 
 _PART_BYTES = 1 << 20
+# Of a document of the greatest length, if all of its characters have four bytes.
+_LINE_LIMIT = 1 << 30
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -39,32 +41,30 @@ class TextReader(Iterator[str]):
     A line ends at "\n", or "\r\n", which is read as "\n", and at nothing else: U+0085 and U+2028 stay
     inside their line. A byte order mark at the start of the file is dropped.
 
+    Args:
+        bad: gets what is wrong with lines that cannot be read, which are passed over; None: the first is an error.
+
     Raises:
-        InputError: bytes that are not UTF-8, or damaged compressed data; names line and byte.
+        InputError: bytes that are not UTF-8, a line without an end, or damaged compressed data; names line and byte.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bad: list[InputError] | None = None) -> None:
         self.path = path
+        self._bad = bad
         self.line_number = 0  # of the line read last, counted from 1
         self._offset_bytes = 0
         self._stream = open_bytes(path)
 
     def __next__(self) -> str:
-        try:
-            line = self._stream.readline()
-        except _DAMAGED as error:
-            raise _unreadable(self.path, error) from None
-        if not line:
-            raise StopIteration
-        self.line_number += 1
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self._not_utf8(line, error.start) from None
-        if not self._offset_bytes:
-            text = text.removeprefix("\ufeff")
-        self._offset_bytes += len(line)
-        return text[:-2] + "\n" if text.endswith("\r\n") else text
+        while line := self._read(_LINE_LIMIT + 1):
+            self.line_number += 1
+            begin_bytes, self._offset_bytes = self._offset_bytes, self._offset_bytes + len(line)
+            text: str | None = None
+            with collecting(self._bad):
+                text = self._decoded(line, begin_bytes)
+            if text is not None:
+                return text[:-2] + "\n" if text.endswith("\r\n") else text
+        raise StopIteration
 
     def read(self) -> str:
         """All that has not been read yet."""
@@ -82,22 +82,43 @@ class TextReader(Iterator[str]):
     ) -> None:
         self.close()
 
-    def _not_utf8(self, line: bytes, start: int) -> InputError:
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._stream.readline(size)
+        except _DAMAGED as error:
+            raise _unreadable(self.path, error) from None
+
+    def _decoded(self, line: bytes, begin_bytes: int) -> str:
+        if len(line) > _LINE_LIMIT:
+            while line and not line.endswith(b"\n"):
+                line = self._read(_PART_BYTES)
+                self._offset_bytes += len(line)
+            raise InputError(
+                f"a line of more than {_LINE_LIMIT:,} bytes. Is this text? If it is, break it into lines.",
+                f"{self.path}:{self.line_number}",
+            )
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(line, begin_bytes, error.start) from None
+        return text if begin_bytes else text.removeprefix("\ufeff")
+
+    def _not_utf8(self, line: bytes, begin_bytes: int, start: int) -> InputError:
         unpacked = " (unpacked)" if self.path.suffix.lower() in COMPRESSIONS else ""
         return InputError(
-            f"byte 0x{line[start]:02x} at offset {self._offset_bytes + start}{unpacked} is not UTF-8. Convert the "
+            f"byte 0x{line[start]:02x} at offset {begin_bytes + start}{unpacked} is not UTF-8. Convert the "
             f"file, for example: iconv -f {_likely_encoding(line)} -t UTF-8 {self.path.name} > new-{self.path.name}",
             f"{self.path}:{self.line_number}",
         )
 
 
-def open_text(path: str | Path) -> TextReader:
+def open_text(path: str | Path, bad: list[InputError] | None = None) -> TextReader:
     """Open a UTF-8 file for reading, plain or .gz, .xz or .zst; see `TextReader`.
 
     Raises:
         InputError: no such file (names the nearest one beside it), or one that may not be read.
     """
-    return TextReader(Path(path))
+    return TextReader(Path(path), bad)
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:

@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.text.words import Jieba, WordSegmenter, encode_words, load_segmenter
 
 _SENTENCES_A_CALL = 4096
+_CHARACTERS_A_CALL = 1 << 18
 # Raised when `build_shard` makes other arrays of the same documents, so that a build that was interrupted before
 # does not go on with the old ones.
 _RULES_VERSION = 2
@@ -60,20 +61,34 @@ def build_shard(
         found = _sentences(document, language, tokenizer.space_before_words)
         sentences += found
         counts.append(len(found))
-    calls = [
-        encode_words(tokenizer, sentences[begin : begin + _SENTENCES_A_CALL], segmenter)
-        for begin in range(0, len(sentences), _SENTENCES_A_CALL)
-    ]
+    dtype = token_dtype(tokenizer.vocab_size)
+    calls = []
+    for some in _calls(sentences):
+        call = encode_words(tokenizer, some, segmenter)
+        calls.append(replace(call, ids=call.ids.astype(dtype)))
     empty = np.zeros(0, dtype=np.int64)
     lengths = np.concatenate([empty, *(call.lengths for call in calls)])
     document_of = np.repeat(np.arange(len(documents)), np.array(counts, dtype=np.int64))[lengths > 0]
     sizes = np.bincount(document_of, minlength=len(documents))
     return ShardArrays(
-        tokens=np.concatenate([empty, *(call.ids for call in calls)]).astype(token_dtype(tokenizer.vocab_size)),
-        word_starts=np.concatenate([empty, *(call.word_starts for call in calls)]).astype(bool),
+        tokens=np.concatenate([empty.astype(dtype), *(call.ids for call in calls)]),
+        word_starts=np.concatenate([empty.astype(bool), *(call.word_starts for call in calls)]),
         sentences=_offsets(lengths[lengths > 0]),
         documents=_offsets(sizes[sizes > 0]),
     )
+
+
+def _calls(sentences: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Runs of sentences for the tokenizer. Text without an end of a sentence comes in pieces of thousands of
+    characters, and the tokenizer takes some hundred bytes a token for what it gives back."""
+    begin = num_characters = 0
+    for end, sentence in enumerate(sentences):
+        if end - begin == _SENTENCES_A_CALL or num_characters > _CHARACTERS_A_CALL:
+            yield sentences[begin:end]
+            begin, num_characters = end, 0
+        num_characters += len(sentence)
+    if begin < len(sentences):
+        yield sentences[begin:]
 
 
 def _sentences(document: str, language: str, space_before_words: bool) -> list[str]:

@@ -24,7 +24,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from bertsmith.errors import InputError, SettingsError, did_you_mean
+from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.text.python_docs import iter_docstrings
 from bertsmith.text.reading import TextReader, find_files, open_seekable, open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
@@ -106,6 +106,7 @@ def iter_rows(
     columns: Sequence[str] | None = None,
     delimiter: str | None = None,
     quoting: bool | None = None,
+    bad: list[InputError] | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Stream rows with their place: ("file:line", {column: value}).
 
@@ -119,6 +120,7 @@ def iter_rows(
         quoting: whether a field may stand in quotes, with delimiters, line breaks and doubled quotes
             inside (RFC 4180). By default yes for .csv and no for .tsv, where quotes are text: that is
             how GLUE, CoLA and most published TSV files are written, with quotes that never close.
+        bad: gets what is wrong with lines that cannot be read, which are passed over; None: the first is an error.
 
     Raises:
         InputError: with file and line; a line that cannot be parsed, or has another number of fields
@@ -135,9 +137,9 @@ def iter_rows(
             raise InputError(f"there are no columns in plain text. {did_you_mean(suffix, _ROWS)}", path)
         elif suffix in _DELIMITERS:
             quoted = suffix == ".csv" if quoting is None else quoting
-            yield from _table_rows(path, columns, delimiter or _DELIMITERS[suffix], quoted)
+            yield from _table_rows(path, columns, delimiter or _DELIMITERS[suffix], quoted, bad)
         elif suffix in _JSON_LINES:
-            yield from _json_rows(path)
+            yield from _json_rows(path, bad)
         else:
             yield from _parquet_rows(path)
 
@@ -199,23 +201,27 @@ def _too_long(advice: str, where: str) -> InputError:
 
 
 def _table_rows(
-    path: str, columns: Sequence[str] | None, delimiter: str, quoting: bool
+    path: str, columns: Sequence[str] | None, delimiter: str, quoting: bool, bad: list[InputError] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open_text(path) as file:
-        records = _quoted_records(file, delimiter) if quoting else _plain_records(file, delimiter)
+    with open_text(path, bad) as file:
+        records = _quoted_records(file, delimiter, bad) if quoting else _plain_records(file, delimiter)
         names = list(columns) if columns is not None else None
+        num_bad = len(bad or ())
         for line_number, fields in records:
             where = f"{path}:{line_number}"
             if names is None:
+                if bad is not None and len(bad) > num_bad:
+                    raise bad.pop()  # it may have been the header
                 names = fields
                 repeated = sorted({name for name in names if name and names.count(name) > 1})
                 if repeated:
                     raise InputError(f"the header names {', '.join(repeated)} more than once.", where)
             elif len(fields) != len(names):
                 quotes = "" if quoting else " Quotes have no meaning here; if they should, set quoting."
-                raise InputError(
-                    f"{len(fields)} fields here, but {len(names)} columns: {', '.join(names)}.{quotes}", where
-                )
+                with collecting(bad):
+                    raise InputError(
+                        f"{len(fields)} fields here, but {len(names)} columns: {', '.join(names)}.{quotes}", where
+                    )
             else:
                 yield where, dict(zip(names, fields, strict=True))
 
@@ -226,46 +232,61 @@ def _plain_records(file: TextReader, delimiter: str) -> Iterator[tuple[int, list
             yield file.line_number, line.removesuffix("\n").split(delimiter)
 
 
-def _quoted_records(file: TextReader, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _quoted_records(file: TextReader, delimiter: str, bad: list[InputError] | None) -> Iterator[tuple[int, list[str]]]:
     """Records with the number of their first line; quoted fields may run over several."""
     csv.field_size_limit(_FIELD_LIMIT)  # Python's own limit, 128 KiB, is less than a long document.
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    numbers: list[int] = []  # of the record's lines
+
+    def numbered() -> Iterator[str]:
+        for line in file:
+            numbers.append(file.line_number)
+            yield line
+
+    reader = csv.reader(numbered(), delimiter=delimiter, strict=True)
     while True:
-        first_line = file.line_number + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(
-                f"the record that begins here cannot be read: {error}. A quote inside a field must be doubled, and "
-                "the field quoted; a table without quoting is named .tsv, or read with quoting off.",
-                f"{file.path}:{first_line}",
-            ) from None
+        numbers.clear()
+        fields: list[str] = []
+        with collecting(bad):
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(
+                    f"the record that begins here cannot be read: {error}. A quote inside a field must be doubled, and "
+                    "the field quoted; a table without quoting is named .tsv, or read with quoting off.",
+                    f"{file.path}:{numbers[0]}",
+                ) from None
         if fields:
-            yield first_line, fields
+            yield numbers[0], fields
 
 
-def _json_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open_text(path) as file:
+def _json_rows(path: str, bad: list[InputError] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_text(path, bad) as file:
         for line in file:
             if line.isspace():
                 continue
             where = f"{path}:{file.line_number}"
-            try:
-                row = json.loads(line.removesuffix("\n"))
-            except RecursionError:
-                raise InputError("the JSON is nested too deeply.", where) from None
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"not JSON: {error.msg} at column {error.colno}; an object a line wanted.", where
-                ) from None
-            except ValueError as error:
-                raise InputError(f"not JSON: {error}", where) from None
-            if not isinstance(row, dict):
-                raise InputError(f"an object in braces wanted on each line, {type(row).__name__} found.", where)
-            # Only an escape can have made a lone surrogate.
-            yield where, _clean(row) if "\\ud" in line.lower() else row
+            row: dict[str, Any] | None = None
+            with collecting(bad):
+                row = _json_object(line, where)
+            if row is not None:
+                # Only an escape can have made a lone surrogate.
+                yield where, _clean(row) if "\\ud" in line.lower() else row
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.removesuffix("\n"))
+    except RecursionError:
+        raise InputError("the JSON is nested too deeply.", where) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg} at column {error.colno}; an object a line wanted.", where) from None
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}", where) from None
+    if not isinstance(row, dict):
+        raise InputError(f"an object in braces wanted on each line, {type(row).__name__} found.", where)
+    return row
 
 
 def _clean(value: Any) -> Any:

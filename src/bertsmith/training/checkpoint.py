@@ -5,7 +5,7 @@
         optimizer.safetensors   NAME_OF_PARAMETER|NAME_OF_STATE
         average.safetensors     the moving average of every parameter, in a run that has one
         state.json              where the run is
-        manifest.json           size and SHA-256 of the others; written last
+        manifest.json           size and SHA-256 of the others, and of itself; written last
 
 No pickle is written or read. `best-STEP` folders hold the weights that were evaluated, which are the average if
 there is one, and no optimizer. `stable-STEP` is a whole checkpoint, of the moment before the rate of schedule wsd began
@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bertsmith.errors import InputError, StorageError, TrainingError
-from bertsmith.files import atomic_folder, ensure_free, read_json, sha256, write_json
+from bertsmith.files import atomic_folder, ensure_free, is_unchanged, read_json, sealed, sha256, write_json
 
 Kind = Literal["step", "best", "stable"]
 
 _FORMAT = 1
+_KEYS = {"format", "step", "files", "sha256"}
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _STALE = re.compile(r"\.(step|best|stable)-\d+\.(tmp|old)-.*")
 
@@ -68,7 +69,7 @@ def save_checkpoint(
             _save_tensors(group, temporary / name)
         write_json(temporary / "state.json", dict(state))
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in temporary.iterdir()}
-        write_json(temporary / "manifest.json", {"format": _FORMAT, "step": step, "files": files})
+        write_json(temporary / "manifest.json", sealed({"format": _FORMAT, "step": step, "files": files}))
         # Before it takes its name: the one that it replaces may be the last that is whole.
         if fault := find_fault(temporary):
             raise StorageError(f"{path} does not read back as it was written: {fault}. The disk may be failing.")
@@ -124,6 +125,9 @@ def find_fault(path: Path) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
             if sha256(file) != expected["sha256"]:
                 return f"{name} was changed after it was written (SHA-256)"
+        # Checkpoints of earlier versions have no hash of the manifest; a damaged key is one that nobody writes.
+        if manifest.keys() - _KEYS or ("sha256" in manifest and not is_unchanged(path / "manifest.json", manifest)):
+            return "manifest.json was changed after it was written"
     except (InputError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json cannot be read ({error})"
     return None

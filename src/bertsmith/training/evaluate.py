@@ -1,6 +1,6 @@
 """A task's answers and scores over a whole split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ def evaluate_task(
         # One autocast context for all batches: the bf16 copies of the weights are made once.
         with torch.inference_mode(), autocast(device, precision):
             for places, batch in evaluation_batches(examples, task.collate, token_budget):
-                answers.update(zip(places, _answers(model, task, batch, device), strict=True))
+                answers.update(zip(places, answer_batch(model, task, batch, device), strict=True))
                 seen.update(zip(places, batch.examples, strict=True))
     finally:
         model.train(was_training)
@@ -65,20 +65,46 @@ def evaluate_task(
     return Evaluation(task.score(ordered_answers, ordered_examples), ordered_answers, ordered_examples)
 
 
-def _answers(model: nn.Module, task: Task, batch: Batch, device: torch.device) -> list[Any]:
-    try:
-        on_device = batch.to(device)
+def answer_batch(model: nn.Module, task: Task, batch: Batch, device: torch.device) -> list[Any]:
+    """One answer an example, by the task's own decoding; the batch is cut where memory runs out.
+
+    Raises:
+        StepError: as `within_memory`.
+    """
+
+    def answer(examples: Sequence[Any]) -> list[Any]:
+        part = batch if examples is batch.examples else task.collate(examples)
+        on_device = part.to(device)
         return task.decode(task.predict(model, on_device), on_device)
+
+    def size(example: Any) -> str:
+        return f"{sum(task.collate([example]).inputs.lengths):,} tokens"
+
+    return within_memory(answer, batch.examples, size)
+
+
+def within_memory(
+    answer: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any], size: Callable[[Any], str]
+) -> list[Any]:
+    """What `answer` makes of the items, one each; of halves of them where memory runs out, as often as it takes.
+
+    Args:
+        size: how large an item is, in words; for the message.
+
+    Raises:
+        StepError: memory ran out in a single item.
+    """
+    try:
+        return answer(items)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        size = len(batch.examples)
-        if size == 1:
+        if len(items) == 1:
             raise StepError(
-                f"memory ran out while an example of {sum(batch.inputs.lengths):,} tokens was evaluated. Use a smaller "
-                "max_length, or precision bf16 where the hardware has it."
+                f"memory ran out in a single example, of {size(items[0])}. Use a smaller max_length where there is "
+                "one, a shorter text, or precision bf16 where the hardware has it."
             ) from error
     # Here, where nothing holds the error and its tensors any more.
     torch.cuda.empty_cache()  # nothing, where CUDA is not in use
-    halves = (batch.examples[: size // 2], batch.examples[size // 2 :])
-    return [answer for half in halves for answer in _answers(model, task, task.collate(half), device)]
+    middle = len(items) // 2
+    return [answered for half in (items[:middle], items[middle:]) for answered in within_memory(answer, half, size)]

@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import nn
 
 from bertsmith.errors import Interrupted, SettingsError
-from bertsmith.files import bring_back
+from bertsmith.files import bring_back, clear_leftovers
 from bertsmith.training import plan
 from bertsmith.training.average import WeightAverage
 from bertsmith.training.checkpoint import (
@@ -173,6 +173,7 @@ class _Run:
 
     def restore(self, resume: bool) -> None:
         """Load the checkpoint to go on from, or make sure that there is none."""
+        clear_leftovers(self.checkpoints.parent)
         bring_back(self.checkpoints)
         path = plan.checkpoint_to_resume(self.checkpoints, self.settings)
         if path is None:

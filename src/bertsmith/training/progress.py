@@ -45,8 +45,6 @@ class Reporter:
         self._bar: Progress | None = None
         self._bar_id = TaskID(0)
         path = run_folder / "metrics.jsonl"
-        for stale in run_folder.glob(".metrics.jsonl.tmp-*"):  # of a process that was killed in the next lines
-            stale.unlink()
         kept = path.read_bytes()[:keep_bytes] if path.exists() else b""
         atomic_write(path, kept[: kept.rfind(b"\n") + 1])
         self._file = path.open("a", encoding="utf-8")
