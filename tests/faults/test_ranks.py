@@ -1,0 +1,128 @@
+"""A rank that is killed under torchrun: an error without restarts; with them, the weights of a run left alone.
+
+(Ranks that die, hang or cannot save without torchrun, and other numbers of ranks: tests/training/test_distributed.py.)
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bertsmith.cli import main
+from bertsmith.training.checkpoint import newest_checkpoint
+from bertsmith.training.progress import read_metrics
+
+RANKED = Path(__file__).parents[1] / "training" / "ranked.py"
+ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """What torchrun does with two ranks on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    path = newest_checkpoint(run / "checkpoints")
+    assert path is not None and path.name == "step-00000050"
+    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_an_error_or_a_restart_that_changes_nothing(tmp_path: Path) -> None:
+    straight = [sys.executable, RANKED, "all", tmp_path / "straight", "dropout, two"]
+    subprocess.run(straight, env=ENVIRONMENT, timeout=120, check=True)
+
+    died = torchrun(RANKED, "die", tmp_path)
+    assert died.returncode == 1
+    assert "Signal 9 (SIGKILL)" in died.stderr
+    assert len(list(tmp_path.glob("try-*"))) == 1
+    steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    assert steps == list(range(1, 21))
+
+    restarted = torchrun("--max-restarts", "1", RANKED, "die", tmp_path)
+    assert restarted.returncode == 0, restarted.stderr
+    assert len(list(tmp_path.glob("try-*"))) == 3
+    expected = weights(tmp_path / "straight" / "dropout, two" / "run")
+    found = weights(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0]["model"] == ranks[1]["model"]
+    steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    assert steps == list(range(1, 51))
+
+
+@pytest.fixture
+def store(tmp_path: Path, tiny_documents: Path, tiny_tokenizer: Path) -> Path:
+    """A token store in the test's folder."""
+    corpus = tmp_path / "corpus"
+    assert main(["corpus", "build", str(tiny_documents), "--tokenizer", str(tiny_tokenizer), "--out", str(corpus)]) == 0
+    return corpus
+
+
+@pytest.mark.slow
+def test_the_commands_under_torchrun(store: Path, tmp_path: Path) -> None:
+    """`pretrain` on two ranks is `pretrain`; then `finetune` with everything that happens around it."""
+    options = ["--corpus", str(store), "--size", "tiny", "--budget", "6 steps", "--dropout", "0", "--device", "cpu"]
+    options += ["--evaluate-every", "3 steps", "--ema-decay", "0.5", "--precision", "fp32"]
+    assert main(["pretrain", *options, "--out", str(tmp_path / "one")]) == 0
+    done = torchrun("-m", "bertsmith", "pretrain", *options, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Report:") == 1
+    for name in ("config.yaml", "metrics.jsonl", "report.html", "model/README.md", "model/tokenizer.json"):
+        assert (tmp_path / "two" / name).is_file()
+    assert [path.name for path in (tmp_path / "two" / "checkpoints").iterdir()] == ["step-00000006"]
+    (one, two) = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5)
+
+    rows = [f"{i} {'good and new' if i % 2 else 'old and red'},{'yes' if i % 2 else 'no'}" for i in range(24)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    options = [
+        "--model",
+        str(tmp_path / "two"),
+        "--train",
+        str(tmp_path / "reviews.csv"),
+        "--out",
+        str(tmp_path / "new"),
+    ]
+    options += ["--epochs", "1", "--batch-size", "4", "--lora", "2", "--adapt", "2 steps", "--device", "cpu"]
+    done = torchrun("-m", "bertsmith", "finetune", "classification", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Report:") == 1
+    assert done.stdout.count("dev: ") == 1
+    assert (tmp_path / "new" / "adapt" / "run" / "model" / "model.safetensors").is_file()
+    assert main(["evaluate", str(tmp_path / "new"), str(tmp_path / "reviews.csv")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["corpus", "build", "text", "--tokenizer", "t", "--out", "c"],
+            "only finetune and pretrain can share their work",
+        ),
+        (["predict", "model", "A text."], "only finetune and pretrain can share"),
+        (["finetune", "classification", "--seeds", "2"], "seeds and search are runs one after the other"),
+        (["finetune", "tagging", "--search", "2"], "seeds and search are runs one after the other"),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    environment = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if words[0] == "finetune":
+        words = [*words, "--model", "m", "--train", "t.csv", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "error on rank 1: " in error
+    assert message in error
