@@ -1,7 +1,8 @@
 """Runs of several ranks, for test_distributed.py and tests/faults/test_ranks.py.
 
 python ranked.py all ROOT       each of SCENARIOS, its ranks as forks of this process (which has imported torch once)
-torchrun ranked.py die ROOT     two ranks, of which the second is killed in step 20, and in step 30 of the next try
+torchrun ranked.py try ROOT     two ranks, which the first time are slow; the second time the second is killed in the
+                                20th step, the third time in the 30th
 
 A scenario leaves the run in ROOT/NAME/run, and what each rank saw in ROOT/NAME/rank-R.json.
 """
@@ -60,6 +61,7 @@ def go(
     dropout: float = 0.0,
     before_loss: Callable[[int, Any], None] = lambda step, batch: None,
     clock: Callable[[], float] = time.monotonic,
+    own_data: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """A run, and what this rank saw of it; `before_loss` is told how many steps are finished.
@@ -86,6 +88,7 @@ def go(
     try:
         console = Console(file=(folder.parent / f"{os.environ.get('RANK', 0)}.txt").open("a"), width=200)
         options: dict[str, Any] = {"resume": True, "console": console, "clock": clock, "ranks": ranks}
+        options["fingerprint"] = {"data": str(read_launch().rank if own_data else 0)}
         result = train(model, [Stage(task)], settings, folder, **options)
         found["result"] = {**asdict(result), "checkpoint": result.checkpoint.name}
         found["model"] = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
@@ -167,8 +170,7 @@ TIMED = {"budget": "30s", "evaluate_every": "7s", "save_every": "5s", "clock": s
 SCENARIOS: dict[str, list[tuple[int, dict[str, Any], Callable[[], None] | None]]] = {
     "one": [(1, {}, None)],
     "two": [(2, {}, None)],
-    "four": [(4, {}, None)],
-    "no micro-batches, four": [(4, {"micro_batch_size": None}, None)],
+    "four": [(4, {"micro_batch_size": None}, None)],
     "dropout, one": [(1, {"dropout": 0.3, "micro_batch_size": 4}, None)],
     "dropout, two": [(2, {"dropout": 0.3, "micro_batch_size": 4}, None)],
     "stopped": [(4, press(2, 16), None), (2, press(0, 12), None), (1, press(0, 5), None), (4, {}, None)],
@@ -178,9 +180,10 @@ SCENARIOS: dict[str, list[tuple[int, dict[str, Any], Callable[[], None] | None]]
     "clocks": [(2, TIMED, None)],
     "stops early": [(2, {"early_stopping": 1, "evaluate_every": "1 step"}, None)],
     "no disk": [(2, {}, no_disk)],
-    "killed": [(2, {"before_loss": end(1, 20, lambda: os.kill(os.getpid(), signal.SIGKILL))}, None)],
-    "first killed": [(2, {"before_loss": end(0, 20, lambda: os.kill(os.getpid(), signal.SIGKILL))}, None)],
-    "hangs": [(2, {"before_loss": end(1, 20, lambda: time.sleep(5))}, short_answer)],
+    "killed": [(2, {"before_loss": end(1, 19, lambda: os.kill(os.getpid(), signal.SIGKILL))}, None)],
+    "first killed": [(2, {"before_loss": end(0, 19, lambda: os.kill(os.getpid(), signal.SIGKILL))}, None)],
+    "hangs": [(2, {"before_loss": end(1, 19, lambda: time.sleep(5))}, short_answer)],
+    "other data": [(2, {"own_data": True}, None)],
     "too small": [(4, {"batch_size": 3}, None)],
     "auto": [(2, {"auto_batch": True}, None)],
 }
@@ -233,7 +236,7 @@ def play(name: str, root: Path) -> None:
         forked(size, one)
 
 
-def die(root: Path) -> None:
+def try_again(root: Path) -> None:
     """Two ranks under torchrun; see the module's docstring."""
     with joined("cpu") as ranks:
         tries = len(list(root.glob("try-*")))
@@ -241,16 +244,21 @@ def die(root: Path) -> None:
         if ranks.is_first:
             (root / f"try-{tries}").touch()
         done = max([0, *(checkpoint.step_of(path) for path in (root / "run" / "checkpoints").glob("step-*"))])
-        before_loss = end(1, [20, 30 - done, 1000][tries], lambda: os.kill(os.getpid(), signal.SIGKILL))
+        before_loss = (
+            end(1, [19 - done, 29 - done, 1000][tries - 1], lambda: os.kill(os.getpid(), signal.SIGKILL))
+            if tries
+            else end(1, 2, lambda: time.sleep(0.2))
+        )
         found = go(root / "run", ranks, dropout=0.3, micro_batch_size=4, before_loss=before_loss)
         (root / f"rank-{read_launch().rank}.json").write_text(json.dumps(found))
-        assert found["error"] is None, found["error"]
+        if found["error"]:
+            sys.exit(found["error"])
 
 
 if __name__ == "__main__":
     os.fsync = lambda descriptor: None
-    if sys.argv[1] == "die":
-        die(Path(sys.argv[2]))
+    if sys.argv[1] == "try":
+        try_again(Path(sys.argv[2]))
     else:
         for each in sys.argv[3:] or SCENARIOS:
             play(each, Path(sys.argv[2]))

@@ -16,11 +16,11 @@ may have no micro-batch at all in the last step of an epoch.
 
 import atexit
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,7 +49,7 @@ class Ranks:
     def __init__(
         self, launch: Launch, numbers: dist.ProcessGroup | None = None, patient: dist.ProcessGroup | None = None
     ) -> None:
-        """`numbers` and `patient` are groups of all between processors, with `ANSWER` and `PATIENCE` as timeouts; a
+        """`numbers` and `patient` are groups of all, between processors, that wait for `ANSWER` and for `PATIENCE`; a
         process on its own has none."""
         self.launch = launch
         self._numbers = numbers
@@ -138,12 +138,20 @@ class Ranks:
             )
         return path
 
-    def copy_from_first(self, model: nn.Module) -> None:
-        """Give a model the weights that it has on rank 0."""
-        if not self.is_alone:
-            with self._noticing_ends(), torch.no_grad():
-                for tensor in (*model.parameters(), *model.buffers()):
-                    dist.broadcast(tensor, 0)
+    def begin_alike(self, model: nn.Module, values: Mapping[str, Any]) -> None:
+        """Give a model the weights that it has on rank 0, after comparing what the run depends on.
+
+        Raises:
+            TrainingError: a value is another one on rank 0, such as the hash of the data.
+        """
+        if self.is_alone:
+            return
+        for name, value in self.first(lambda: dict(values)).items():
+            if values.get(name) != value:
+                raise TrainingError(f"{name} is {value} on rank 0, and {values.get(name)} on {self._name}.")
+        with self._noticing_ends(), torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor, 0)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], losses: Sequence[Tensor]) -> None:
         """Sum the gradients over the ranks, and the losses with them, in place.

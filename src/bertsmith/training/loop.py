@@ -4,8 +4,7 @@ A run is a function of (weights, data, settings). Stopped after any step and res
 with the same bits as if it had never stopped, as long as its budget and its evaluation interval are
 not in time: the order of examples and every dropout mask are functions of the seed and of where the
 run is (`bertsmith.randomness`), and a checkpoint holds everything else. (On CUDA some sums are taken in
-whatever order their parts are ready, so that the same step need not give the same bits twice.) On several ranks the
-same is true of each: see `distributed`.
+whatever order their parts are ready, so that the same step need not give the same bits twice.) Ranks: `distributed`.
 
 A run with schedule wsd can be made longer after its end: see `_Run.keep_stable`.
 """
@@ -157,7 +156,8 @@ class _Run:
         self.device = ranks.device(settings.device)
         self.precision = resolve_precision(settings.precision, self.device)
         self.model = model.to(self.device)
-        ranks.copy_from_first(model)
+        self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
+        ranks.begin_alike(model, self.fingerprint)
         self.optimizer = build_optimizer(model, settings.optimizer)
         self.average = WeightAverage(model, settings.ema_decay)
         self.stages = stages
@@ -167,7 +167,6 @@ class _Run:
         self.budget = Budget.parse(settings.budget)
         self.evaluations = Interval(Budget.parse(settings.evaluate_every or "10%"))
         self.saves = Interval(Budget.parse(settings.save_every))
-        self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
         self.has_dev = stages[-1].task.examples("dev").num_examples(0) > 0
         self.state = State()
         self.began = self.clock()
@@ -206,6 +205,7 @@ class _Run:
             **self.fingerprint,
             "device": str(self.device),
             "num_threads": torch.get_num_threads(),
+            "num_ranks": self.ranks.launch.size,
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "resumed_from": self.resumed_from.name if self.resumed_from else None,
         }
