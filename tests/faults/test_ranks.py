@@ -78,7 +78,8 @@ def test_a_killed_rank_is_an_error_or_a_restart_that_changes_nothing(tmp_path: P
 def store(tmp_path: Path, tiny_documents: Path, tiny_tokenizer: Path) -> Path:
     """A token store in the test's folder."""
     corpus = tmp_path / "corpus"
-    assert main(["corpus", "build", str(tiny_documents), "--tokenizer", str(tiny_tokenizer), "--out", str(corpus)]) == 0
+    options = ["--tokenizer", str(tiny_tokenizer), "--out", str(corpus), "--document-separator", "blank-lines"]
+    assert main(["corpus", "build", str(tiny_documents), *options]) == 0
     return corpus
 
 

@@ -16,6 +16,8 @@ may have no micro-batch at all in the last step of an epoch.
 
 import atexit
 import json
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +28,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from bertsmith.errors import SettingsError, StorageError, TrainingError
 from bertsmith.training.device import is_out_of_memory, resolve_device
@@ -40,6 +43,7 @@ ANSWER = timedelta(minutes=10)
 PATIENCE = timedelta(days=1)
 """The same while rank 0 works for all: evaluates, saves."""
 _PIECE_BYTES = 32 * 2**20
+_POLL_SECONDS = 0.02
 _FAILED = -1
 
 
@@ -226,7 +230,10 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(place)
     try:
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=ANSWER)
+            backend = "nccl" if place.type == "cuda" else "gloo"
+            store, rank, size = next(rendezvous("env://", timeout=ANSWER))
+            store = dist.PrefixStore(_attempt(store, launch), store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ANSWER)
             atexit.register(dist.destroy_process_group)
         numbers, patient = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (ANSWER, PATIENCE))
     except RuntimeError as error:
@@ -275,6 +282,31 @@ class Agreement:
         made = self._ranks.first(make)
         self.meet()
         return made
+
+
+def _attempt(store: dist.Store, launch: Launch) -> str:
+    """A name for this coming together of the ranks that was not used before in the store.
+
+    When torchrun starts the ranks again, the store still has the addresses of those that have ended, and the count of
+    restarts differs between machines. So rank 0 counts, and answers each rank under a word that no other has said.
+    """
+    if not launch.is_first:
+        word = f"bertsmith/{uuid.uuid4()}"
+        store.set(f"bertsmith/rank/{launch.rank}", word)
+        store.wait([word], ANSWER)
+        attempt: str = store.get(word).decode()
+        store.add(f"{attempt}/here", 1)
+        return attempt
+    attempt = f"bertsmith/attempt/{store.add('bertsmith/attempts', 1)}"
+    deadline = time.monotonic() + ANSWER.total_seconds()
+    while store.add(f"{attempt}/here", 0) < launch.size - 1:
+        if time.monotonic() > deadline:
+            raise TrainingError(f"{launch.size - 1} other ranks should be there, and not all of them have come.")
+        for rank in range(1, launch.size):
+            if store.check([f"bertsmith/rank/{rank}"]):
+                store.set(store.get(f"bertsmith/rank/{rank}").decode(), attempt)
+        time.sleep(_POLL_SECONDS)
+    return attempt
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
