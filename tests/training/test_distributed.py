@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bertsmith.errors import SettingsError, StorageError
+from bertsmith.errors import SettingsError, StorageError, TrainingError
+from bertsmith.training import distributed
 from bertsmith.training.checkpoint import newest_checkpoint, read_state
-from bertsmith.training.distributed import ALONE, Agreement, Ranks
+from bertsmith.training.distributed import ALONE, Agreement, Ranks, name_attempt
 from bertsmith.training.interrupt import StopRequest
 from bertsmith.training.launch import Launch, read_launch
 from bertsmith.training.loader import Loader, Share
@@ -268,6 +271,25 @@ def test_a_device_for_all_ranks_is_refused(monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SettingsError, match=message):
         Ranks(Launch(5, 8, 1)).device(name)
+
+
+def test_ranks_that_come_again_have_a_name_of_their_own() -> None:
+    """Though the store remembers those before them, of whom there were more, and one that never came."""
+    store = torch.distributed.HashStore()
+    store.set("bertsmith/rank/1", "bertsmith/one that has died")
+    names = []
+    for size in (4, 2, 3):
+        with ThreadPoolExecutor(size) as pool:
+            found = set(pool.map(lambda rank, size=size: name_attempt(store, Launch(rank, size)), range(size)))
+        assert len(found) == 1
+        names += found
+    assert len(set(names)) == 3
+
+
+def test_a_rank_that_does_not_come_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "ANSWER", timedelta(seconds=0.05))
+    with pytest.raises(TrainingError, match="2 other ranks should be there"):
+        name_attempt(torch.distributed.HashStore(), Launch(0, 3))
 
 
 def test_what_is_not_on_shared_storage_is_named(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def joined(device: str) -> Iterator[Ranks]:
         if not dist.is_initialized():
             backend = "nccl" if place.type == "cuda" else "gloo"
             store, rank, size = next(rendezvous("env://", timeout=ANSWER))
-            store = dist.PrefixStore(_attempt(store, launch), store)
+            store = dist.PrefixStore(name_attempt(store, launch), store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ANSWER)
             atexit.register(dist.destroy_process_group)
         numbers, patient = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (ANSWER, PATIENCE))
@@ -284,11 +284,14 @@ class Agreement:
         return made
 
 
-def _attempt(store: dist.Store, launch: Launch) -> str:
+def name_attempt(store: dist.Store, launch: Launch) -> str:
     """A name for this coming together of the ranks that was not used before in the store.
 
     When torchrun starts the ranks again, the store still has the addresses of those that have ended, and the count of
     restarts differs between machines. So rank 0 counts, and answers each rank under a word that no other has said.
+
+    Raises:
+        TrainingError: not all have come in time.
     """
     if not launch.is_first:
         word = f"bertsmith/{uuid.uuid4()}"
