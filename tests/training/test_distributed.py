@@ -194,7 +194,6 @@ def test_what_ends_one_rank_ends_all_with_a_message(root: Path, name: str, messa
     assert len(found) == len(messages)
     for rank, message in zip(found, messages, strict=True):
         assert message in rank["error"]
-        assert rank["error_seconds"] < 60
     if name in ("killed", "first killed", "hangs"):
         path = newest_checkpoint(root / name / "run" / "checkpoints")
         assert path is not None and read_state(path)["state"]["step"] == 14

@@ -232,7 +232,7 @@ def joined(device: str) -> Iterator[Ranks]:
         if not dist.is_initialized():
             backend = "nccl" if place.type == "cuda" else "gloo"
             store, rank, size = next(rendezvous("env://", timeout=ANSWER))
-            store = dist.PrefixStore(name_attempt(store, launch), store)
+            store = dist.PrefixStore(name_attempt(store, launch), store)  # type: ignore[attr-defined]  # it is public
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ANSWER)
             atexit.register(dist.destroy_process_group)
         numbers, patient = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (ANSWER, PATIENCE))
@@ -284,7 +284,7 @@ class Agreement:
         return made
 
 
-def name_attempt(store: dist.Store, launch: Launch) -> str:
+def name_attempt(store: dist.Store, launch: Launch) -> str:  # type: ignore[name-defined]  # as above
     """A name for this coming together of the ranks that was not used before in the store.
 
     When torchrun starts the ranks again, the store still has the addresses of those that have ended, and the count of
