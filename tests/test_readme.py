@@ -5,10 +5,15 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import yaml
 
 from bertsmith.cli import main
 from bertsmith.cli.app import build_app
@@ -25,10 +30,12 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Every `bertsmith` command of a shell block as arguments, without pipes and redirections."""
+    """Every `bertsmith` command of a shell block as arguments, without pipes and redirections, and without torchrun."""
     for line in text.replace("\\\n", " ").split("\n"):
         for part in re.split(r"\s(?:\||&&|>|<)\s", line.split(" # ")[0]):
             words = shlex.split(part, comments=True)
+            if "torchrun" in words[:2] and words[words.index("-m") :][1:2] == ["bertsmith"]:
+                words = words[words.index("-m") + 1 :]
             if words and words[0] == "bertsmith":
                 yield words[1:]
 
@@ -133,6 +140,48 @@ def test_links_lead_somewhere() -> None:
         if not (document.parent / target).exists()
     ]
     assert missing == []
+
+
+def test_the_templates_for_clusters_can_be_read(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "cluster.md"
+    (script,) = blocks(page, "bash")
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    found = list(commands(script))
+    documents = [document for block in blocks(page, "yaml") for document in yaml.safe_load_all(block)]
+    assert [document["kind"] for document in documents] == ["Service", "Job", "PyTorchJob"]
+    pods = [documents[1]["spec"]["template"]]
+    pods += [replica["template"] for replica in documents[2]["spec"]["pytorchReplicaSpecs"].values()]
+    for pod in pods:
+        (container,) = pod["spec"]["containers"]
+        mounts, volumes = container["volumeMounts"], pod["spec"]["volumes"]
+        assert {mount["name"] for mount in mounts} == {volume["name"] for volume in volumes}
+        found += commands(shlex.join(container["command"]))
+    assert documents[0]["metadata"]["name"] == documents[1]["metadata"]["name"] == pods[0]["spec"]["subdomain"]
+    assert len(found) == 1 + 1 + 2
+    for command in found:
+        parse(command)
+        assert "--resume" in command
+
+    # Ray is not installed here: what is given to it is.
+    class Trainer:
+        def __init__(self, learn: Any, train_loop_config: dict[str, Any], **others: Any) -> None:
+            self.fit = lambda: learn(train_loop_config)
+
+    given: list[Any] = []
+    monkeypatch.setattr("bertsmith.pretrain", given.append)
+    for name, members in {"ray": {}, "ray.train": {}, "ray.train.torch": {"TorchTrainer": Trainer}}.items():
+        module = ModuleType(name)
+        for member in ("FailureConfig", "RunConfig", "ScalingConfig"):
+            setattr(module, member, dict)
+        for member, value in members.items():
+            setattr(module, member, value)
+        monkeypatch.setitem(sys.modules, name, module)
+    (program,) = blocks(page, "python")
+    (workplace / "program.py").write_text(program)
+    runpy.run_path(str(workplace / "program.py"), run_name="__main__")
+    (settings,) = given
+    assert settings.resume and settings.batch_size == 1024
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from bertsmith.tasks.pretrain_task import PretrainTask
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import load_tokenizer
+from bertsmith.training.distributed import ALONE
 from bertsmith.training.loader import Loader, Step
 from bertsmith.training.step import StepResult, take_step
 
@@ -104,6 +105,8 @@ def our_gradients(folder: Path, task: PretrainTask, step: Step) -> tuple[dict[st
         task,
         step,
         torch.optim.SGD(model.parameters(), lr=0.0),
+        counts=step.counts,
+        ranks=ALONE,
         learning_rate=0.0,
         max_grad_norm=0.0,
         seed=0,

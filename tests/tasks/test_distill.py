@@ -51,6 +51,7 @@ from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.labelled import Answer, Question
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.distributed import ALONE
 from bertsmith.training.loader import Step
 from bertsmith.training.step import take_step
 from bertsmith.training.task import Batch
@@ -332,8 +333,9 @@ def test_answering_minimises_the_loss_of_run_squad_w_distillation(tokenizer: Tok
 def take_one_step(task: Any, model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
     # Of Adam's first step only the gradients' signs are left.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    values: Mapping[str, Any] = {"learning_rate": 0.1, "max_grad_norm": 1.0, "seed": 3, "number": 0}
-    take_step(model, task, Step(0, 0, 0.0, batches, []), optimizer, device=CPU, precision="fp32", **values)
+    values: Mapping[str, Any] = {"learning_rate": 0.1, "max_grad_norm": 1.0, "seed": 3, "number": 0, "ranks": ALONE}
+    step = Step(0, 0, 0.0, batches, [])
+    take_step(model, task, step, optimizer, counts=step.counts, device=CPU, precision="fp32", **values)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

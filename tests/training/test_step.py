@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bertsmith.training.distributed import ALONE
 from bertsmith.training.loader import Loader, Step
 from bertsmith.training.optim import OptimizerSettings, build_optimizer
 from bertsmith.training.step import StepResult, Totals, take_step
@@ -30,6 +31,7 @@ def first_step(task: Any, batch_size: int, micro_batch_size: int | None) -> Step
 def update(model: nn.Module, task: Any, step: Step, max_grad_norm: float = 0.0, **options: Any) -> StepResult:
     optimizer = options.pop("optimizer", None) or build_optimizer(model, OptimizerSettings())
     values = {"learning_rate": 0.01, "seed": 1, "number": 0, "device": torch.device("cpu"), "precision": "fp32"}
+    values |= {"counts": step.counts, "ranks": ALONE}
     return take_step(model, task, step, optimizer, max_grad_norm=max_grad_norm, **{**values, **options})
 
 

@@ -4,7 +4,8 @@ A verb is registered by the name of its function, and its module is imported onl
 `bertsmith --help` imports neither torch nor the tokenizers, and building a corpus never waits for torch.
 
 Exit codes: 0 done; 1 a fault of ours, with its traceback; 2 something the user can mend; 130 Ctrl-C,
-after the checkpoint was saved; 141 the reader of our output has gone (`bertsmith predict ... | head`).
+after the checkpoint was saved; 141 the reader of our output has gone (`bertsmith predict ... | head`). Of several
+processes that torchrun has started, each exits with its code, and the first speaks for all.
 """
 
 import errno
@@ -18,10 +19,13 @@ from rich.text import Text
 
 from bertsmith import __version__
 from bertsmith.cli.config import apply_config
-from bertsmith.errors import BertsmithError, Interrupted
+from bertsmith.errors import BertsmithError, Interrupted, SettingsError
+from bertsmith.training.launch import Launch, read_launch
 
 _TEXT = "bertsmith.cli.text_verbs"
 _MODEL = "bertsmith.cli.model_verbs"
+_SHARED = {"pretrain", "finetune"}
+"""Verbs for torchrun."""
 
 
 def flag_name(field: str) -> str:
@@ -72,13 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `bertsmith` on the command line; by default this process's own.
     """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    launch = Launch()
     try:
-        build_app()(sys.argv[1:] if arguments is None else list(arguments), exit_on_error=False, print_error=False)
+        launch = read_launch()
+        _check_shared(words, launch)
+        build_app()(words, exit_on_error=False, print_error=False)
         print(end="", flush=True)  # what the disk refuses is refused here, not when Python exits
     except (BertsmithError, CycloptsError) as error:
-        return _say(f"error: {error}", "red", 2)
+        who = "" if launch.is_first else f" on rank {launch.rank}"
+        return _say(f"error{who}: {error}", "red", 2)
     except Interrupted as message:
-        return _say(str(message), "yellow", 130)
+        return _say(str(message), "yellow", 130) if launch.is_first else 130
     except KeyboardInterrupt:
         return _say("Stopped.", "yellow", 130)
     except BrokenPipeError:
@@ -93,6 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: {place}{error.strerror}. Free some space where the output goes, or write elsewhere.", "red", 2
         )
     return 0
+
+
+def _check_shared(words: Sequence[str], launch: Launch) -> None:
+    """Refuse a verb that several processes would only do several times."""
+    if launch.size > 1 and not {*words[:1]} & _SHARED:
+        raise SettingsError(
+            f"torchrun has started {launch.size} processes, and only {' and '.join(sorted(_SHARED))} can share their "
+            "work. Run the command without it."
+        )
 
 
 def _forget_output() -> None:

@@ -43,6 +43,7 @@ from bertsmith.text.sentences import replace_surrogates
 from bertsmith.text.sources import iter_rows
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import Precision
+from bertsmith.training.launch import read_launch
 
 _FLAT = Parameter(name="*")
 _ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -94,8 +95,9 @@ def corpus_check(
 def pretrain(*, settings: Annotated[PretrainSettings, _FLAT], config: ConfigFile = None) -> None:
     """Train a BERT on a token store, within a budget of time, tokens, steps or epochs."""
     result = pretrain_model(settings)
-    _show_metrics("held-out", result.metrics)
-    _show_run(settings.out, "Text with a [MASK].")
+    if read_launch().is_first:
+        _show_metrics("held-out", result.metrics)
+        _show_run(settings.out, "Text with a [MASK].")
 
 
 def check_classification(
@@ -348,6 +350,8 @@ def _key_and_value(item: str) -> tuple[str, Any]:
 
 
 def _show_finetuned(result: FinetuneResult, text: str, more: str = "") -> None:
+    if not read_launch().is_first:
+        return
     chosen = ""
     if len(result.seeds) == 1:
         for split, metrics in result.metrics.items():

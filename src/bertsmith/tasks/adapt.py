@@ -18,17 +18,23 @@ from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.objectives import OBJECTIVES
-from bertsmith.tasks.pretrain import pretrain
+from bertsmith.tasks.pretrain import pretrain_on
 from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.tasks.saved import ADAPTED
 from bertsmith.text.corpus_building import build_corpus
+from bertsmith.training.distributed import Ranks
 
 _HELDOUT_SHARE = 0.05
 _MAX_LENGTH = 128
 
 
 def adapt(
-    settings: FinetuneSettings, weights: str, config: EncoderConfig, texts: Iterable[str], console: Console
+    ranks: Ranks,
+    settings: FinetuneSettings,
+    weights: str,
+    config: EncoderConfig,
+    texts: Iterable[str],
+    console: Console,
 ) -> str:
     """The folder of the model that knows the texts; made before, if the run is resumed.
 
@@ -42,15 +48,19 @@ def adapt(
     assert settings.adapt is not None
     place = settings.out / ADAPTED
     model = place / "run" / "model"
-    if settings.resume and model.is_dir():
+    if ranks.first(lambda: settings.resume and model.is_dir()):
         return str(model)
     corpus = place / "corpus"
-    if not corpus.is_dir():
+
+    def build() -> None:
         lines = (json.dumps({"text": text}, ensure_ascii=False) for text in dict.fromkeys(texts) if text.strip())
         atomic_write(place / "texts.jsonl", "".join(f"{line}\n" for line in lines))
         tokenizer = settings.tokenizer or weights
         build_corpus([str(place / "texts.jsonl")], tokenizer, corpus, heldout_share=_HELDOUT_SHARE, num_workers=1)
-    pretrain(
+
+    ranks.first(lambda: None if corpus.is_dir() else build())
+    pretrain_on(
+        ranks,
         PretrainSettings(
             corpus=corpus,
             out=place / "run",

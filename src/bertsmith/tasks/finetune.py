@@ -36,7 +36,9 @@ from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import Teaching, configuration, say, train_settings, write_configuration
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.training.device import Precision, resolve_device, resolve_precision
+from bertsmith.training.distributed import Ranks, joined
 from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.launch import read_launch
 from bertsmith.training.plan import TrainResult
 from bertsmith.training.task import Task
 
@@ -62,7 +64,8 @@ def finetune(
 ) -> FinetuneResult:
     """Learn one of `TASKS` from labelled data, keep the best weights on dev, and write a run's folder.
 
-    Nothing is written before the data, the tokenizer and the model have been read and fit together.
+    Nothing is written before the data, the tokenizer and the model have been read and fit together. Under torchrun all
+    ranks call this with the same arguments, share each step, and have the same result; rank 0 alone writes and speaks.
 
     Args:
         task: "classification", "tagging", "answering", "choice" or "embedding".
@@ -75,14 +78,28 @@ def finetune(
         ModelError: a model that cannot be loaded, or does not fit its tokenizer.
         Interrupted: Ctrl-C; the run can be resumed.
     """
+    in_turn = settings.seeds > 1 or settings.search is not None
+    read_launch().check(
+        [settings.batch_size], auto_batch=settings.auto_batch, overwrite=settings.overwrite, in_turn=in_turn
+    )
+    with joined(settings.device) as ranks:
+        return _finetune(ranks, task, settings, options, console)
+
+
+def _finetune(
+    ranks: Ranks, task: str, settings: FinetuneSettings, options: Any, console: Console | None
+) -> FinetuneResult:
     kind = task_kind(task)
     options = kind.settings() if options is None else options
     if not isinstance(options, kind.settings):
         raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
     train_settings(settings)  # refuses what is out of range before anything is read
-    device = resolve_device(settings.device)
+    device = ranks.device(settings.device)
     precision = resolve_precision(settings.precision, device)
-    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=_sources(settings))
+    sources = _sources(settings)
+    ranks.first(
+        lambda: claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
+    )
     runs = seeds.seed_settings(settings)
     search.check(settings)
     config, weights, tokenizer = starting_point(settings)
@@ -91,22 +108,25 @@ def finetune(
     model, new_tensors = build_model(work, config, weights, settings)
     taught = _taught(work, settings)
     data = {str(path): sha256(path) for path in data_files(settings)}
-    if settings.overwrite:
-        shutil.rmtree(settings.out, ignore_errors=True)
-    write_configuration(task, settings, options)
 
-    screen = console or Console(stderr=True)
+    def begin() -> None:
+        if settings.overwrite:
+            shutil.rmtree(settings.out, ignore_errors=True)
+        write_configuration(task, settings, options)
+
+    ranks.first(begin)
+    screen = ranks.console(console)
     for line in [_summary(work), *work.notes(), *(taught.notes() if taught else [])]:
         say(screen, line)
     if settings.adapt is not None and weights is not None:
         say(screen, f"First {settings.adapt} of pre-training on the texts of the training rows.")
         examples = work.examples("train")
         texts = (text for item in examples.take(range(examples.num_examples(0)), 0) for text in item.row.texts)
-        weights = adapt(settings, weights, config, texts, screen)
+        weights = adapt(ranks, settings, weights, config, texts, screen)
         model, new_tensors = build_model(work, config, weights, settings)
     learnt = _regularised(work, taught, settings)
     teaching = Teaching(
-        kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen
+        kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen, ranks
     )
     if settings.search is None and len(runs) == 1:
         run = teaching.learn(settings, model, new_tensors)

@@ -29,7 +29,9 @@ from bertsmith.tasks.replaced_tokens import ReplacedTokensModel, ReplacedTokensT
 from bertsmith.tasks.saved import claim_run_folder, model_folder
 from bertsmith.text.corpus import Corpus, open_corpus, read_manifest
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
-from bertsmith.training.device import resolve_device, resolve_precision
+from bertsmith.training.device import resolve_precision
+from bertsmith.training.distributed import Ranks, joined
+from bertsmith.training.launch import read_launch
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 from bertsmith.training.report import Section, Table, training_sections, write_report
 from bertsmith.training.task import Task
@@ -53,6 +55,9 @@ class PretrainResult:
 def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> PretrainResult:
     """Pre-train on a token store, evaluate on its held-out documents, leave a run's folder.
 
+    Under torchrun all ranks call this with the same settings, share each step, and have the same result; rank 0 alone
+    writes and speaks.
+
     Raises:
         SettingsError: an option is out of range, or `out` holds a run and neither `resume` nor
             `overwrite` is set.
@@ -60,13 +65,18 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
         ModelError: vocabulary, length and model do not fit together.
         Interrupted: Ctrl-C; the run can be resumed.
     """
+    read_launch().check([settings.batch_size], auto_batch=settings.auto_batch, overwrite=settings.overwrite)
+    with joined(settings.device) as ranks:
+        return pretrain_on(ranks, settings, console=console)
+
+
+def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | None = None) -> PretrainResult:
+    """The same, where the ranks have come together before."""
     plan = _train_settings(settings)
-    resolve_precision(settings.precision, resolve_device(settings.device))
-    claim_run_folder(
-        settings.out,
-        resume=settings.resume,
-        overwrite=settings.overwrite,
-        sources=(settings.corpus, settings.from_model, settings.teacher),
+    resolve_precision(settings.precision, ranks.device(settings.device))
+    sources = (settings.corpus, settings.from_model, settings.teacher)
+    ranks.first(
+        lambda: claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
     )
     corpora = {"train": open_corpus(settings.corpus, "train")}
     if read_manifest(settings.corpus).splits["heldout"].num_documents:
@@ -79,19 +89,14 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
     tasks = [make_task(settings, max_length, tokenizer, corpora) for max_length in settings.lengths]
     model = _build_model(tasks[-1], config, settings, added)
     taught = _taught(tasks, config, settings, tokenizer)
-    if settings.overwrite:
-        shutil.rmtree(settings.out, ignore_errors=True)
     configuration = to_mapping(replace(settings, resume=False, overwrite=False))
-    if not settings.resume or not (settings.out / "config.yaml").is_file():
-        note = "# bertsmith pretrain --config config.yaml\n"
-        atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
-
+    ranks.first(lambda: _begin(settings, configuration))
     fingerprint = {name: configuration[name] for name in _DECIDING} | {
         "mlm_weight": settings.masked_weight,
         "teacher": taught[-1].fingerprint if taught else None,
         "data": corpora["train"].fingerprint,
     }
-    screen = console or Console(stderr=True)
+    screen = ranks.console(console)
     for line in [*added.notes(), *(taught[-1].notes() if taught else [])]:
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
     training = train(
@@ -102,9 +107,14 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
         resume=settings.resume,
         fingerprint=fingerprint,
         console=screen,
+        ranks=ranks,
     )
-    _save(model.cpu(), config, tokenizer, settings, training, corpora["train"], added)
-    _write_report(settings, configuration, training, corpora, added)
+
+    def finish() -> None:
+        _save(model.cpu(), config, tokenizer, settings, training, corpora["train"], added)
+        _write_report(settings, configuration, training, corpora, added)
+
+    ranks.first(finish)
     return PretrainResult(training.metrics, settings.out, training)
 
 
@@ -130,6 +140,15 @@ _DECIDING = (
     "dropout",
 )
 """Settings that a run must be resumed with unchanged, besides those that the loop watches itself."""
+
+
+def _begin(settings: PretrainSettings, configuration: Mapping[str, object]) -> None:
+    """The run's folder with `config.yaml`, unless a run that is resumed has it."""
+    if settings.overwrite:
+        shutil.rmtree(settings.out, ignore_errors=True)
+    if not settings.resume or not (settings.out / "config.yaml").is_file():
+        note = "# bertsmith pretrain --config config.yaml\n"
+        atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
 
 
 def _encoder_config(settings: PretrainSettings, tokenizer: Tokenizer) -> EncoderConfig:

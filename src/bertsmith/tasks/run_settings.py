@@ -18,7 +18,7 @@ class RunSettings:
     batch_size: int = 32
     """Examples (sequences, in pre-training) in an optimizer step."""
     micro_batch_size: int | None = None
-    """Examples in one forward pass; smaller ones are accumulated to a step. None: the whole batch."""
+    """Examples in one forward pass; smaller ones are accumulated to a step. None: the batch, or a rank's share."""
     optimizer: OptimizerName = "adamw"
     """adamw, bert-original (no bias correction), stable-adamw, lamb (large batches), or muon (hidden matrices)."""
     schedule: ScheduleName | None = None

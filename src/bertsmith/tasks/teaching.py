@@ -25,6 +25,7 @@ from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.start import SIZE_PREFIX, build_model
 from bertsmith.training import plan
 from bertsmith.training.device import ResolvedPrecision
+from bertsmith.training.distributed import Ranks
 from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.loop import Stage, TrainSettings, train
 from bertsmith.training.task import Task
@@ -51,6 +52,7 @@ class Teaching:
     device: torch.device
     precision: ResolvedPrecision
     screen: Console
+    ranks: Ranks
 
     def run(self, settings: FinetuneSettings) -> SeedRun:
         """A run that had finished before the whole was stopped, or a new one."""
@@ -74,18 +76,23 @@ class Teaching:
             resume=settings.resume,
             fingerprint=self._fingerprint(settings),
             console=self.screen,
+            ranks=self.ranks,
         )
         if settings.lora is not None:
             merge_low_rank(model.encoder)  # type: ignore[arg-type]
-        evaluations = {
-            split: evaluate_task(model, self.task, split, device=self.device, precision=self.precision)
-            for split in ("dev", "test")
-            if self.task.examples(split).num_examples(0)
-        }
-        metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-        _save(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
-        write_run_report(self.task, settings, configuration(settings, self.options), evaluations, training)
-        failure = seeds.find_failure(self.task, evaluations, settings.out)
+
+        def finish() -> tuple[seeds.Metrics, str | None]:
+            evaluations = {
+                split: evaluate_task(model, self.task, split, device=self.device, precision=self.precision)
+                for split in ("dev", "test")
+                if self.task.examples(split).num_examples(0)
+            }
+            metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
+            _save(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
+            write_run_report(self.task, settings, configuration(settings, self.options), evaluations, training)
+            return metrics, seeds.find_failure(self.task, evaluations, settings.out)
+
+        metrics, failure = self.ranks.first(finish)
         if failure is not None:
             say(self.screen, f"Seed {settings.seed} learnt nothing: {failure}.")
         return SeedRun(settings.seed, settings.out, metrics, training, failure)

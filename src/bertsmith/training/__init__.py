@@ -2,6 +2,8 @@
 
 task.py         what the loop asks of a task: read this first
 device.py       which device, which precision
+launch.py       what torchrun says: how many processes, and which this one is
+distributed.py  several processes that train one model: shares, sums, rank 0's word
 optim.py        the optimizers by name, their settings, which parameters decay
 optimizers.py   those that torch does not have
 schedule.py     budgets, and the learning rate as a function of progress

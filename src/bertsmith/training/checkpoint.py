@@ -96,6 +96,13 @@ def newest_checkpoint(folder: Path, kind: Kind = "step") -> Path | None:
     return None
 
 
+def find_best(folder: Path, step: int | None, *, after_step: int) -> str | None:
+    """The name of the best of that step, if it is the newest and whole; those after `after_step` are removed first."""
+    remove_checkpoints(folder, kind="best", after_step=after_step)
+    path = newest_checkpoint(folder, "best")
+    return path.name if path is not None and step_of(path) == step else None
+
+
 def remove_checkpoints(folder: Path, *, kind: Kind, after_step: int) -> None:
     """Remove checkpoints of later steps, and what a process that was killed while writing left behind."""
     for path in _found(folder, kind):

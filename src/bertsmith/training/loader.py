@@ -5,6 +5,7 @@ beside the training thread is enough to hide it. Batches come out in the same or
 content, for any number of threads.
 """
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,8 +24,16 @@ Collate = Callable[[Sequence[Any]], Batch]
 
 
 @dataclass(frozen=True)
+class Share:
+    """Of the micro-batches of a step, those whose number leaves `index` when it is divided by `of`."""
+
+    index: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True)
 class Step:
-    """The data of one optimizer update.
+    """The data of one optimizer update, or a share of it.
 
     `position` counts the examples of `epoch` that are used up once this step is done: together they
     are the state from which the next step follows.
@@ -34,11 +43,17 @@ class Step:
     position: int
     epochs: float  # epochs used up after this step, counted in steps: 1.5 is after half the steps of epoch 1
     micro_batches: list[Batch]
-    sample_ids: list[int]  # one an example, in the order of the micro-batches
+    sample_ids: list[int]  # one an example of the whole step, in the order of all its micro-batches
+    share: Share = Share()  # `micro_batches` are only these; there may be none, in the last step of an epoch
+
+    @property
+    def numbered(self) -> Iterator[tuple[int, Batch]]:
+        """The micro-batches, each with its number in the whole step."""
+        return zip(itertools.count(self.share.index, self.share.of), self.micro_batches)
 
     @property
     def counts(self) -> dict[str, float]:
-        """Over how many items each named loss is a sum, in the whole step."""
+        """Over how many items each named loss is a sum, in these micro-batches."""
         totals: dict[str, float] = {}
         for batch in self.micro_batches:
             for name, count in batch.counts.items():
@@ -47,13 +62,13 @@ class Step:
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens, special ones included."""
+        """Real tokens of these micro-batches, special ones included."""
         return sum(sum(batch.inputs.lengths) for batch in self.micro_batches)
 
     @property
     def micro_batch_size(self) -> int:
         """Examples in its largest micro-batch."""
-        return max(len(batch.examples) for batch in self.micro_batches)
+        return max((len(batch.examples) for batch in self.micro_batches), default=0)
 
     def cut(self, collate: Collate, micro_batch_size: int) -> "Step":
         """The same examples in micro-batches of at most so many, as a loader of that `micro_batch_size` makes them."""
@@ -94,25 +109,30 @@ class Loader:
         stream: int = 0,
         shuffle: bool = True,
         num_workers: int = 1,
+        share: Share = Share(),
     ) -> None:
         """Nothing is read yet.
 
         Args:
             batch_size: examples a step; the last step of an epoch may have fewer.
-            micro_batch_size: examples that go through the model at once; None is the whole step.
+            micro_batch_size: examples that go through the model at once; None, or more than there can be if every
+                share is to have some, is the whole step divided by the number of shares.
             stream: loaders that differ in it have different orders under one seed.
             num_workers: threads that make batches ahead; 0 makes each batch when it is asked for.
+            share: which micro-batches are made. The order of the examples and the number of a micro-batch do not
+                depend on it.
         """
         if batch_size < 1 or (micro_batch_size is not None and micro_batch_size < 1) or num_workers < 0:
             raise SettingsError("batch_size and micro_batch_size must be at least 1, num_workers at least 0.")
         self._examples = examples
         self._collate = collate
         self._batch_size = batch_size
-        self._micro_batch_size = min(micro_batch_size or batch_size, batch_size)
+        self._micro_batch_size = min(micro_batch_size or batch_size, -(-batch_size // share.of))
         self._seed = seed
         self._stream = stream
         self._shuffle = shuffle
         self._num_workers = num_workers
+        self._share = share
 
     def steps(self, epoch: int = 0, position: int = 0) -> Generator[Step, None, None]:
         """Endless steps, beginning after `position` examples of `epoch`. Close it to end its threads.
@@ -156,17 +176,19 @@ class Loader:
     def _make(self, epoch: int, start: int, size: int) -> Step:
         end = min(start + self._batch_size, size)
         sample_ids = self.sample_ids(epoch, start, end)
+        firsts = range(0, len(sample_ids), self._micro_batch_size)[self._share.index :: self._share.of]
+        own = [sample_id for first in firsts for sample_id in sample_ids[first : first + self._micro_batch_size]]
         thread = f", in thread {threading.current_thread().name}"
-        with _Noting(f"while making examples {sample_ids} of epoch {epoch}{thread}"):
-            rows = self._take(sample_ids, epoch)
+        with _Noting(f"while making examples {own} of epoch {epoch}{thread}"):
+            rows = self._take(own, epoch) if own else []
         micro_batches: list[Batch] = []
         for first in range(0, len(rows), self._micro_batch_size):
             last = first + self._micro_batch_size
-            with _Noting(f"while batching examples {sample_ids[first:last]} of epoch {epoch}{thread}"):
+            with _Noting(f"while batching examples {own[first:last]} of epoch {epoch}{thread}"):
                 micro_batches.append(self._collate(rows[first:last]))
         steps_done = -(-end // self._batch_size)
         steps_in_epoch = -(-size // self._batch_size)
-        return Step(epoch, end, epoch + steps_done / steps_in_epoch, micro_batches, sample_ids)
+        return Step(epoch, end, epoch + steps_done / steps_in_epoch, micro_batches, sample_ids, self._share)
 
     def _take(self, sample_ids: list[int], epoch: int) -> Sequence[Any]:
         """The examples of a step; if that fails, one by one, to say in which of them the fault is."""

@@ -4,7 +4,7 @@ A run is a function of (weights, data, settings). Stopped after any step and res
 with the same bits as if it had never stopped, as long as its budget and its evaluation interval are
 not in time: the order of examples and every dropout mask are functions of the seed and of where the
 run is (`bertsmith.randomness`), and a checkpoint holds everything else. (On CUDA some sums are taken in
-whatever order their parts are ready, so that the same step need not give the same bits twice.)
+whatever order their parts are ready, so that the same step need not give the same bits twice.) Ranks: `distributed`.
 
 A run with schedule wsd can be made longer after its end: see `_Run.keep_stable`.
 """
@@ -20,21 +20,20 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
+from torch.optim import Optimizer
 
-from bertsmith.errors import Interrupted, SettingsError
-from bertsmith.files import bring_back, clear_leftovers
+from bertsmith.errors import Interrupted
 from bertsmith.training import plan
 from bertsmith.training.average import WeightAverage
 from bertsmith.training.checkpoint import (
     Kind,
+    find_best,
     load_checkpoint,
-    newest_checkpoint,
     read_state,
-    remove_checkpoints,
     save_checkpoint,
-    step_of,
 )
-from bertsmith.training.device import resolve_device, resolve_precision
+from bertsmith.training.device import resolve_precision
+from bertsmith.training.distributed import ALONE, Agreement, Ranks
 from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.faults import Guard
 from bertsmith.training.interrupt import StopRequest
@@ -65,30 +64,33 @@ def train(
     fingerprint: Fingerprint | None = None,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train `model` in place; the last stage's task is evaluated on its split "dev", if that is not empty.
 
     Args:
         run_folder: gets `metrics.jsonl` and `checkpoints/`.
-        resume: go on from the newest checkpoint of `run_folder` (but see `plan.checkpoint_to_resume`); from the start
-            if it has none.
+        resume: go on from the checkpoint that `plan.find_start` finds; from the start if there is none.
         fingerprint: what else has to be equal on resume, such as the hash of the data.
         console: where progress is shown; None is standard error.
         clock: seconds that only grow; for time budgets and throughput.
+        ranks: those that call this together, with the same arguments; all are left with the same weights.
 
     Raises:
         TrainingError: a bad step too many, or memory ran out (see `faults`); or the checkpoint was made with other
             settings.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
-        SettingsError: `run_folder` holds a run and `resume` is false; stages that do not rise to 1.
+        SettingsError: `run_folder` holds a run and `resume` is false; stages that do not rise to 1; `Launch.check`.
     """
-    run = _Run(model, stages, settings, run_folder, fingerprint or {}, clock)
+    stop = StopRequest()
+    run = _Run(model, stages, settings, run_folder, fingerprint or {}, ranks, Agreement(ranks, clock, stop))
     run.restore(resume)
-    reporting = Reporter(run_folder, keep_bytes=run.metrics_bytes, console=console, clock=clock)
-    with StopRequest() as stop, reporting as reporter:
+    place = run_folder if ranks.is_first else None
+    reporting = Reporter(place, keep_bytes=run.metrics_bytes, console=ranks.console(console), clock=clock)
+    with stop, reporting as reporter:
         reporter.write("run", run.state.step, run.description())
         while run.state.stage < len(stages) and not run.state.is_stopped_early:
-            _train_stage(run, reporter, stop)
+            _train_stage(run, reporter)
             run.next_stage()
         if run.state.step > run.state.evaluated_step:
             run.evaluate(reporter)
@@ -109,14 +111,14 @@ def train(
     return result
 
 
-def _train_stage(run: "_Run", reporter: Reporter, stop: StopRequest) -> None:
+def _train_stage(run: "_Run", reporter: Reporter) -> None:
     """Steps, until the stage's share of the budget is used up, no evaluation improves, or the user stops."""
     stage = run.stages[run.state.stage]
     with closing(run.steps(stage)) as steps:
         while True:
             progress = run.progress()
             run.keep_stable(reporter, progress)
-            if stop.requested:
+            if run.agreement.is_stopping:
                 path = run.save(reporter)
                 raise Interrupted(
                     f"Stopped after step {run.state.step:,}; the run is saved in {path}. "
@@ -143,26 +145,31 @@ class _Run:
         settings: TrainSettings,
         run_folder: Path,
         fingerprint: Fingerprint,
-        clock: Callable[[], float],
+        ranks: Ranks,
+        agreement: Agreement,
     ) -> None:
         check_stages(stages)
-        self.device = resolve_device(settings.device)
+        ranks.launch.check(
+            [stage.batch_size or settings.batch_size for stage in stages], auto_batch=settings.auto_batch
+        )
+        self.ranks, self.agreement, self.clock = ranks, agreement, agreement.now
+        self.device = ranks.device(settings.device)
         self.precision = resolve_precision(settings.precision, self.device)
         self.model = model.to(self.device)
+        self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
+        ranks.begin_alike(model, self.fingerprint)
         self.optimizer = build_optimizer(model, settings.optimizer)
         self.average = WeightAverage(model, settings.ema_decay)
         self.stages = stages
         self.settings = settings
-        self.clock = clock
         self.checkpoints = run_folder / "checkpoints"
         self.guard = Guard(settings, self.checkpoints)
         self.budget = Budget.parse(settings.budget)
         self.evaluations = Interval(Budget.parse(settings.evaluate_every or "10%"))
         self.saves = Interval(Budget.parse(settings.save_every))
-        self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
         self.has_dev = stages[-1].task.examples("dev").num_examples(0) > 0
         self.state = State()
-        self.began = clock()
+        self.began = self.clock()
         self.seconds_before = 0.0
         self.logged = self.began
         self.totals = Totals()
@@ -173,15 +180,10 @@ class _Run:
 
     def restore(self, resume: bool) -> None:
         """Load the checkpoint to go on from, or make sure that there is none."""
-        clear_leftovers(self.checkpoints.parent)
-        bring_back(self.checkpoints)
-        path = plan.checkpoint_to_resume(self.checkpoints, self.settings)
-        if path is None:
-            for kind in ("best", "stable"):
-                remove_checkpoints(self.checkpoints, kind=kind, after_step=-1)
+        name = self.ranks.first(lambda: plan.find_start(self.checkpoints, self.settings, resume=resume))
+        if name is None:
             return
-        if not resume:
-            raise SettingsError(f"{path.parent.parent} already holds a run. Add --resume, or choose another folder.")
+        path = self.ranks.visible(self.checkpoints / name)
         saved = read_state(path)
         self.state = State(**saved["state"])
         self.seconds_before = self.state.seconds
@@ -195,7 +197,6 @@ class _Run:
         self.resumed_from = path
         for interval in (self.evaluations, self.saves):
             interval.is_due(self._spent(), self.progress())
-        remove_checkpoints(self.checkpoints, kind="best", after_step=self.state.step)
         self._find_best()
 
     def description(self) -> dict[str, Any]:
@@ -204,6 +205,7 @@ class _Run:
             **self.fingerprint,
             "device": str(self.device),
             "num_threads": torch.get_num_threads(),
+            "num_ranks": self.ranks.launch.size,
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "resumed_from": self.resumed_from.name if self.resumed_from else None,
         }
@@ -218,6 +220,7 @@ class _Run:
             seed=self.settings.seed,
             stream=self.state.stage,
             num_workers=self.settings.num_workers,
+            share=self.ranks.share,
         )
         return loader.steps(self.state.epoch, self.state.position)
 
@@ -242,8 +245,11 @@ class _Run:
 
     def take_step(self, task: Task, step: Step, progress: float, asked: float, reporter: Reporter) -> None:
         """One update, or none, and where the run is afterwards. `asked` is when its data was asked for."""
-        began = self.clock()
         state, optimizer = self.state, self.settings.optimizer
+        own = [step.counts.get(name, 0.0) for name in task.loss_weights]
+        num_tokens, *sums = self.agreement.meet([step.num_tokens, *own])
+        counts = dict(zip(task.loss_weights, sums, strict=True))
+        began = self.clock()
         self.learning_rate = rate(progress, state.step, optimizer)
 
         def update(part: Step) -> StepResult:
@@ -252,6 +258,8 @@ class _Run:
                 task,
                 part,
                 self.optimizer,
+                counts=counts,
+                ranks=self.ranks,
                 learning_rate=self.learning_rate,
                 max_grad_norm=optimizer.max_grad_norm,
                 seed=self.settings.seed,
@@ -266,12 +274,13 @@ class _Run:
         if is_taken:
             self.average.update(state.step)
         state.step += 1
-        state.tokens += step.num_tokens
+        state.tokens += int(num_tokens)
         state.epoch, state.position = step.epoch, step.position
         state.epochs = state.epochs_before_stage + step.epochs
+        self.agreement.meet()
         self.step_seconds = self.clock() - asked
         if is_taken:  # else the figures of the next line would be those of the bad step
-            self.totals.add(result, step.num_tokens, self.step_seconds, began - asked)
+            self.totals.add(result, int(num_tokens), self.step_seconds, began - asked)
 
     def after_step(self, reporter: Reporter) -> None:
         """A line of metrics and a checkpoint if they are due; an evaluation is only noted as due."""
@@ -309,9 +318,11 @@ class _Run:
         began = self.clock()
         task = self.stages[-1].task
         with self.average.in_place():
-            evaluation = evaluate_task(self.model, task, "dev", device=self.device, precision=self.precision)
-        state.metrics, state.evaluated_step = evaluation.metrics, state.step
-        objective, best = evaluation.objective, state.best_objective
+            metrics = self.agreement.first(
+                lambda: evaluate_task(self.model, task, "dev", device=self.device, precision=self.precision).metrics
+            )
+        state.metrics, state.evaluated_step = metrics, state.step
+        objective, best = next(iter(metrics.values()), None), state.best_objective
         sign = 1 if task.greater_is_better else -1
         is_best = (
             objective is not None and math.isfinite(objective) and (best is None or sign * objective > sign * best)
@@ -319,9 +330,8 @@ class _Run:
         if is_best:
             state.best_objective, state.best_step, state.evaluations_without_gain = objective, state.step, 0
             if self.settings.keep_best:
-                saved = {"metrics": evaluation.metrics}
                 with self.average.in_place():
-                    save_checkpoint(self.checkpoints, state.step, self.model, None, saved, kind="best", keep=1)
+                    self._write(None, {"metrics": metrics}, kind="best", keep=1)
         else:
             state.evaluations_without_gain += 1
             patience = self.settings.early_stopping
@@ -329,7 +339,7 @@ class _Run:
         self.last_evaluation_seconds = self.clock() - began
         state.evaluation_seconds += self.last_evaluation_seconds
         self.evaluations.is_due(self._spent(), self.progress())
-        reporter.evaluation(state.step, evaluation.metrics, self.last_evaluation_seconds, is_best)
+        reporter.evaluation(state.step, metrics, self.last_evaluation_seconds, is_best)
 
     def keep_stable(self, reporter: Reporter, progress: float) -> None:
         """Before the first step at a falling rate, write what a longer run can go on from after this one has ended."""
@@ -348,10 +358,15 @@ class _Run:
             "last_evaluation_seconds": self.last_evaluation_seconds,
             "metrics_bytes": reporter.position,
         }
-        options: dict[str, Any] = {"average": self.average.tensors, "keep": keep, "kind": kind}
-        path = save_checkpoint(self.checkpoints, self.state.step, self.model, self.optimizer, saved, **options)
+        path = self._write(self.optimizer, saved, average=self.average.tensors, kind=kind, keep=keep)
         self.last_save_seconds = self.clock() - began
         return path
+
+    def _write(self, optimizer: Optimizer | None, saved: Mapping[str, Any], **options: Any) -> Path:
+        def write() -> str:
+            return save_checkpoint(self.checkpoints, self.state.step, self.model, optimizer, saved, **options).name
+
+        return self.checkpoints / self.agreement.first(write)
 
     def choose_weights(self) -> dict[str, float]:
         """Leave the best weights in the model, if they are kept, else the last, and return their metrics."""
@@ -367,10 +382,11 @@ class _Run:
         evaluation is the best again: a newer one may have replaced it before the run was killed, or it is damaged."""
         if not self.settings.keep_best:
             return None
-        path = newest_checkpoint(self.checkpoints, kind="best")
-        if path is not None and step_of(path) == self.state.best_step:
-            return path
-        self.state.best_objective = self.state.best_step = None
+        state = self.state
+        name = self.ranks.first(lambda: find_best(self.checkpoints, state.best_step, after_step=state.step))
+        if name is not None:
+            return self.ranks.visible(self.checkpoints / name)
+        state.best_objective = state.best_step = None
         return None
 
     def _spent(self) -> Spent:

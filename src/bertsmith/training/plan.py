@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.errors import SettingsError, TrainingError
-from bertsmith.training.checkpoint import newest_checkpoint, read_state
+from bertsmith.files import bring_back, clear_leftovers
+from bertsmith.training.checkpoint import Kind, newest_checkpoint, read_state, remove_checkpoints
 from bertsmith.training.device import Precision, ResolvedPrecision
 from bertsmith.training.optim import OptimizerSettings
 from bertsmith.training.schedule import Budget, Spent, is_falling, is_stable
@@ -22,7 +23,8 @@ class TrainSettings:
     batch_size: int = 32
     """Examples a step."""
     micro_batch_size: int | None = None
-    """Examples that go through the model at once, to fit its memory; without dropout the update is the same."""
+    """Examples that go through the model at once, to fit its memory; without dropout the update is the same. None: the
+    whole batch, divided by the number of ranks."""
     seed: int = 42
     """Decides the order of examples and every dropout mask."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -161,11 +163,29 @@ def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: Res
     return values
 
 
-def checkpoint_to_resume(folder: Path, settings: TrainSettings) -> Path | None:
-    """Where a run goes on: from its newest checkpoint, or with another budget from before its rate began to fall.
+def find_start(folder: Path, settings: TrainSettings, *, resume: bool) -> str | None:
+    """The name of the checkpoint to go on from; None at the start of a run, with what others have left removed.
 
-    So that a run that has ended can be made longer: its fall, which came too early for the longer run, is learnt anew.
+    It is the newest, or with another budget the one from before the rate began to fall: so a run that has ended can be
+    made longer, and its fall, which came too early for the longer run, is learnt anew.
+
+    Raises:
+        SettingsError: there is one, and `resume` is false.
     """
+    clear_leftovers(folder.parent)
+    bring_back(folder)
+    path = _to_resume(folder, settings)
+    if path is None:
+        leftovers: tuple[Kind, ...] = ("best", "stable")
+        for kind in leftovers:
+            remove_checkpoints(folder, kind=kind, after_step=-1)
+        return None
+    if not resume:
+        raise SettingsError(f"{folder.parent} already holds a run. Add --resume, or choose another folder.")
+    return path.name
+
+
+def _to_resume(folder: Path, settings: TrainSettings) -> Path | None:
     path = newest_checkpoint(folder)
     if path is not None:
         saved = read_state(path)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ class Reporter:
 
     def __init__(
         self,
-        run_folder: Path,
+        run_folder: Path | None,
         *,
         keep_bytes: int = 0,
         console: Console | None = None,
@@ -35,6 +36,7 @@ class Reporter:
         """Open the file for appending.
 
         Args:
+            run_folder: None keeps nothing, for a rank other than the first.
             keep_bytes: what follows in the file is removed, because the run that is resumed will write
                 it again; see `position`. 0 begins a new file.
             console: where people look; None is standard error. `Console(quiet=True)` shows nothing.
@@ -44,6 +46,9 @@ class Reporter:
         self._last_line = -math.inf
         self._bar: Progress | None = None
         self._bar_id = TaskID(0)
+        if run_folder is None:
+            self._file = open(os.devnull, "w", encoding="utf-8")
+            return
         path = run_folder / "metrics.jsonl"
         kept = path.read_bytes()[:keep_bytes] if path.exists() else b""
         atomic_write(path, kept[: kept.rfind(b"\n") + 1])

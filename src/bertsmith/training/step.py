@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from bertsmith import randomness
 from bertsmith.training.device import ResolvedPrecision, autocast, is_out_of_memory
+from bertsmith.training.distributed import Ranks
 from bertsmith.training.loader import Step
 from bertsmith.training.task import Batch, Task
 
@@ -42,6 +43,8 @@ def take_step(
     step: Step,
     optimizer: Optimizer,
     *,
+    counts: Mapping[str, float],
+    ranks: Ranks,
     learning_rate: float,
     max_grad_norm: float,
     seed: int,
@@ -52,11 +55,13 @@ def take_step(
 ) -> StepResult:
     """Update the weights once, unless a loss or the gradient is not finite, or the gradient is a spike.
 
-    Each loss is its sum over all micro-batches divided by its count over all of them, so the update
+    Each loss is its sum over all micro-batches, of all ranks, divided by its count over all of them, so the update
     does not depend on how the step is cut. (The mean of the means of micro-batches, which most
     training code takes, gives a masked token of a short micro-batch more weight.)
 
     Args:
+        step: this rank's share.
+        counts: of the whole step, by the name of the loss.
         number: steps finished so far; with `seed` and the number of the micro-batch it decides every
             dropout mask, through torch's global generator.
         spike_norm: a gradient with a greater norm than this is not used.
@@ -66,15 +71,17 @@ def take_step(
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    counts = {name: count for name, count in step.counts.items() if count > 0}
-    loss_sums: dict[str, Tensor] = {}
-    for index, batch in enumerate(step.micro_batches):
+    counts = {name: count for name, count in counts.items() if count > 0}
+    loss_sums = {name: torch.zeros((), device=device) for name in counts}
+    for index, batch in step.numbered:
         torch.manual_seed(randomness.integer(seed, "dropout", number, index))
         with _noting_lack_of_memory(batch):
             sums = _add_gradients(model, task, batch, counts, device, precision)
         for name, total in sums.items():
-            loss_sums[name] = loss_sums[name] + total if name in loss_sums else total
+            loss_sums[name] = loss_sums[name] + total
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with _noting_lack_of_memory(None):
+        ranks.sum_gradients(parameters, list(loss_sums.values()))
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
     # One read is the step's only wait for the device. An update with a NaN could not be undone.
     grad_norm, *losses = torch.stack([norm.float(), *loss_sums.values()]).tolist()

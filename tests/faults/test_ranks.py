@@ -1,0 +1,140 @@
+"""Runs under torchrun itself: stopped, killed and started again, they end with the weights of a run left alone.
+
+(Ranks that die, hang or cannot save without torchrun, and other numbers of ranks: tests/training/test_distributed.py.)
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bertsmith.cli import main
+from bertsmith.training.checkpoint import newest_checkpoint, step_of
+from bertsmith.training.progress import read_metrics
+
+RANKED = Path(__file__).parents[1] / "training" / "ranked.py"
+ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def torchrun(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """What torchrun does with two ranks on this machine."""
+    command = [*TORCHRUN, *words]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that a run has written a line about."""
+    return [line["step"] for line in read_metrics(folder / "run" / "metrics.jsonl") if line["kind"] == "train"]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    path = newest_checkpoint(run / "checkpoints")
+    assert path is not None and path.name == "step-00000050"
+    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_and_then_lost_a_rank_ends_as_if_it_had_not(tmp_path: Path) -> None:
+    """SIGTERM to torchrun itself; then SIGKILL to a rank, and a restart by torchrun."""
+    straight = [sys.executable, RANKED, "all", tmp_path / "straight", "dropout, two"]
+    subprocess.run(straight, env=ENVIRONMENT, timeout=120, check=True)
+
+    stopped = subprocess.Popen([*TORCHRUN, RANKED, "try", tmp_path], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while stopped.poll() is None and not steps(tmp_path):
+        time.sleep(0.05)
+    stopped.terminate()
+    assert "Interrupted: Stopped after step" in stopped.communicate(timeout=60)[1]
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert step_of(checkpoint) == steps(tmp_path)[-1] < 19
+
+    restarted = torchrun("--max-restarts", "1", RANKED, "try", tmp_path)
+    assert restarted.returncode == 0, restarted.stderr
+    assert len(list(tmp_path.glob("try-*"))) == 3
+    assert "failed (exitcode: -9)" in restarted.stderr
+    assert steps(tmp_path) == list(range(1, 51))
+    expected = weights(tmp_path / "straight" / "dropout, two" / "run")
+    found = weights(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0]["model"] == ranks[1]["model"]
+
+
+@pytest.fixture
+def store(tmp_path: Path, tiny_documents: Path, tiny_tokenizer: Path) -> Path:
+    """A token store in the test's folder."""
+    corpus = tmp_path / "corpus"
+    options = ["--tokenizer", str(tiny_tokenizer), "--out", str(corpus), "--document-separator", "blank-lines"]
+    assert main(["corpus", "build", str(tiny_documents), *options]) == 0
+    return corpus
+
+
+@pytest.mark.slow
+def test_the_commands_under_torchrun(store: Path, tmp_path: Path) -> None:
+    """`pretrain` on two ranks is `pretrain`; after it, in the same processes, `finetune` with what goes before it."""
+    shared = ["--device", "cpu", "--precision", "fp32", "--evaluate-every", "3 steps"]
+    pretrain = ["pretrain", *shared, "--corpus", str(store), "--size", "tiny", "--budget", "6 steps", "--dropout", "0"]
+    pretrain += ["--ema-decay", "0.5", "--out"]
+    one, two, tuned = (str(tmp_path / name) for name in ("one", "two", "tuned"))
+    rows = [f"{i} {'good and new' if i % 2 else 'old and red'},{'yes' if i % 2 else 'no'}" for i in range(24)]
+    reviews = tmp_path / "reviews.csv"
+    reviews.write_text("\n".join(["text,label", *rows]) + "\n")
+    finetune = ["finetune", "classification", *shared, "--model", two, "--train", str(reviews), "--out", tuned]
+    finetune += ["--epochs", "1", "--batch-size", "4", "--lora", "2", "--adapt", "2 steps"]
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys\nfrom bertsmith.cli import main\nsys.exit(main({[*pretrain, two]}) or main({finetune}))\n"
+    )
+    done = torchrun(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Report:") == 2
+    assert done.stdout.count("dev: ") == 1
+
+    assert main([*pretrain, one]) == 0
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    expected, found = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+    assert (tmp_path / "tuned" / "adapt" / "run" / "model" / "model.safetensors").is_file()
+    assert main(["evaluate", tuned, str(reviews)]) == 0
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["corpus", "build", "text", "--tokenizer", "t", "--out", "c"],
+            "only finetune and pretrain can share their work",
+        ),
+        (["predict", "model", "A text."], "only finetune and pretrain can share"),
+        (["finetune", "classification", "--seeds", "2"], "seeds and search are runs one after the other"),
+        (["finetune", "tagging", "--search", "2"], "seeds and search are runs one after the other"),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    environment = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if words[0] == "finetune":
+        words = [*words, "--model", "m", "--train", "t.csv", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "error on rank 1: " in error
+    assert message in error
