@@ -202,8 +202,8 @@ def split_rows(rows: Sequence[RowT], dev_share: float) -> tuple[list[RowT], list
     dev = [row for row in rows if places[row.group] <= limit]
     if not train or not dev:
         raise SettingsError(
-            f"{len(rows)} training rows with {len(places)} different texts are too few to hold a share of "
-            f"{dev_share:g} back for dev. Name a dev file, or give more rows."
+            f"{len(rows)} training rows with {len(places)} different texts (with context: documents) are too few to "
+            f"hold a share of {dev_share:g} back for dev. Name a dev file, or give more rows."
         )
     return train, dev
 

@@ -53,6 +53,8 @@ class FinetuneTask(Task, Protocol):
     labels: tuple[str, ...]
     settings: Any
     tokenizer: Tokenizer
+    num_neighbours: int
+    """Rows on either side of a row that its answer may depend on; 0: each row is answered alone."""
 
     def row(self, value: str | Mapping[str, Any], where: str) -> Any:
         """A row to predict, from what a user gives."""
