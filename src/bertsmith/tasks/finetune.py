@@ -85,7 +85,7 @@ def finetune(
     claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=_sources(settings))
     runs = seeds.seed_settings(settings)
     search.check(settings)
-    config, weights, tokenizer = starting_point(settings)
+    config, weights, tokenizer = starting_point(settings, options.max_length)
     work = _make_task(kind, settings, options, tokenizer)
     log_every = seeds.log_interval(settings, work.examples("train").num_examples(0)) if len(runs) > 1 else None
     model, new_tensors = build_model(work, config, weights, settings)

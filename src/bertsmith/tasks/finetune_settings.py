@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bertsmith.errors import SettingsError
+from bertsmith.model.resize import Extension
 from bertsmith.tasks.run_settings import RunSettings, check_seed
 from bertsmith.training.schedule import Budget
 
@@ -27,6 +28,8 @@ class FinetuneSettings(RunSettings):
     """A tokenizer folder or vocab.txt; None: the model's own."""
     layers: int | None = None
     """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
+    extend_positions: Extension | None = None
+    """Make the table of positions longer where max_length needs it: by copies (tile), or drawn out (interpolate)."""
     freeze: int | None = None
     """Leave the embeddings and this many layers above them as they are, 0 or more; None: all is trained."""
     reinit_layers: int | None = None

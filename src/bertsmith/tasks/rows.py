@@ -218,8 +218,10 @@ def check_max_length(max_length: int, encoder: Encoder, fewest: int = 1) -> None
     """Raise SettingsError unless sequences of that length fit the encoder's position table, and hold some text."""
     longest = encoder.config.max_sequence_length
     if not fewest <= max_length <= longest:
+        can_grow = max_length > longest and encoder.config.rope_theta is None
         raise SettingsError(
             f"max_length is {max_length}; this model takes {fewest} to {longest} tokens (max_position_embeddings)."
+            + (" To fine-tune it for longer ones, give extend_positions." if can_grow else "")
         )
 
 

@@ -29,7 +29,7 @@ from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.loop import Stage, TrainSettings, train
 from bertsmith.training.task import Task
 
-_OF_MODEL = ("adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
+_OF_MODEL = ("extend_positions", "adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Teaching:
             "task": self.task.name,
             "model": settings.model,
             "layers": settings.layers,
+            "extend_positions": settings.extend_positions,
             "adapt": settings.adapt,
             "freeze": settings.freeze,
             "lora": settings.lora,
