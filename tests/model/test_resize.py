@@ -1,4 +1,4 @@
-"""A model of another depth or with more tokens: what each part starts from, that it computes with it, what it keeps."""
+"""A model of another depth, with more tokens or positions: what parts start from, compute with it, and keep."""
 
 import re
 from pathlib import Path
@@ -17,8 +17,12 @@ from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     BertForPreTraining,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     ElectraConfig,
     ElectraForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
@@ -31,7 +35,7 @@ from bertsmith.model.batch import pack, split
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import load_encoder, load_weights, read_config, save_model
-from bertsmith.model.resize import grow_rows, layer_sources, load_resized
+from bertsmith.model.resize import Extension, extend_positions, grow_rows, layer_sources, load_resized
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks.classify import SequenceClassifier
 from bertsmith.tasks.pretrain_model import PretrainingModel
@@ -279,3 +283,97 @@ def test_fewer_tokens_are_refused(folder: Path) -> None:
         model = pretraining(with_layers(folder, layers, vocab_size=50))
         with pytest.raises(ModelError, match=r"\[60, 16\], where the model has \[50, 16\]"):
             load_resized(folder, model, pretraining)
+
+
+# More positions
+
+
+def tiled(old: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([old] * (1 + length // len(old)))[:length]
+
+
+def drawn_out(old: np.ndarray, length: int) -> np.ndarray:
+    places = np.linspace(0, len(old) - 1, length)
+    return np.stack([np.interp(places, np.arange(len(old)), column) for column in old.T], axis=1)
+
+
+LONGER = {"tile": tiled, "interpolate": drawn_out}
+
+
+@given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 3), st.sampled_from(["tile", "interpolate"]))
+def test_longer_tables_are_as_numpy_makes_them(size: int, more: int, offset: int, extension: Extension) -> None:
+    old = np.random.default_rng(size).normal(size=(offset + size, 5)).astype(np.float32)
+    found = extend_positions(torch.from_numpy(old), size + more, offset, extension).numpy()
+    expected = np.concatenate([old[:offset], LONGER[extension](old[offset:], size + more)])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[offset], old[offset])
+    if extension == "interpolate" and more:
+        np.testing.assert_allclose(found[-1], old[-1], atol=1e-6)
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("extension", ["tile", "interpolate"])
+@pytest.mark.parametrize(
+    ("config", "kind", "table"),
+    [
+        (BertConfig(**SIZES), BertForPreTraining, "bert.embeddings.position_embeddings.weight"),
+        (
+            RobertaConfig(**{**SIZES, "max_position_embeddings": 22}, pad_token_id=1),
+            RobertaForMaskedLM,
+            "roberta.embeddings.position_embeddings.weight",
+        ),
+        (
+            ElectraConfig(**SIZES, embedding_size=8),
+            ElectraForMaskedLM,
+            "electra.embeddings.position_embeddings.weight",
+        ),
+        (AlbertConfig(**SIZES, embedding_size=8), AlbertForMaskedLM, "albert.embeddings.position_embeddings.weight"),
+        (
+            DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=20),
+            DistilBertForMaskedLM,
+            "distilbert.embeddings.position_embeddings.weight",
+        ),
+        (
+            GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=20, bos_token_id=1, eos_token_id=1),
+            GPT2LMHeadModel,
+            "transformer.wpe.weight",
+        ),
+    ],
+    ids=["bert", "roberta", "electra", "albert", "distilbert", "gpt2"],
+)
+def test_a_model_of_more_positions_computes_what_transformers_does(
+    config: BertConfig, kind: type[PreTrainedModel], table: str, extension: Extension, tmp_path: Path
+) -> None:
+    """The saved folder in transformers, and transformers' own model with a table that numpy made longer."""
+    torch.manual_seed(0)
+    old = kind(config).eval()
+    old.save_pretrained(tmp_path / "old")
+    ours, _ = read_config(tmp_path / "old")
+    offset = ours.position_offset
+    assert ours.max_sequence_length == 20
+
+    def build(encoder: Encoder) -> nn.Module:
+        return nn.ModuleDict({"encoder": encoder})
+
+    encoder = with_layers(tmp_path / "old", ours.num_hidden_layers, max_position_embeddings=offset + 47)
+    with pytest.raises(ModelError, match="where the model has"):
+        load_resized(tmp_path / "old", build(encoder), build)
+    assert load_resized(tmp_path / "old", build(encoder), build, extension=extension) == []
+    save_model(tmp_path / "new", build(encoder), encoder.config, family(ours.model_type).bare)
+
+    state = old.state_dict()
+    rows = state[table].numpy()
+    state[table] = torch.from_numpy(
+        np.concatenate([rows[:offset], LONGER[extension](rows[offset:], 47)]).astype(np.float32)
+    )
+    wide = kind(type(config)(**{**config.to_dict(), "max_position_embeddings": offset + 47})).eval()
+    wide.load_state_dict(state)
+    saved = AutoModel.from_pretrained(tmp_path / "new").eval()
+    ids = np.arange(47) % 55 + 5
+    with torch.inference_mode():
+        theirs = wide.base_model(torch.from_numpy(ids)[None])[0][0]
+        torch.testing.assert_close(saved(torch.from_numpy(ids)[None])[0][0], theirs, rtol=0, atol=2e-5)
+        torch.testing.assert_close(encoder(pack([ids])), theirs, rtol=0, atol=2e-5)
+        short = old.base_model(torch.from_numpy(ids[:20])[None])[0][0]
+        is_as_before = torch.allclose(encoder(pack([ids[:20]])), short, rtol=0, atol=2e-5)
+    assert is_as_before == (extension == "tile")

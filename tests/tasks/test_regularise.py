@@ -216,7 +216,7 @@ def test_r_drop_without_any_dropout_is_refused(tmp_path: Path, tiny_tokenizer: P
     own = settings_for(tmp_path, tiny_tokenizer, "run", model=str(tmp_path), tokenizer=None)
     with pytest.raises(SettingsError, match="this model has none: give dropout"):
         finetune("classification", own, ClassificationSettings(max_length=24), console=Console(quiet=True))
-    starting_point(replace(own, dropout=0.1))
+    starting_point(replace(own, dropout=0.1), 24)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,23 @@ def test_conll_with_document_marks_hash_tokens_and_no_newline_at_the_end(make_fi
     assert next(read_columns(path, -4, -2)).tags == ("B-NP", "B-VP", "B-NP")
 
 
+def test_documents_begin_at_their_marks_and_the_marks_are_no_words(make_files):
+    conll = "a O\n\n-DOCSTART- O\n\nb O\n\nc O\n-DOCSTART-\nd O\n# newdoc\n\n# newdoc id = 3\n# x = y\n-DOCSTARTER O\n"
+    conllu = "".join(
+        f"{mark}1\t{word}\t_\tX\t_\t_\t0\t_\t_\t_\n\n"
+        for mark, word in (("# newdoc id = 1\n", "a"), ("# newpar\n", "b"), ("# newdoc\n# newpar\n", "c"), ("", "d"))
+    )
+    folder = make_files({"a.conll": conll, "a.conllu": conllu, "a.iob2": "1\ta\tO\n\n# newdoc id = 2\n1\tb\tO\n"})
+
+    def documents(name: str) -> list[tuple[tuple[str, ...], str]]:
+        return [(sentence.words, sentence.document) for sentence in read_columns(folder / name)]
+
+    expected = [(("a",), "0"), (("b",), "1"), (("c",), "1"), (("d", "#"), "2"), (("-DOCSTARTER",), "3")]
+    assert documents("a.conll") == expected
+    assert documents("a.conllu") == [(("a",), "1"), (("b",), "1"), (("c",), "2"), (("d",), "2")]
+    assert documents("a.iob2") == [(("a",), "0"), (("b",), "1")]
+
+
 def test_tabs_keep_spaces_inside_a_token_and_blank_tabs_end_a_sentence(make_files):
     path = make_files({"eng.train": "New York\tB-LOC\r\n\t\r\nof\tO\n"}) / "eng.train"
     assert [sentence.words for sentence in read_columns(path)] == [("New York",), ("of",)]
@@ -203,19 +220,20 @@ def test_rows_are_told_from_files_by_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "sentences", "words", "tags"),
+    ("name", "sentences", "words", "tags", "documents"),
     [
-        ("wnut17-train.conll", 3394, 62730, 13),
-        ("wikigold.conll", 1696, 39007, 5),
-        ("uner-zh-gsdsimp-dev.iob2", 500, 12663, 7),
-        ("ud-ewt-dev.conllu", 2001, None, 17),
+        ("wnut17-train.conll", 3394, 62730, 13, 1),
+        ("wikigold.conll", 1696, 39007, 5, 145),
+        ("uner-zh-gsdsimp-dev.iob2", 500, 12663, 7, 17),
+        ("ud-ewt-dev.conllu", 2001, None, 17, 318),
     ],
 )
-def test_real_files_have_their_published_sizes(shared_data, name, sentences, words, tags):
+def test_real_files_have_their_published_sizes(shared_data, name, sentences, words, tags, documents):
     read = list(read_columns(shared_data / "tag" / name))
     assert len(read) == sentences
     assert words in (None, sum(len(one.words) for one in read))
     assert len({tag for one in read for tag in one.tags}) == tags
+    assert len({one.document for one in read}) == documents
 
 
 def test_real_squad_counts_and_the_misplaced_answers_of_cmrc(shared_data):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertsmith.errors import SettingsError
-from bertsmith.text.windows import Kept, Window, keep, max_context, overlap, truncate_pair, windows
+from bertsmith.text.windows import Kept, Window, keep, max_context, overlap, surround, truncate_pair, windows
 
 lengths = st.integers(0, 700)
 sizes = st.integers(1, 400)
@@ -117,3 +117,14 @@ def test_kept_is_as_much_as_there_is_room_for(length: int, room: int, part: Kept
 
 def test_the_paper_keeps_128_and_382_of_510() -> None:
     assert keep(1000, 510, "head-tail") == [Window(0, 128), Window(618, 1000)]
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
+def test_what_is_shown_around_a_text_is_taken_in_turn_from_both_sides(before, after, room):
+    left = right = 0
+    while left + right < room and (left < before or right < after):
+        if left < before:
+            left += 1
+        if right < after and left + right < room:
+            right += 1
+    assert surround(before, after, room) == (left, right)

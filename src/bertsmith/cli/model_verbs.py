@@ -34,7 +34,7 @@ from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
 from bertsmith.tasks.rows import iter_records
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
-from bertsmith.tasks.seeds import spread
+from bertsmith.tasks.seeds import Spread, spread
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.doctor import check_corpus, render
@@ -352,17 +352,27 @@ def _key_and_value(item: str) -> tuple[str, Any]:
 def _show_finetuned(result: FinetuneResult, text: str, more: str = "") -> None:
     if not read_launch().is_first:
         return
+    if result.predictions is not None:
+        for split, spreads in spread(result.seeds).items():
+            _show_spread(split, f"{len(result.seeds)} folds", spreads)
+        print(f"Report: {result.folder / 'report.html'}")
+        print(f"Every row, by the model that did not learn from it: {result.predictions}")
+        return
     chosen = ""
     if len(result.seeds) == 1:
         for split, metrics in result.metrics.items():
             _show_metrics(split, metrics)
     else:
         for split, spreads in spread(result.seeds).items():
-            figures = ", ".join(f"{name} {one.mean:.4g} ± {one.deviation:.2g}" for name, one in spreads.items())
-            print(f"{split}, {len(result.seeds)} seeds: {figures}")
+            _show_spread(split, f"{len(result.seeds)} seeds", spreads)
         best = next(run.seed for run in result.seeds if run.training == result.training)
         chosen = f" (seed {best}, the best on dev)"
     _show_run(result.folder, text, more, chosen)
+
+
+def _show_spread(split: str, runs: str, spreads: Mapping[str, Spread]) -> None:
+    figures = ", ".join(f"{name} {one.mean:.4g} ± {one.deviation:.2g}" for name, one in spreads.items())
+    print(f"{split}, {runs}: {figures}")
 
 
 def _show_metrics(split: str, metrics: Mapping[str, float]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from bertsmith.training.device import Precision, ResolvedPrecision, autocast, re
 from bertsmith.training.evaluate import answer_batch, within_memory
 from bertsmith.training.loader import evaluation_batches
 
+T = TypeVar("T")
 Value = str | Mapping[str, Any]
 """What a user may ask about: a text, or a row with the columns of the task."""
 
@@ -121,10 +122,17 @@ class TaskPredictor:
         self._precision = precision
 
     def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
-        """See `Predictor`."""
-        for first_number, values in _chunks(rows, read_ahead):
-            read = [self.task.row(value, f"row {number}") for number, value in enumerate(values, first_number)]
-            yield from self._answer(ListExamples(self.task.encode(read)))
+        """See `Predictor`; where rows are shown with their neighbours, those that follow are read as well.
+
+        Unless `read_ahead` is 1: then a row is answered at once, from itself and those before it.
+        """
+        read = (self.task.row(value, f"row {number}") for number, value in enumerate(rows, start=1))
+        around = self.task.num_neighbours
+        before: list[Any] = []
+        for _, own, after in _chunks(read, read_ahead, around if read_ahead > 1 else 0):
+            examples = self.task.encode([*before, *own, *after])
+            yield from self._answer(ListExamples(examples[len(before) : len(before) + len(own)]))
+            before = [*before, *own][-around:] if around else []
 
     def _answer(self, examples: ListExamples[Any]) -> list[dict[str, Any]]:
         answers: dict[int, dict[str, Any]] = {}
@@ -172,7 +180,7 @@ class PretrainedPredictor:
         `{"guesses": [{"token", "score", "text"}, ...]}` for one mask, and a list of such lists, one a mask, for
         several, as the fill-mask pipeline of transformers has it.
         """
-        for first_number, values in _chunks(rows, min(read_ahead, _PRETRAINED_ROWS)):
+        for first_number, values, _ in _chunks(rows, min(read_ahead, _PRETRAINED_ROWS)):
             texts = [self._read(value, f"row {number}") for number, value in enumerate(values, first_number)]
             with torch.inference_mode(), autocast(self._device, self._precision):
                 paired = [(text, pair) for text, pair in texts if pair is not None]
@@ -213,12 +221,15 @@ def _objective(folder: Path) -> object:
     return saved.get("objective") if isinstance(saved, dict) else None
 
 
-def _chunks(rows: Iterable[Value], size: int) -> Iterator[tuple[int, list[Value]]]:
-    """At most `size` rows at a time, with the number of the first."""
+def _chunks(rows: Iterable[T], size: int, num_following: int = 0) -> Iterator[tuple[int, list[T], list[T]]]:
+    """At most `size` rows at a time, with the number of the first, and as many as there are of those that follow."""
     if size < 1:
         raise SettingsError(f"read_ahead is {size}; at least 1 row must be read to be answered.")
     source = iter(rows)
     number = 1
-    while chunk := list(islice(source, size)):
-        yield number, chunk
+    read = list(islice(source, size + num_following))
+    while chunk := read[:size]:
+        following = read[size:]
+        yield number, chunk, following
         number += len(chunk)
+        read = [*following, *islice(source, size + num_following - len(following))]

@@ -1,16 +1,19 @@
-"""A model of another depth out of a folder, or one that knows more tokens.
+"""A model of another depth out of a folder, or one that knows more tokens or takes longer sequences.
 
 A student that starts from every other layer of its teacher ends better than one from random weights (Sanh et al.
 2019, arXiv 1910.01108, table 4); a deep model that starts from the repeated layers of a shallow one needs less
 pre-training (Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking"). Going on with new words of a
 domain is faster when each starts from the mean of the pieces that it was cut into (Koto et al. 2021, IndoBERTweet,
-arXiv 2109.04607).
+arXiv 2109.04607). A longer table of positions is made of copies of the trained one, so that every place still has its
+trained neighbours (Beltagy et al. 2020, Longformer, arXiv 2004.05150, section 5), or is drawn out between its ends, as
+Dosovitskiy et al. 2020 do for larger images (arXiv 2010.11929, section 3.2).
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +23,12 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config, resolve
 
 _LAYER = re.compile(r"^encoder\.layers\.(\d+)")
+_POSITIONS = "encoder.position_embedding.weight"
 _BY_TOKEN = ("encoder.token_embedding.weight", "vocabulary.bias")
 """Our names of the tensors that have a row, or a number, for each token."""
+
+Extension = Literal["tile", "interpolate"]
+"""How a table of positions is made longer: by copies of it, or by interpolation between its rows."""
 
 
 def layer_sources(old: int, new: int) -> tuple[int, ...]:
@@ -58,21 +65,43 @@ def grow_rows(new: Tensor, old: Tensor, pieces: Mapping[int, Sequence[int]]) -> 
                 new[token_id] = old[list(old_ids)].mean(0)
 
 
+def extend_positions(table_PE: Tensor, length: int, offset: int, extension: Extension) -> Tensor:
+    """A table for sequences of `length` tokens: [offset + length, E] out of [offset + n, E].
+
+    "tile": place p is place p mod n of the old table. "interpolate": linearly between the two old rows that are
+    nearest to p (n - 1) / (length - 1), so that the first and the last place stay what they were.
+
+    Args:
+        offset: rows before that of the first token, which are kept.
+    """
+    unused_OE, old_NE = table_PE[:offset], table_PE[offset:]
+    places_L, last = torch.arange(length), len(old_NE) - 1
+    if extension == "tile":
+        return torch.cat([unused_OE, old_NE[places_L % len(old_NE)]])
+    exact_L = places_L.double() * last / max(1, length - 1)
+    below_L = exact_L.long().clamp(max=max(0, last - 1))
+    share_L1 = (exact_L - below_L).to(table_PE.dtype)[:, None]
+    return torch.cat([unused_OE, torch.lerp(old_NE[below_L], old_NE[(below_L + 1).clamp(max=last)], share_L1)])
+
+
 def load_resized(
     path: str | Path,
     model: nn.Module,
     build: Callable[[Encoder], nn.Module],
     pieces: Mapping[int, Sequence[int]] | None = None,
+    extension: Extension | None = None,
 ) -> list[str]:
-    """`load_weights(path, model, strict=False)` for a model that may have other layers or more tokens than the folder.
+    """`load_weights(path, model, strict=False)` for a model of other layers, more tokens or positions than the folder.
 
-    The layers are taken by `layer_sources`, the embedding and the bias of the vocabulary head by `grow_rows`, all
-    else as it is. What a layer has and its source lacks, such as a norm before it, keeps its initial values.
+    The layers are taken by `layer_sources`, the embedding and the bias of the vocabulary head by `grow_rows`, the
+    positions by `extend_positions`, all else as it is. What a layer has and its source lacks, such as a norm before
+    it, keeps its initial values.
 
     Args:
-        model: a module with `encoder`, which says how many layers and tokens are wanted.
+        model: a module with `encoder`, which says how many layers, tokens and positions are wanted.
         build: makes a module like `model` around an encoder, to hold the folder's weights in between.
         pieces: a token that the folder's model does not know -> the ids of those it starts from.
+        extension: how more positions are made; None: the folder must have as many.
 
     Returns:
         Our names of the tensors that kept their values, as `load_weights` does.
@@ -84,7 +113,9 @@ def load_resized(
     encoder = model.encoder
     assert isinstance(encoder, Encoder)
     old, new = read_config(folder)[0], encoder.config
-    if (old.num_hidden_layers, old.vocab_size) == (new.num_hidden_layers, new.vocab_size) and not pieces:
+    is_longer = extension is not None and old.max_position_embeddings < new.max_position_embeddings
+    is_alike = (old.num_hidden_layers, old.vocab_size) == (new.num_hidden_layers, new.vocab_size)
+    if is_alike and not pieces and not is_longer:
         return load_weights(folder, model, strict=False)
     if old.num_hidden_layers != new.num_hidden_layers and new.num_hidden_groups is not None:
         raise ModelError(
@@ -94,6 +125,9 @@ def load_resized(
     # A model of fewer tokens than the folder is for `load_weights` to refuse.
     between = replace(new, num_hidden_layers=old.num_hidden_layers, vocab_size=min(old.vocab_size, new.vocab_size))
     whole = build(Encoder(between))
+    if is_longer:  # only now: a head may not be built for sequences that the encoder does not take
+        assert isinstance(whole.encoder, Encoder)
+        whole.encoder.position_embedding = nn.Embedding(old.max_position_embeddings, old.embedding_width)
     kept = load_weights(folder, whole, strict=False)
     sources, state = layer_sources(old.num_hidden_layers, new.num_hidden_layers), whole.state_dict()
     with torch.no_grad():
@@ -103,6 +137,10 @@ def load_resized(
                 continue
             if name in _BY_TOKEN:
                 grow_rows(parameter, state[source], pieces)
+            elif name == _POSITIONS and is_longer and extension is not None:
+                parameter.copy_(
+                    extend_positions(state[source], new.max_sequence_length, new.position_offset, extension)
+                )
             else:
                 parameter.copy_(state[source])
     return kept

@@ -53,6 +53,7 @@ class Answering:
 
     name = "answering"
     architecture = "ForQuestionAnswering"
+    num_neighbours = 0
     greater_is_better = True
 
     def __init__(

@@ -60,6 +60,7 @@ class Choosing:
 
     name = "choice"
     architecture = "ForMultipleChoice"
+    num_neighbours = 0
     greater_is_better = True
 
     def __init__(

@@ -44,6 +44,7 @@ class Classification:
 
     name = "classification"
     architecture = "ForSequenceClassification"
+    num_neighbours = 0
 
     def __init__(
         self,

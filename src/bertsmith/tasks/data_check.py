@@ -148,8 +148,8 @@ def render(report: DataReport) -> RenderableType:
     return Group(*parts)
 
 
-def _answer(row: Any) -> str:
-    """What the model should say of it, for comparison and to be shown."""
+def given_answer(row: Any) -> str:
+    """What the data say of a row, for comparison and to be shown."""
     if isinstance(row, ClassificationRow):
         return row.label if row.labels is None else ", ".join(sorted(row.labels))  # type: ignore[return-value]
     if isinstance(row, TaggingRow):
@@ -253,7 +253,7 @@ def _in_split(rows: Sequence[Any]) -> Iterator[Finding]:
     answers: dict[str, dict[str, str]] = {}  # of each text, with the first place of each
     copies = []
     for row in rows:
-        first = answers.setdefault(_key(row.texts), {}).setdefault(_answer(row), row.where)
+        first = answers.setdefault(_key(row.texts), {}).setdefault(given_answer(row), row.where)
         if first != row.where:
             copies.append(f"{row.where} = {first}")
     yield from _finding("copies", f"{_share(len(copies), len(rows))} are copies of an earlier one.", copies)

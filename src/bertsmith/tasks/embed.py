@@ -82,6 +82,7 @@ class Embedding:
 
     name = "embedding"
     architecture = "Model"
+    num_neighbours = 0
     greater_is_better = True
 
     def __init__(

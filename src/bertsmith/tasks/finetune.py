@@ -8,32 +8,41 @@ out/
     adapt/          with `adapt`: pre-training on the texts of the task, see `tasks/adapt.py`
     model/          the finished Hugging Face folder
 
-With several seeds, or a search, there is such a folder for each run in `out`: see `tasks/seeds.py`, `tasks/search.py`.
+With several seeds, folds, or a search, there is such a folder for each run in `out`: see `tasks/seeds.py`,
+`tasks/folds.py`, `tasks/search.py`.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bertsmith.errors import SettingsError, StepError
-from bertsmith.files import atomic_write, sha256
-from bertsmith.tasks import search, seeds
+from bertsmith.files import sha256
+from bertsmith.tasks import folds, search, seeds
 from bertsmith.tasks.adapt import adapt
 from bertsmith.tasks.distill import Distillation, distil
-from bertsmith.tasks.finetune_report import data_files, write_search_report, write_seeds_report
+from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.folds import Fold
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.start import build_model, starting_point
-from bertsmith.tasks.teaching import Teaching, configuration, say, train_settings, write_configuration
+from bertsmith.tasks.teaching import (
+    PREDICTIONS,
+    Teaching,
+    configuration,
+    say,
+    train_settings,
+    write_configuration,
+    write_predictions,
+)
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.training.device import Precision, resolve_device, resolve_precision
 from bertsmith.training.distributed import Ranks, joined
@@ -45,18 +54,38 @@ from bertsmith.training.task import Task
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What fine-tuning came to: metrics of the saved weights by split ("dev", "test"), and where things are."""
+    """What fine-tuning came to: metrics of the saved weights by split ("dev", "test"), and where things are.
+
+    With folds no weights are saved; metrics are then the means over the folds, and `training` is that of the last.
+    """
 
     metrics: seeds.Metrics
     folder: Path
     training: TrainResult
     seeds: tuple[SeedRun, ...]
-    """Every seed's run, in order; one, unless the settings ask for several."""
+    """Every seed's or fold's run, in order; one, unless the settings ask for several."""
+    predictions: Path | None = None
+    """With folds: every training row's answer by the model that did not learn from it, a JSON object a line."""
 
     @property
     def model(self) -> Path:
         """The Hugging Face folder."""
         return self.folder / "model"
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The data as they were read; `options` are settled by it."""
+
+    options: Any
+    labels: tuple[str, ...]
+    train: list[Any]
+    dev: list[Any]
+    test: list[Any]
+
+    def of_fold(self, fold: Fold) -> "_Read":
+        """The same where a fold is the test, and the other training rows are those to learn from."""
+        return replace(self, train=fold.learnt, test=fold.scored)
 
 
 def finetune(
@@ -78,7 +107,7 @@ def finetune(
         ModelError: a model that cannot be loaded, or does not fit its tokenizer.
         Interrupted: Ctrl-C; the run can be resumed.
     """
-    in_turn = settings.seeds > 1 or settings.search is not None
+    in_turn = settings.seeds > 1 or settings.is_folded or settings.search is not None
     read_launch().check(
         [settings.batch_size], auto_batch=settings.auto_batch, overwrite=settings.overwrite, in_turn=in_turn
     )
@@ -102,9 +131,13 @@ def _finetune(
     )
     runs = seeds.seed_settings(settings)
     search.check(settings)
-    config, weights, tokenizer = starting_point(settings)
-    work = _make_task(kind, settings, options, tokenizer)
-    log_every = seeds.log_interval(settings, work.examples("train").num_examples(0)) if len(runs) > 1 else None
+    folds.check(settings)
+    config, weights, tokenizer = starting_point(settings, options.max_length)
+    read = _read(kind, settings, options)
+    parts = folds.split(read.train, settings, read.options)
+    work = _make_task(kind, read.of_fold(parts[0]) if parts else read, settings, tokenizer)
+    are_several = len(runs) > 1 or bool(parts)
+    log_every = seeds.log_interval(settings, work.examples("train").num_examples(0)) if are_several else None
     model, new_tensors = build_model(work, config, weights, settings)
     taught = _taught(work, settings)
     data = {str(path): sha256(path) for path in data_files(settings)}
@@ -128,6 +161,9 @@ def _finetune(
     teaching = Teaching(
         kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen, ranks
     )
+    if parts:
+        del model  # as below
+        return _cross_validate(teaching, settings, read, parts)
     if settings.search is None and len(runs) == 1:
         run = teaching.learn(settings, model, new_tensors)
         return FinetuneResult(run.metrics, settings.out, run.training, (run,))
@@ -146,6 +182,27 @@ def _learn_all(teaching: Teaching, settings: FinetuneSettings, each: Sequence[Fi
     write_seeds_report(teaching.task, settings, configuration(settings, teaching.options), runs, best)
     say(teaching.screen, seeds.failures(runs))
     return FinetuneResult(best.metrics, settings.out, best.training, tuple(runs))
+
+
+def _cross_validate(
+    teaching: Teaching, settings: FinetuneSettings, read: _Read, parts: Sequence[Fold]
+) -> FinetuneResult:
+    """A run a fold; then what they said of all rows in `out`. The task of `teaching` is that of the first fold."""
+    runs: list[SeedRun] = []
+    for number, part in enumerate(parts):
+        say(teaching.screen, f"Fold {number}, {number + 1} of {len(parts)}.")
+        if number > 0:
+            work = _make_task(teaching.kind, read.of_fold(part), settings, teaching.task.tokenizer)
+            taught = _taught(work, settings)
+            teaching = replace(teaching, task=work, taught=taught, learnt=_regularised(work, taught, settings))
+        runs.append(replace(teaching, fold=part.chosen_by).run(folds.fold_settings(settings, number)))
+        seeds.discard_weights(runs[-1].folder)
+    folds.write_out_of_fold(runs, parts, read.train, settings.out / PREDICTIONS)
+    described = configuration(settings, teaching.options)
+    write_folds_report(teaching.task, settings, described, runs, folds.section(parts))
+    say(teaching.screen, seeds.failures(runs))
+    means = {split: {name: one.mean for name, one in metrics.items()} for split, metrics in seeds.spread(runs).items()}
+    return FinetuneResult(means, settings.out, runs[-1].training, tuple(runs), settings.out / PREDICTIONS)
 
 
 def _search(teaching: Teaching, settings: FinetuneSettings) -> FinetuneResult:
@@ -200,11 +257,7 @@ def evaluate(
         module.to(place), scored, "test", device=place, precision=resolve_precision(precision, place)
     )
     if predictions is not None:
-        lines = (
-            json.dumps({"row": row.where, **scored.to_json(answer)}, ensure_ascii=False)
-            for row, answer in zip(rows, evaluation.answers, strict=True)
-        )
-        atomic_write(predictions, "".join(f"{line}\n" for line in lines))
+        write_predictions(predictions, scored, evaluation)
     return evaluation.metrics
 
 
@@ -222,19 +275,24 @@ def _sources(settings: FinetuneSettings) -> Iterator[str | Path | None]:
     yield from data_files(settings)
 
 
-def _make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: Tokenizer) -> FinetuneTask:
+def _read(kind: Kind, settings: FinetuneSettings, options: Any) -> _Read:
     """Read the data and find its labels. Labels are sought in all training rows, before any are held back."""
     options, train_rows = kind.read_rows(settings.train, options)
     labels = kind.find_labels(train_rows, options)
-    dev_rows: list[Any] = []
-    if settings.dev is not None:
-        _, dev_rows = kind.read_rows(settings.dev, options)
-    elif settings.dev_share > 0:
+    dev_rows = kind.read_rows(settings.dev, options)[1] if settings.dev is not None else []
+    test_rows = kind.read_rows(settings.test, options)[1] if settings.test is not None else []
+    return _Read(options, labels, train_rows, dev_rows, test_rows)
+
+
+def _make_task(kind: Kind, read: _Read, settings: FinetuneSettings, tokenizer: Tokenizer) -> FinetuneTask:
+    """The task, with what is held back for dev, and no more training rows than are asked for."""
+    train_rows, dev_rows = read.train, read.dev
+    if settings.dev is None and settings.dev_share > 0:
         train_rows, dev_rows = split_rows(train_rows, settings.dev_share)
     if settings.max_train_examples is not None:
         train_rows = choose_rows(train_rows, settings.max_train_examples)
-    test_rows = kind.read_rows(settings.test, options)[1] if settings.test is not None else []
-    return kind.make(tokenizer, labels, options, {"train": train_rows, "dev": dev_rows, "test": test_rows})
+    splits = {"train": train_rows, "dev": dev_rows, "test": read.test}
+    return kind.make(tokenizer, read.labels, read.options, splits)
 
 
 def _taught(task: FinetuneTask, settings: FinetuneSettings) -> Distillation | None:

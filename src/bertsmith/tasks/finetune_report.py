@@ -1,4 +1,4 @@
-"""The report of a fine-tuning: of one run, of the same with several seeds, or of a search."""
+"""The report of a fine-tuning: of one run, of the same with several seeds or folds, or of a search."""
 
 import glob
 from collections.abc import Mapping, Sequence
@@ -68,6 +68,29 @@ def write_seeds_report(
     facts |= {"best seed": str(best.seed), "failed": f"{sum(run.failure is not None for run in runs)} of {len(runs)}"}
     sections = [*seeds.sections(runs, best), *_data_sections(task, settings)]
     title = f"Fine-tuning: {task.name}, {len(runs)} seeds"
+    write_report(settings.out, title, sections, config=configuration, facts=facts)
+
+
+def write_folds_report(
+    task: FinetuneTask,
+    settings: FinetuneSettings,
+    configuration: Mapping[str, Any],
+    runs: Sequence[SeedRun],
+    folds: Section,
+) -> None:
+    """`report.html` of a cross-validation, whose runs have their own beside it.
+
+    Args:
+        folds: how large they are.
+    """
+    name, one = next(iter(seeds.spread(runs)["test"].items()))
+    facts = {
+        f"{name} on the folds, mean and deviation": f"{one.mean:.4f} ± {one.deviation:.4f}",
+        "failed": f"{sum(run.failure is not None for run in runs)} of {len(runs)}",
+    }
+    note = Text("Test", ["The test of each run is its fold, from which it has learnt nothing."])
+    sections = [*seeds.sections(runs, None), note, folds, data_table(data_files(settings))]
+    title = f"Fine-tuning: {task.name}, {len(runs)} folds"
     write_report(settings.out, title, sections, config=configuration, facts=facts)
 
 

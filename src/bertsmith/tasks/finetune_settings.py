@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bertsmith.errors import SettingsError
+from bertsmith.model.resize import Extension
 from bertsmith.tasks.run_settings import RunSettings, check_seed
 from bertsmith.training.schedule import Budget
 
@@ -27,6 +28,8 @@ class FinetuneSettings(RunSettings):
     """A tokenizer folder or vocab.txt; None: the model's own."""
     layers: int | None = None
     """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
+    extend_positions: Extension | None = None
+    """Make the table of positions longer where max_length needs it: by copies (tile), or drawn out (interpolate)."""
     freeze: int | None = None
     """Leave the embeddings and this many layers above them as they are, 0 or more; None: all is trained."""
     reinit_layers: int | None = None
@@ -57,6 +60,10 @@ class FinetuneSettings(RunSettings):
     """Run as often, with the seeds seed, seed + 1, ..., each in its own folder; the best on dev is the model."""
     search: int | None = None
     """Try so many learning rates, batch sizes and numbers of epochs (Optuna), and take the best on dev; None: no."""
+    folds: int | None = None
+    """Cut the training rows into so many parts, and score each by a model that learns from the others; None: no."""
+    fold_column: str | None = None
+    """The same with the parts that a column of the training data says; None: no."""
     evaluate_every: str = "1 epoch"
     """How often dev is evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
     early_stopping: int | None = None
@@ -97,6 +104,7 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("search and seeds are both several runs: search first, then run the best with seeds.")
         if self.search is not None and self.dev is None and self.dev_share == 0:
             raise SettingsError("search: the best is chosen on dev, and there is none. Give dev, or dev_share above 0.")
+        self._check_folds()
         if not 0 <= self.distill_weight <= 1:
             raise SettingsError(f"distill_weight must be in [0, 1], not {self.distill_weight}.")
         for name in ("r_drop", "adversarial"):
@@ -109,3 +117,20 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("r_drop compares passes with different dropout, and dropout is 0.")
         if not self.temperature > 0:
             raise SettingsError(f"temperature must be positive, not {self.temperature}.")
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the training rows are scored in parts."""
+        return self.folds is not None or self.fold_column is not None
+
+    def _check_folds(self) -> None:
+        if self.folds is not None and self.folds < 2:
+            raise SettingsError(f"folds must be at least 2, not {self.folds}.")
+        if self.folds is not None and self.fold_column is not None:
+            raise SettingsError("folds are cut by us, or said by fold_column: choose one.")
+        if self.is_folded and self.test is not None:
+            raise SettingsError("folds: each part of the training data is the test of one run; give no other test.")
+        if self.is_folded and self.adapt is not None:
+            raise SettingsError("folds: adapt would learn from the texts that are to be scored. Leave it out.")
+        if self.is_folded and (self.seeds > 1 or self.search is not None):
+            raise SettingsError("folds, seeds and search are all several runs: choose one.")

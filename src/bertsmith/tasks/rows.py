@@ -210,30 +210,39 @@ def split_rows(rows: Sequence[RowT], dev_share: float) -> tuple[list[RowT], list
     Raises:
         SettingsError: the rows are all of one group, or dev took them all.
     """
-    places = {row.group: _place(row.group) for row in rows}
+    places = {row.group: place_of(row.group) for row in rows}
     limit = max(dev_share, min(places.values(), default=0.0))
     train = [row for row in rows if places[row.group] > limit]
     dev = [row for row in rows if places[row.group] <= limit]
     if not train or not dev:
         raise SettingsError(
-            f"{len(rows)} training rows with {len(places)} different texts are too few to hold a share of "
-            f"{dev_share:g} back for dev. Name a dev file, or give more rows."
+            f"{len(rows)} training rows with {len(places)} different texts (with context: documents) are too few to "
+            f"hold a share of {dev_share:g} back for dev. Name a dev file, or give more rows."
         )
     return train, dev
 
 
 def choose_rows(rows: Sequence[RowT], number: int) -> list[RowT]:
     """`number` of the rows, in their order: those with the smallest hashes of text and place, whatever the seed."""
-    by_hash = sorted(range(len(rows)), key=lambda index: _place(f"{rows[index].group}\n{rows[index].where}"))
+    by_hash = sorted(range(len(rows)), key=lambda index: place_of(f"{rows[index].group}\n{rows[index].where}"))
     return [rows[index] for index in sorted(by_hash[:number])]
+
+
+def place_of(text: str, purpose: str = "dev-split") -> float:
+    """A number in [0, 1) that depends on the text and the purpose alone."""
+    person = purpose.encode()
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=person).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def check_max_length(max_length: int, encoder: Encoder, fewest: int = 1) -> None:
     """Raise SettingsError unless sequences of that length fit the encoder's position table, and hold some text."""
     longest = encoder.config.max_sequence_length
     if not fewest <= max_length <= longest:
+        can_grow = max_length > longest and encoder.config.rope_theta is None
         raise SettingsError(
             f"max_length is {max_length}; this model takes {fewest} to {longest} tokens (max_position_embeddings)."
+            + (" To fine-tune it for longer ones, give extend_positions." if can_grow else "")
         )
 
 
@@ -262,9 +271,3 @@ def sub_batches(inputs: PackedBatch, token_budget: int = _MOST_TOKENS) -> Iterat
             ),
         )
         first, start = last, end
-
-
-def _place(group: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    digest = hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8, person=b"dev-split").digest()
-    return int.from_bytes(digest, "big") / 2**64

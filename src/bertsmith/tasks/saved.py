@@ -40,6 +40,8 @@ OF_A_SEED = "seed-"
 """What the names of the folders begin with that a run of several seeds holds."""
 OF_A_TRIAL = "trial-"
 """The same of a search."""
+OF_A_FOLD = "fold-"
+"""The same of a cross-validation."""
 ADAPTED = "adapt"
 """The folder of a run in which its model was made to know the texts of the task."""
 _OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", ADAPTED)
@@ -53,6 +55,8 @@ class FinetuneTask(Task, Protocol):
     labels: tuple[str, ...]
     settings: Any
     tokenizer: Tokenizer
+    num_neighbours: int
+    """Rows on either side of a row that its answer may depend on; 0: each row is answered alone."""
 
     def row(self, value: str | Mapping[str, Any], where: str) -> Any:
         """A row to predict, from what a user gives."""
@@ -156,6 +160,8 @@ def model_folder(path: str | Path) -> str:
     folder = Path(path)
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")
+    if any(folder.glob(f"{OF_A_FOLD}*/config.yaml")):
+        raise ModelError(f"{folder} is a run of folds, which keeps no model. To have one, fine-tune without folds.")
     is_run = (folder / "metrics.jsonl").is_file() or any(
         any(folder.glob(f"{begin}*/config.yaml")) for begin in (OF_A_SEED, OF_A_TRIAL)
     )
@@ -197,7 +203,7 @@ def _is_run(out: Path) -> bool:
     names = {path.name for path in out.iterdir() if not is_leftover(path.name)}
     if names == {"config.yaml"}:
         return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
-    has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL)) for name in names)
+    has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL, OF_A_FOLD)) for name in names)
     return "config.yaml" in names and (has_runs or not names.isdisjoint(_OF_A_RUN))
 
 

@@ -11,7 +11,6 @@ out/
     model/          the best on dev
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from bertsmith.errors import MissingExtraError, SettingsError, TrainingError
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import OF_A_TRIAL, FinetuneTask
-from bertsmith.tasks.seeds import SeedRun, publish_run
+from bertsmith.tasks.seeds import SeedRun, discard_weights, publish_run
 from bertsmith.training.report import Curves, Section, Table
 
 _RATE_SPAN = 4.0
@@ -117,8 +116,7 @@ def tidy(trials: Sequence[Trial], task: FinetuneTask) -> None:
     best = best_of(trials, task)
     for trial in trials:
         if trial.run is not None and trial is not best:
-            for name in ("model", "checkpoints"):
-                shutil.rmtree(trial.settings.out / name, ignore_errors=True)
+            discard_weights(trial.settings.out)
 
 
 def publish(trials: Sequence[Trial], best: Trial, out: Path) -> None:

@@ -56,7 +56,7 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class Spread:
-    """A metric over the seeds: its mean, and its sample standard deviation (n - 1)."""
+    """A metric over several runs: its mean, and its sample standard deviation (n - 1)."""
 
     mean: float
     deviation: float
@@ -173,10 +173,14 @@ def best_of(runs: Sequence[SeedRun], task: FinetuneTask) -> SeedRun:
 
 
 def spread(runs: Sequence[SeedRun]) -> dict[str, dict[str, Spread]]:
-    """Split -> metric -> mean and deviation over the runs, the failed ones too; one run deviates by 0."""
+    """Split -> metric -> mean and deviation over the runs, the failed ones too; one run deviates by 0.
+
+    A metric that some runs lack, such as the F1 of a type that is not in every fold, is that of the others.
+    """
     found: dict[str, dict[str, Spread]] = {}
-    for split, names in runs[0].metrics.items():
-        values = {name: [run.metrics[split][name] for run in runs] for name in names}
+    for split in runs[0].metrics:
+        names = dict.fromkeys(name for run in runs for name in run.metrics[split])
+        values = {name: [run.metrics[split][name] for run in runs if name in run.metrics[split]] for name in names}
         found[split] = {
             name: Spread(float(np.mean(each)), float(np.std(each, ddof=1)) if len(each) > 1 else 0.0)
             for name, each in values.items()
@@ -184,8 +188,14 @@ def spread(runs: Sequence[SeedRun]) -> dict[str, dict[str, Spread]]:
     return found
 
 
-def sections(runs: Sequence[SeedRun], best: SeedRun) -> list[Section]:
-    """For the report: each metric's mean and deviation, a row a run, and how each run's objective on dev grew."""
+def sections(runs: Sequence[SeedRun], best: SeedRun | None) -> list[Section]:
+    """For the report: each metric's mean and deviation, a row a run, and how each run's objective on dev grew.
+
+    Args:
+        runs: in folders of names such as "seed-0"; what they are called begins with the same word.
+        best: is marked; None: none is.
+    """
+    what = _name(runs[0]).partition(" ")[0]
     splits = spread(runs)
     columns = ["metric"]
     for split in splits:
@@ -198,7 +208,7 @@ def sections(runs: Sequence[SeedRun], best: SeedRun) -> list[Section]:
     objective = names[0]
     each = [
         (
-            f"{run.seed} (best)" if run is best else str(run.seed),
+            _name(run).removeprefix(f"{what} ") + (" (best)" if run is best else ""),
             *(metrics.get(objective, "") for metrics in run.metrics.values()),
             run.failure or "",
             f"{run.folder.name}/report.html",
@@ -206,12 +216,12 @@ def sections(runs: Sequence[SeedRun], best: SeedRun) -> list[Section]:
         for run in runs
     ]
     found_sections: list[Section] = [
-        Table(f"{len(runs)} seeds", columns, rows, f"Sample standard deviation (n - 1). {failures(runs)}"),
-        Table("Runs", ("seed", *(f"{objective} on {split}" for split in splits), "failure", "report"), each),
+        Table(f"{len(runs)} {what}s", columns, rows, f"Sample standard deviation (n - 1). {failures(runs)}"),
+        Table("Runs", (what, *(f"{objective} on {split}" for split in splits), "failure", "report"), each),
     ]
-    curves = {f"seed {run.seed}": _learning_curve(run.folder, objective) for run in runs}
+    curves = {_name(run): _learning_curve(run.folder, objective) for run in runs}
     if any(len(steps) > 1 for steps, _ in curves.values()):
-        found_sections.append(Curves(f"{objective} on dev, each seed", "step", objective, curves))
+        found_sections.append(Curves(f"{objective} on dev, each {what}", "step", objective, curves))
     return found_sections
 
 
@@ -222,12 +232,17 @@ def _learning_curve(folder: Path, metric: str) -> tuple[list[float], list[float]
     return [step for step, _ in found], [value for _, value in found]
 
 
+def _name(run: SeedRun) -> str:
+    """What a run is called: "seed 0" in the folder seed-0."""
+    return run.folder.name.replace("-", " ")
+
+
 def failures(runs: Sequence[SeedRun]) -> str:
     """How many runs learnt nothing, and how, in a sentence."""
     failed = [run for run in runs if run.failure]
     if not failed:
         return "Every run learnt something."
-    how = "; ".join(f"seed {run.seed}: {run.failure}" for run in failed)
+    how = "; ".join(f"{_name(run)}: {run.failure}" for run in failed)
     return f"{len(failed)} of {len(runs)} runs learnt nothing, and are in the mean all the same ({how})."
 
 
@@ -241,6 +256,12 @@ def publish(runs: Sequence[SeedRun], best: SeedRun, out: Path) -> None:
     for split, metrics in spread(runs).items():
         lines += [f"| {name}, {split} | {one.mean:.4f} | {one.deviation:.4f} |" for name, one in metrics.items()]
     publish_run(best.folder, out, "\n".join(lines) + "\n")
+
+
+def discard_weights(run: Path) -> None:
+    """Remove the model and the checkpoints of a run that has finished; its figures stay."""
+    for name in ("model", "checkpoints"):
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def publish_run(run: Path, out: Path, said: str) -> None:

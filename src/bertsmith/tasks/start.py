@@ -25,17 +25,20 @@ from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 SIZE_PREFIX = "size:"
 
 
-def starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | None, Tokenizer]:
+def starting_point(settings: FinetuneSettings, max_length: int) -> tuple[EncoderConfig, str | None, Tokenizer]:
     """The encoder's configuration, the folder or Hub id of its weights (None: random ones), and the tokenizer.
+
+    Args:
+        max_length: tokens of the longest sequence.
 
     Raises:
         ModelError: no such model, or one that does not fit its tokenizer.
-        SettingsError: random weights without a tokenizer, or with lora or adapt; more layers frozen or made anew than
-            there are; r_drop without any dropout.
+        SettingsError: random weights without a tokenizer, or with lora, adapt or extend_positions, which also rotary
+            positions do not go with; more layers frozen or made anew than there are; r_drop without any dropout.
     """
     weights: str | None = None
     if settings.model.startswith(SIZE_PREFIX):
-        for name in ("lora", "adapt"):
+        for name in ("lora", "adapt", "extend_positions"):
             if getattr(settings, name) is not None:
                 raise SettingsError(f'{name} goes with a pre-trained model; "{settings.model}" has random weights.')
         if settings.tokenizer is None:
@@ -46,6 +49,8 @@ def starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | Non
         weights = model_folder(settings.model)
         config, _ = read_config(weights)
         tokenizer = load_tokenizer(settings.tokenizer or weights)
+        if settings.extend_positions is not None:
+            config = _longer(config, max_length)
     check_vocabulary(tokenizer, config.vocab_size, settings.model)
     if settings.layers is not None:
         config = replace(config, num_hidden_layers=settings.layers)
@@ -53,6 +58,17 @@ def starting_point(settings: FinetuneSettings) -> tuple[EncoderConfig, str | Non
     if settings.r_drop is not None and settings.dropout is None and not _drops(config):
         raise SettingsError("r_drop compares passes with different dropout, and this model has none: give dropout.")
     return config, weights, tokenizer
+
+
+def _longer(config: EncoderConfig, max_length: int) -> EncoderConfig:
+    """The same with positions for at least `max_length` tokens."""
+    if config.rope_theta is not None:
+        raise SettingsError(
+            f"extend_positions makes a table longer, and {config.model_type} has rotary positions instead; this model "
+            f"takes up to {config.max_sequence_length} tokens."
+        )
+    longest = max(max_length, config.max_sequence_length)
+    return replace(config, max_position_embeddings=config.position_offset + longest)
 
 
 def _drops(config: EncoderConfig) -> bool:
@@ -102,7 +118,7 @@ def _load(task: FinetuneTask, model: nn.Module, weights: str, settings: Finetune
         # What another task's head tells apart may be as many things, but not the same: it is not gone on from.
         anew += [name for name in model.state_dict() if ".out." in name]
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in anew}
-    kept = load_resized(weights, model, task.build)
+    kept = load_resized(weights, model, task.build, extension=settings.extend_positions)
     model.load_state_dict(initial, strict=False)
     return [*kept, *(name for name in initial if name not in kept)]
 

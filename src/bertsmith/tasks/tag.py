@@ -2,12 +2,13 @@
 
 All goes by words: the label of a word is learnt and predicted at its first piece, the other pieces
 have none. A sentence that is too long is read in overlapping windows, where each word is learnt and
-predicted once, in the window that sees the most text around it.
+predicted once, in the window that sees the most text around it. A shorter one may be shown with what
+stands around it in its document, whose words are learnt and predicted with their own sentences.
 Shape letters: T tokens, S sequences, W words of the batch, C labels.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
 from bertsmith.tasks.entities import Scores, Span, detect_scheme, read_spans, score_entities
 from bertsmith.tasks.rows import ListExamples, check_max_length, class_weights, label_id, sub_batches
-from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, row_of
+from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, in_documents, row_of
+from bertsmith.tasks.tag_words import Words, around, words_of
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import max_context, overlap, windows
 from bertsmith.training.report import Matrix, Section, Table
@@ -47,7 +49,7 @@ class TaggingExample:
     row: TaggingRow
     text: str
     word_spans: np.ndarray  # int64 [words, 2]
-    token_ids: tuple[np.ndarray, ...]  # one sequence a window, [CLS] and [SEP] included
+    token_ids: tuple[np.ndarray, ...]  # one sequence a window, [CLS], [SEP] and context included
     word_positions: np.ndarray  # int64 [words]
     targets: np.ndarray | None  # int64 [words], None to predict
 
@@ -113,6 +115,8 @@ class Tagging:
         self.tokenizer = tokenizer
         self.labels = tuple(labels)
         self.settings = settings
+        # More than these cannot be shown: a sentence has a token or more, unless it has no words.
+        self.num_neighbours = settings.max_length if settings.context == "document" else 0
         scheme = settings.scheme if settings.scheme != "auto" else detect_scheme([self.labels])
         self.has_entities = scheme != "none"
         self.metric = settings.metric or ("f1" if self.has_entities else "accuracy")
@@ -137,53 +141,61 @@ class Tagging:
         return row_of(value, self.settings, where)
 
     def encode(self, rows: Sequence[TaggingRow]) -> list[TaggingExample]:
-        """Tokenize rows and check their tags; one example a row, in order."""
-        return [self._encode(row) for row in rows]
+        """Tokenize rows and check their tags; one example a row, in order.
 
-    def _encode(self, row: TaggingRow) -> TaggingExample:
-        text, word_spans, ids, firsts = self._words(row)
-        parts = windows(len(ids), self.settings.max_length - _NUM_SPECIAL_TOKENS, self.settings.doc_stride)
+        With context, rows that do not know their documents, as those to predict, are taken to follow each other.
+        """
+        if self.settings.context == "document" and not all(row.neighbours for row in rows):
+            rows = in_documents(rows)
+        known: dict[int, Words] = {}  # by the identity of the row, which may be shown with many others
+
+        def words(row: TaggingRow) -> Words:
+            if id(row) not in known:
+                known[id(row)] = words_of(row, self.tokenizer)
+            return known[id(row)]
+
+        return [self._encode(row, words) for row in rows]
+
+    def _encode(self, row: TaggingRow, words: Callable[[TaggingRow], Words]) -> TaggingExample:
+        own, size = words(row), self.settings.max_length - _NUM_SPECIAL_TOKENS
+        parts = windows(len(own.ids), size, self.settings.doc_stride)
+        before, after = around(row, max(0, size - len(own.ids)), self.num_neighbours, lambda other: words(other).ids)
         cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
-        token_ids = tuple(np.concatenate([cls, ids[part.start : part.end], sep]).astype(np.int64) for part in parts)
-        # From a position in the sentence to the same one in the sequence of a window, behind its [CLS].
-        shifts = np.cumsum([0, *map(len, token_ids[:-1])]) + 1 - [part.start for part in parts]
-        positions = firsts + shifts[max_context(parts, firsts)]
+        token_ids = tuple(
+            np.concatenate([cls, before, own.ids[part.start : part.end], after, sep]).astype(np.int64) for part in parts
+        )
+        # From a position in the sentence to the same one in the sequence of a window, behind [CLS] and context.
+        shifts = np.cumsum([0, *map(len, token_ids[:-1])]) + 1 + len(before) - [part.start for part in parts]
+        positions = own.firsts + shifts[max_context(parts, own.firsts)]
         targets = None
         if row.tags is not None:
             targets = np.array([label_id(tag, self._label_ids, row.where) for tag in row.tags], dtype=np.int64)
-        return TaggingExample(row, text, word_spans, token_ids, positions, targets)
-
-    def _words(self, row: TaggingRow) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-        """The text, its words in code points [words, 2], token ids, and the first token of each word."""
-        if row.words is None:
-            text = row.text or ""
-            encoding = self.tokenizer.encode(text)
-            firsts = np.flatnonzero(encoding.word_starts)
-            lasts = np.append(firsts, len(encoding.ids))[1:] - 1
-            spans = _apart(text, np.stack([encoding.offsets[firsts, 0], encoding.offsets[lasts, 1]], axis=1))
-            is_seen = spans[:, 0] < spans[:, 1]
-            return text, spans[is_seen], encoding.ids, firsts[is_seen]
-        ids, index = self.tokenizer.encode_words(row.words)
-        firsts = np.searchsorted(index, np.arange(len(row.words)))
-        lengths = np.array([len(word) for word in row.words], dtype=np.int64)
-        ends = np.cumsum(lengths + 1) - 1
-        return " ".join(row.words), np.stack([ends - lengths, ends], axis=1), ids, firsts
+        return TaggingExample(row, own.text, own.spans, token_ids, positions, targets)
 
     def examples(self, split: str) -> ListExamples[TaggingExample]:
         """The tokenized sentences of one split."""
         return self._splits[split]
 
     def notes(self) -> list[str]:
-        """What to know before training: the scheme, and how long sentences are cut."""
+        """What to know before training: the scheme, how long sentences are cut, and what they are shown with."""
         size = self.settings.max_length - _NUM_SPECIAL_TOKENS
         items = [item for examples in self._splits.values() for item in examples.items]
         long = sum(len(item.token_ids) > 1 for item in items)
         meaning = f"Entities, read as {self.settings.scheme}." if self.has_entities else "One label a word."
-        return [
+        notes = [
             f"{meaning} {long:,} of {len(items):,} sentences are longer than {size} tokens and are read in windows "
             f"that move {self.settings.doc_stride} tokens at a time (doc_stride as a step; neighbours share "
             f"{overlap(size, self.settings.doc_stride)})."
         ]
+        if self.settings.context == "document":
+            counts = {
+                split: len({id(item.row.neighbours) for item in examples.items})
+                for split, examples in self._splits.items()
+                if examples.items
+            }
+            found = ", ".join(f"{number:,} in {split}" for split, number in counts.items())
+            notes.append(f"Shorter ones are shown with what stands around them in their document; documents: {found}.")
+        return notes
 
     def collate(self, examples: Sequence[TaggingExample]) -> Batch:
         """Lay the sequences of all examples flat; W words in all. The count is the sum of their labels' weights."""
@@ -361,22 +373,6 @@ def _shown(example: TaggingExample, spans: Iterable[Span]) -> str:
     places = example.word_spans
     parts = [f"{example.text[places[s.start, 0] : places[s.end - 1, 1]]} ({s.label})" for s in sorted(spans)]
     return _short(", ".join(parts))
-
-
-def _apart(text: str, spans: np.ndarray) -> np.ndarray:
-    """Int64 [words, 2] spans without white space at their ends, and none where an earlier one is; some become empty.
-
-    Byte-level vocabularies have words of nothing but white space, and normalizers may make several words of one
-    character ("¼").
-    """
-    apart, before = np.zeros((len(spans), 2), dtype=np.int64), 0
-    for index, (start, end) in enumerate(spans.tolist()):
-        start = max(start, before)
-        word = text[start:end]
-        start += len(word) - len(word.lstrip())
-        before = start + len(word.strip())
-        apart[index] = start, before
-    return apart
 
 
 def _short(text: str) -> str:

@@ -1,7 +1,8 @@
 """What tagging learns from: settings, sentences with one tag a word, and the labels they make."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ WORD_COLUMNS = ("words", "tokens")
 """Names that are taken for the words, in rows, when `token_column` is not given."""
 TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "upos", "labels")
 """Names that are taken for the tags, in rows, when `tag_column` is not given and only one is there."""
+DOCUMENT_COLUMN = "document"
+"""In rows, the name of the document; without it, the rows of one source are of one document."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class TaggingSettings:
     """Tokens in a sequence, [CLS] and [SEP] included; longer sentences are read in windows."""
     doc_stride: int = 64
     """Tokens from the start of a window to the start of the next: a step, not an overlap."""
+    context: Literal["none", "document"] = "none"
+    """Show each sentence alone, or with as much of its document, before and after it, as max_length has room for."""
     class_weights: str = "none"
     """Weights of the labels in the loss: none, auto (every label counts the same), or "B-PER=5,O=0.5"."""
     label_smoothing: float = 0.0
@@ -53,6 +58,11 @@ class TaggingRow:
     words: tuple[str, ...] | None
     text: str | None
     tags: tuple[str, ...] | None
+    document: str = ""
+    """Sentences that follow each other and have the same name here are of one document."""
+    neighbours: Sequence["TaggingRow"] = field(default=(), compare=False, repr=False)
+    """With context, the sentences of its document in their order, itself at `place`; without, none."""
+    place: int = field(default=0, compare=False)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -61,8 +71,8 @@ class TaggingRow:
 
     @property
     def group(self) -> str:
-        """Equal sentences stay on one side of a split."""
-        return " ".join(self.words or ())
+        """Equal sentences stay on one side of a split; with context documents, told by their first sentence."""
+        return " ".join((self.neighbours[0] if self.neighbours else self).words or ())
 
 
 def read_rows(
@@ -75,7 +85,7 @@ def read_rows(
 
     Returns:
         The settings with the scheme and the columns that were found, to read further files with; the
-        rows, with entities in IOB2.
+        rows, with entities in IOB2, and with context in their documents.
 
     Raises:
         InputError: no sentences, columns that are missing or cannot be told, a tag not of the scheme.
@@ -94,8 +104,20 @@ def read_rows(
     rows: list[TaggingRow] = []
     for one in sentences:
         with collecting(bad):
-            rows.append(TaggingRow(one.where, one.words, None, to_iob2(one.tags, scheme, one.where)))
-    return replace(settings, scheme=scheme), rows
+            tags = to_iob2(one.tags, scheme, one.where)
+            rows.append(TaggingRow(one.where, one.words, None, tags, one.document))
+    return replace(settings, scheme=scheme), rows if settings.context == "none" else in_documents(rows)
+
+
+def in_documents(rows: Sequence[TaggingRow]) -> list[TaggingRow]:
+    """The same sentences, each knowing those of its document."""
+    placed = []
+    for _, sentences in groupby(rows, key=lambda row: row.document):
+        document: list[TaggingRow] = []
+        for place, row in enumerate(sentences):
+            document.append(replace(row, neighbours=document, place=place))
+        placed += document
+    return placed
 
 
 def _read_fields(
@@ -110,8 +132,14 @@ def _read_fields(
             tags = string_list(values, str(settings.tag_column), where)
             if len(words) != len(tags):
                 raise InputError(f"{len(words)} words but {len(tags)} tags.", where)
-            sentences.append(TaggedSentence(words, tags, where))
+            sentences.append(TaggedSentence(words, tags, where, _document(values)))
     return settings
+
+
+def _document(values: Mapping[str, Any]) -> str:
+    """The name of the document of a row, which may be of any kind."""
+    name = values.get(DOCUMENT_COLUMN)
+    return "" if name is None else str(name)
 
 
 def _find_fields(settings: TaggingSettings, columns: Sequence[str], where: str) -> TaggingSettings:
@@ -152,7 +180,7 @@ def row_of(value: str | Mapping[str, Any], settings: TaggingSettings, where: str
     names = (settings.token_column, *WORD_COLUMNS) if isinstance(settings.token_column, str) else WORD_COLUMNS
     column = next((str(name) for name in names if name in value), None)
     if column is not None:
-        return TaggingRow(where, string_list(value, column, where), None, None)
+        return TaggingRow(where, string_list(value, column, where), None, None, _document(value))
     if not isinstance(value.get("text"), str):
         raise InputError('give a row with "text", or with a list of "words".', where)
-    return TaggingRow(where, None, value["text"], None)
+    return TaggingRow(where, None, value["text"], None, _document(value))

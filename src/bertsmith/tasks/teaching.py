@@ -26,11 +26,12 @@ from bertsmith.tasks.start import SIZE_PREFIX, build_model
 from bertsmith.training import plan
 from bertsmith.training.device import ResolvedPrecision
 from bertsmith.training.distributed import Ranks
-from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.evaluate import Evaluation, evaluate_task
 from bertsmith.training.loop import Stage, TrainSettings, train
 from bertsmith.training.task import Task
 
-_OF_MODEL = ("adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
+_OF_MODEL = ("extend_positions", "adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
+PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Teaching:
     precision: ResolvedPrecision
     screen: Console
     ranks: Ranks
+    fold: str | None = None
+    """Which part of the data is the test, and how it was chosen; None: what the settings say."""
 
     def run(self, settings: FinetuneSettings) -> SeedRun:
         """A run that had finished before the whole was stopped, or a new one."""
@@ -87,6 +90,8 @@ class Teaching:
                 for split in ("dev", "test")
                 if self.task.examples(split).num_examples(0)
             }
+            if self.fold is not None:
+                write_predictions(settings.out / PREDICTIONS, self.task, evaluations["test"])
             metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
             _save(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
             write_run_report(self.task, settings, configuration(settings, self.options), evaluations, training)
@@ -94,7 +99,7 @@ class Teaching:
 
         metrics, failure = self.ranks.first(finish)
         if failure is not None:
-            say(self.screen, f"Seed {settings.seed} learnt nothing: {failure}.")
+            say(self.screen, f"{settings.out.name} learnt nothing: {failure}.")
         return SeedRun(settings.seed, settings.out, metrics, training, failure)
 
     def _learning(self, settings: FinetuneSettings) -> TrainSettings:
@@ -106,6 +111,7 @@ class Teaching:
             "task": self.task.name,
             "model": settings.model,
             "layers": settings.layers,
+            "extend_positions": settings.extend_positions,
             "adapt": settings.adapt,
             "freeze": settings.freeze,
             "lora": settings.lora,
@@ -117,6 +123,7 @@ class Teaching:
             "r_drop": settings.r_drop,
             "adversarial": settings.adversarial,
             "options": json.dumps(to_mapping(self.task.settings), sort_keys=True),
+            "fold": self.fold,
             "data": json.dumps(dict(self.data), sort_keys=True),
         }
 
@@ -148,6 +155,15 @@ def write_configuration(task: str, settings: FinetuneSettings, options: Any) -> 
     if not settings.resume or not (settings.out / "config.yaml").is_file():
         note = f"# bertsmith finetune {task} --config config.yaml\n"
         atomic_write(settings.out / "config.yaml", note + to_yaml(configuration(settings, options)))
+
+
+def write_predictions(path: Path, task: FinetuneTask, evaluation: Evaluation) -> None:
+    """Every answer as a JSON object a line, in the order of the data, with the place of its row."""
+    lines = (
+        json.dumps({"row": example.row.where, **task.to_json(answer)}, ensure_ascii=False)
+        for example, answer in zip(evaluation.examples, evaluation.answers, strict=True)
+    )
+    atomic_write(path, "".join(f"{line}\n" for line in lines))
 
 
 def say(screen: Console, line: str) -> None:

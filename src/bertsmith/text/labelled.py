@@ -22,6 +22,8 @@ CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "depre
 _ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 # `# sent_id = 7`, `# newdoc id = x`, `# newpar`; but not the token "#" nor a hashtag.
 _COMMENT = re.compile(r"# *(newdoc|newpar|[\w.:-]+ += )")
+_DOCUMENT = "-DOCSTART-"  # CoNLL-2003
+_NEW_DOCUMENT = re.compile(r"# *newdoc( |$)")  # CoNLL-U
 _SKIPPED_ID = re.compile(r"\d+[-.]\d+")  # CoNLL-U: a multiword range, an empty node
 
 
@@ -32,11 +34,8 @@ class TaggedSentence:
     words: tuple[str, ...]
     tags: tuple[str, ...]
     where: str
-
-    @property
-    def group(self) -> str:
-        """Equal sentences stay on one side of a split."""
-        return " ".join(self.words)
+    document: str = ""
+    """Sentences that follow each other and have the same name here are of one document."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def read_columns(
 def read_conll(path: Path, token_column: int | None = None, tag_column: int | None = None) -> Iterator[TaggedSentence]:
     """Sentences from lines of columns (tabs, else spaces), blank lines between sentences.
 
-    `-DOCSTART-` lines and comments of the form `# key = value` are passed over.
+    `-DOCSTART-` lines and `# newdoc` begin a document; these and comments of the form `# key = value` are no words.
 
     Args:
         token_column, tag_column: counted from 0, negative from the end. By default first and last;
@@ -116,7 +115,7 @@ def read_conll(path: Path, token_column: int | None = None, tag_column: int | No
     token_column = token_column if token_column is not None else (1 if numbered else 0)
     tag_column = tag_column if tag_column is not None else (2 if numbered else -1)
     num_columns = 0
-    for lines in _blocks(path, numbered=numbered):
+    for document, lines in _blocks(path, numbered=numbered):
         words, tags, first_line = [], [], 0
         for number, line in lines:
             columns = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
@@ -136,14 +135,14 @@ def read_conll(path: Path, token_column: int | None = None, tag_column: int | No
             words.append(columns[token_column])
             tags.append(columns[tag_column])
         if words:
-            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{first_line}")
+            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{first_line}", document)
 
 
 def read_conllu(path: Path, token_column: str = "form", tag_column: str = "upos") -> Iterator[TaggedSentence]:
     """Sentences of a CoNLL-U file, its columns chosen by name.
 
     Multiword ranges (`1-2`) and empty nodes (`8.1`) are passed over: what is left are the syntactic
-    words, one tag each (universaldependencies.org/format.html).
+    words, one tag each (universaldependencies.org/format.html). `# newdoc` begins a document.
 
     Raises:
         SettingsError: no such column.
@@ -153,7 +152,7 @@ def read_conllu(path: Path, token_column: str = "form", tag_column: str = "upos"
         if column not in CONLLU_COLUMNS:
             raise SettingsError(f'CoNLL-U has no column "{column}". {did_you_mean(column, CONLLU_COLUMNS)}')
     token_index, tag_index = CONLLU_COLUMNS.index(token_column), CONLLU_COLUMNS.index(tag_column)
-    for lines in _blocks(path, numbered=True):
+    for document, lines in _blocks(path, numbered=True):
         words, tags, first_line = [], [], 0
         for number, line in lines:
             columns = line.split("\t")
@@ -165,7 +164,7 @@ def read_conllu(path: Path, token_column: str = "form", tag_column: str = "upos"
             words.append(columns[token_index])
             tags.append(columns[tag_index])
         if words:
-            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{first_line}")
+            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{first_line}", document)
 
 
 def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
@@ -287,25 +286,32 @@ def _misplaced(text: str, start: Any, context: str) -> str:
 _LENIENT = "Mend the data, or set lenient to leave such questions out of training."
 
 
-def _blocks(path: Path, *, numbered: bool) -> Iterator[list[tuple[int, str]]]:
-    """Numbered token lines of each sentence; comments and document marks are left out.
+def _blocks(path: Path, *, numbered: bool) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+    """The document (the number of marks before it) and the numbered token lines of each sentence.
+
+    Comments and document marks are left out.
 
     Args:
         numbered: the words are numbered, so that every line with "#" at its start is a comment.
             Elsewhere a word may be "#" or a hashtag, and only `# key = value` before a sentence is one.
     """
     block: list[tuple[int, str]] = []
+    num_marks = 0
     with open_text(path) as file:
         for number, raw in enumerate(file, start=1):
             line = raw.rstrip("\n")
-            if not line.strip(" \t") or line.startswith("-DOCSTART-"):
+            is_mark = line.startswith(_DOCUMENT)
+            if is_mark or not line.strip(" \t"):
                 if block:
-                    yield block
+                    yield str(num_marks), block
                 block = []
+                num_marks += is_mark
             elif not line.startswith("#") or not (numbered or (not block and _COMMENT.match(line))):
                 block.append((number, line))
+            elif not block and _NEW_DOCUMENT.match(line):
+                num_marks += 1
     if block:
-        yield block
+        yield str(num_marks), block
 
 
 def _list(value: Any, field: str, where: str) -> list[Any]:

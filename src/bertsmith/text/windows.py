@@ -95,6 +95,18 @@ def max_context(parts: Sequence[Window], positions: np.ndarray | int) -> np.ndar
     return np.asarray(scores.argmax(axis=-1))
 
 
+def surround(before: int, after: int, room: int) -> tuple[int, int]:
+    """How many tokens of what stands before and after a text are shown with it, those nearest to it.
+
+    Half of the room is for each side, the odd token for what stands before; what one side leaves is for the other.
+
+    >>> surround(9, 9, room=5), surround(1, 9, room=5), surround(9, 1, room=5)
+    ((3, 2), (1, 4), (4, 1))
+    """
+    left = min(before, room - min(after, room // 2))
+    return left, min(after, room - left)
+
+
 def truncate_pair(length_a: int, length_b: int, room: int) -> tuple[int, int]:
     """How many tokens of each text of a pair to keep, counted from its start.
 

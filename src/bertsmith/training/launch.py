@@ -54,7 +54,7 @@ class Launch:
             )
         if in_turn:
             raise SettingsError(
-                "seeds and search are runs one after the other, which gain nothing from several ranks. Leave out "
+                "seeds, folds and search are runs one after the other, which gain nothing from several ranks. Leave out "
                 "torchrun, or start a run for each seed on a device of its own."
             )
         if overwrite and self.restarts:
