@@ -54,8 +54,8 @@ class Launch:
             )
         if in_turn:
             raise SettingsError(
-                "seeds, folds and search are runs one after the other, which gain nothing from several ranks. Leave out "
-                "torchrun, or start a run for each seed on a device of its own."
+                "seeds, folds and search are runs one after the other, which gain nothing from several ranks. "
+                "Leave out torchrun, or start a run for each seed on a device of its own."
             )
         if overwrite and self.restarts:
             raise SettingsError(
