@@ -49,7 +49,7 @@ def report(out: Path, arguments: Mapping[str, Any], rows: Mapping[str, Tally]) -
         total = sums.setdefault(name, Tally())
         total.done += row["done"]
         total.failures += row["failures"]
-        total.places += row.get("places", [])
+        total.places += row["places"]
         for count, times in row["counts"].items():
             total.counts[count] = total.counts.get(count, 0) + times
     lines = ["| what | times | failed | of them |", "|---|---:|---:|---|"]

@@ -171,23 +171,19 @@ def test_memory_does_not_grow_with_the_number_of_documents(verb: str, tmp_path: 
     tokenizer = tiny_tokenizer if verb == "store" else None
     few, many = (
         peak_bytes(tmp_path / f"{number}.txt", f"{document}\n\n" * number, tokenizer, "blank-lines")
-        for number in (times // 8, times)
+        for number in (times // 4, times)
     )
-    assert many - few < len(document) * times / 2
+    assert many - few < 8 * 2**20  # far below what all of it takes in either
 
 
 @LINUX
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["tokenizer", "store"])
 @pytest.mark.parametrize("text", [PROSE, UNSPACED], ids=["prose", "unspaced"])
-def test_one_document_takes_a_small_multiple_of_its_size(
-    verb: str, text: str, tmp_path: Path, tiny_tokenizer: Path
-) -> None:
+def test_one_document_takes_a_small_multiple_of_its_size(text: str, tmp_path: Path, tiny_tokenizer: Path) -> None:
     """In one line; the tokenizer gives back some hundred bytes a token, so it must not see all of it at once."""
-    tokenizer = tiny_tokenizer if verb == "store" else None
     size = 2**21
     small, large = (
-        peak_bytes(tmp_path / f"{number}.txt", text * (number // len(text.encode())), tokenizer)
+        peak_bytes(tmp_path / f"{number}.txt", text * (number // len(text.encode())), tiny_tokenizer)
         for number in (size, 2 * size)
     )
     assert large - small < 14 * size
