@@ -46,7 +46,7 @@ def main() -> None:
             {
                 "train": str(arguments.data / "classify/trec-train.tsv"),
                 "test": str(arguments.data / "classify/trec-test.tsv"),
-                "epochs": 8.0,
+                "epochs": 5.0,
             },
         ),
         "part-of-speech accuracy": (
@@ -55,7 +55,7 @@ def main() -> None:
             {
                 "train": str(arguments.data / "tag/ud-ewt-train.conllu.xz"),
                 "test": str(arguments.data / "tag/ud-ewt-dev.conllu"),
-                "epochs": 3.0,
+                "epochs": 1.0,
             },
         ),
     }

@@ -256,8 +256,7 @@ class OriginalPairs:
         *,
         sentence_order: bool = False,
     ) -> None:
-        """With `sentence_order` as google-research/albert: neighbours, half of them swapped, and still a random B
-        where a chunk is one sentence, which is called swapped."""
+        """With `sentence_order` as google-research/albert; a chunk of one sentence still has a random B."""
         self._sentences = corpus.sentence_offsets
         self._documents = corpus.document_offsets
         self._is_order = sentence_order
@@ -303,9 +302,8 @@ class OriginalPairs:
             middle = start + 1
             if end - start >= 2:
                 middle = int(random.integers(start + 1, end))
-            is_single = end - start == 1
-            is_heads = not is_single and random.random() < 0.5
-            if is_single or (is_heads and not self._is_order):
+            is_heads = end - start > 1 and random.random() < 0.5
+            if end - start == 1 or (is_heads and not self._is_order):
                 second_start, second_end = self._random_second(
                     random, document, target - (borders[middle] - borders[start])
                 )
