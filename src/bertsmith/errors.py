@@ -77,6 +77,11 @@ def collecting(bad: list[InputError] | None) -> Iterator[None]:
         bad.append(error)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust has panicked: that is no Exception, and its class cannot be imported."""
+    return type(error).__name__ == "PanicException"
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A sentence naming the nearest choice and all choices, to append to an error.
 

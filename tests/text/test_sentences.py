@@ -23,6 +23,7 @@ TEXTS = st.lists(PIECES | st.text(st.characters(), max_size=3), max_size=60).map
 @example("", "en")
 @example("\n\n", "en")
 @example("\ud800", "zh")
+@example("G\x85\u2028.\u2028\u2028", "en")  # where sentencex panics
 def test_sentences_put_together_are_the_text(text: str, language: str) -> None:
     sentences = split_sentences(text, language)
     assert "".join(sentences) == text

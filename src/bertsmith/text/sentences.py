@@ -5,6 +5,7 @@ The boundaries are found by sentencex (github.com/wikimedia/sentencex). What is 
 - A blank line always ends a sentence, so paragraphs are never joined.
 - Nothing is lost. sentencex leaves out the blank line between some paragraphs of texts over 10 KB,
   and cannot take lone surrogates; only *where* its sentences begin is used, never its copies.
+- Any text has sentences. sentencex panics at some with U+0085 and U+2028; they are then one sentence.
 - Time stays proportional to the text. sentencex is quadratic in some paragraphs without spaces.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 
 import sentencex
 
-from bertsmith.errors import SettingsError
+from bertsmith.errors import SettingsError, is_panic
 
 # The part of a paragraph that sentencex sees at once, and so the longest sentence, in characters.
 _WINDOW = 8192
@@ -74,7 +75,7 @@ def _sentence_starts(text: str, begin: int, end: int, language: str) -> Iterator
         window_end = min(begin + _WINDOW, end)
         starts = []
         cursor = begin
-        for sentence in sentencex.segment(language, text[begin:window_end]):
+        for sentence in _segments(language, text[begin:window_end]):
             start = text.find(sentence, cursor, window_end)
             if start >= 0 and not sentence.isspace():
                 starts.append(start)
@@ -87,3 +88,12 @@ def _sentence_starts(text: str, begin: int, end: int, language: str) -> Iterator
             space = max(text.rfind(space, begin + 1, window_end) for space in " \n\t")
             begin = space + 1 if space > 0 else window_end
         yield from starts
+
+
+def _segments(language: str, text: str) -> list[str]:
+    try:
+        return list(sentencex.segment(language, text))
+    except BaseException as error:
+        if is_panic(error):
+            return [text]
+        raise

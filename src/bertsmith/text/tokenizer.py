@@ -23,7 +23,7 @@ import numpy as np
 import tokenizers
 from tokenizers import processors
 
-from bertsmith.errors import ModelError
+from bertsmith.errors import ModelError, is_panic
 from bertsmith.files import atomic_write, write_json
 from bertsmith.text.definition import SpecialTokens, pair_template, read_definition
 from bertsmith.text.sentences import replace_surrogates
@@ -232,10 +232,10 @@ class Tokenizer:
         """What the tokenizer's own template puts between two texts; nothing if it has no template."""
         try:
             raw = self._backend.encode("a", "a", add_special_tokens=True)
-        except BaseException as error:  # the library panics, and a panic is no Exception
-            if type(error).__name__ != "PanicException":
-                raise
-            raise ModelError(f"the template of its post_processor cannot be used: {error}") from None
+        except BaseException as error:
+            if is_panic(error):
+                raise ModelError(f"the template of its post_processor cannot be used: {error}") from None
+            raise
         sides = list(raw.sequence_ids)
         if 1 not in sides:
             return ()
