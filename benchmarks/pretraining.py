@@ -21,8 +21,10 @@ import torch
 import transformers
 from peer import matrix_product_speed, our_steps, padded, trainer_seconds
 
+from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import save_model
+from bertsmith.model.operations import TRAINING_PASSES, TextShape, encoder_operations, vocabulary_operations
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks.objectives import make_task, with_objective
 from bertsmith.tasks.pretrain_settings import PretrainSettings
@@ -32,6 +34,7 @@ from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.optim import OptimizerSettings, build_optimizer
 
 RATE = 1e-4
+MASK_SHARE = 0.15
 FILLERS = {"input_ids": 0, "token_type_ids": 0, "labels": -100}
 
 
@@ -123,15 +126,14 @@ def features(batch: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def operations(config: Any, seen: float, mask_share: float = 0.15) -> float:
-    """Of forward and backward pass a token: layers, attention, and the head at masked positions only.
+def operations(config: EncoderConfig, seen: float) -> float:
+    """Of forward and backward pass a token: all of the encoder, and the head at masked positions only.
 
     Args:
         seen: how many tokens a token sees on average, those of its own sequence.
     """
-    width, layers, inner = config.hidden_size, config.num_hidden_layers, config.intermediate_size
-    matrices = layers * (4 * width**2 + 2 * width * inner)
-    return 6 * matrices + 12 * layers * width * seen + 6 * mask_share * (width * config.vocab_size + width**2)
+    text = TextShape(sequences=0, tokens=1, token_pairs=seen)
+    return TRAINING_PASSES * (encoder_operations(config, text) + vocabulary_operations(config, MASK_SHARE))
 
 
 def report(

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bertsmith.deploy.predict import load
+    from bertsmith.tasks.advise import advise
     from bertsmith.tasks.finetune import evaluate, finetune
+    from bertsmith.tasks.plan_run import plan
     from bertsmith.tasks.pretrain import pretrain
     from bertsmith.text.corpus_building import build_corpus
     from bertsmith.text.domain_words import extend_tokenizer
@@ -24,21 +26,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "advise",
     "build_corpus",
     "evaluate",
     "extend_tokenizer",
     "finetune",
     "load",
+    "plan",
     "pretrain",
     "train_tokenizer",
 ]
 
 _HOMES = {
+    "advise": "bertsmith.tasks.advise",
     "build_corpus": "bertsmith.text.corpus_building",
     "evaluate": "bertsmith.tasks.finetune",
     "extend_tokenizer": "bertsmith.text.domain_words",
     "finetune": "bertsmith.tasks.finetune",
     "load": "bertsmith.deploy.predict",
+    "plan": "bertsmith.tasks.plan_run",
     "pretrain": "bertsmith.tasks.pretrain",
     "train_tokenizer": "bertsmith.text.tokenizer_training",
 }

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bertsmith.errors import InputError, StorageError
+from bertsmith.errors import InputError, SettingsError, StorageError
 
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)-.+")
 _REFUSALS = {
@@ -44,7 +44,8 @@ def ensure_free(path: Path, needed_bytes: int) -> None:
     free = free_bytes(path)
     if free < needed_bytes:
         raise StorageError(
-            f"{path}: {_size(needed_bytes)} needed, {_size(free)} free. Free some space or choose another folder."
+            f"{path}: {format_size(needed_bytes)} needed, {format_size(free)} free. Free some space or choose another "
+            "folder."
         )
 
 
@@ -224,9 +225,9 @@ def _refusals_explained(path: Path, needed_bytes: int | None) -> Iterator[None]:
         named = Path(error.filename).absolute() if isinstance(error.filename, str) else None
         if error.errno not in _REFUSALS or (named and not named.is_relative_to(_nearest_folder(path))):
             raise
-        needed = "" if needed_bytes is None else f"{_size(needed_bytes)} needed, "
+        needed = "" if needed_bytes is None else f"{format_size(needed_bytes)} needed, "
         raise StorageError(
-            f"cannot write {path}: {_REFUSALS[error.errno]} ({needed}{_size(free_bytes(path))} free). "
+            f"cannot write {path}: {_REFUSALS[error.errno]} ({needed}{format_size(free_bytes(path))} free). "
             "Nothing half-written was left behind."
         ) from error
 
@@ -255,10 +256,10 @@ def _umask() -> int:
     return mask
 
 
-def _size(count: int) -> str:
+def format_size(count: float) -> str:
     """Bytes for people, in binary units.
 
-    >>> _size(1536)
+    >>> format_size(1536)
     '1.5 KiB'
     """
     amount = float(count)
@@ -267,3 +268,24 @@ def _size(count: int) -> str:
             return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
+
+
+def read_size(text: str) -> int:
+    """Bytes, from what a person writes; units of 1000 and of 1024.
+
+    >>> read_size("8GiB"), read_size("1.5 GB")
+    (8589934592, 1500000000)
+
+    Raises:
+        SettingsError: unreadable, or not above zero.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B", text.strip())
+    amount = 0.0
+    if match:
+        number, unit, is_binary = match.groups()
+        amount = float(number) * (1024 if is_binary else 1000) ** ("KMGT".index(unit) + 1)
+    if amount <= 0:
+        raise SettingsError(
+            f'cannot read the size "{text}". Write a number above 0 with its unit, such as 8GiB or 500MB.'
+        )
+    return int(amount)

@@ -24,6 +24,7 @@ from bertsmith.training.launch import Launch, read_launch
 
 _TEXT = "bertsmith.cli.text_verbs"
 _MODEL = "bertsmith.cli.model_verbs"
+_ADVICE = "bertsmith.cli.advice_verbs"
 _SHARED = {"pretrain", "finetune"}
 """Verbs for torchrun."""
 
@@ -47,13 +48,15 @@ def build_app() -> App:
     tokenizer = App(name="tokenizer", help="Train a vocabulary, or add words to one.", sort_key=1)
     corpus = App(name="corpus", help="Build and check the token store that pre-training reads.", sort_key=2)
     check = App(name="check", help="Say what is wrong with labelled data, by file and line.", sort_key=4)
+    advise = App(name="advise", help="Say with what to fine-tune, why, and what it will take.", sort_key=4)
     finetune = App(name="finetune", help="Teach a model a task on labelled data.", sort_key=5)
-    for group in (tokenizer, corpus, check, finetune):
+    for group in (tokenizer, corpus, check, advise, finetune):
         app.command(group)
     tokenizer.command(f"{_TEXT}:tokenizer_train", name="train", help="Train a WordPiece, BPE or Unigram vocabulary.")
     tokenizer.command(f"{_TEXT}:tokenizer_extend", name="extend", help="Add the words of a domain to a vocabulary.")
     corpus.command(f"{_TEXT}:corpus_build", name="build", help="Tokenize text once into a memory-mapped store.")
     corpus.command(f"{_MODEL}:corpus_check", name="check", help="Say what is in a store before it costs a night.")
+    app.command(f"{_ADVICE}:plan", name="plan", help="Say what a pre-training will take.", sort_key=3)
     app.command(f"{_MODEL}:pretrain", name="pretrain", help="Train a BERT on a store, within a budget.", sort_key=3)
     for name, line in (
         ("classification", "Text, or a pair of texts -> a label or a number."),
@@ -64,6 +67,7 @@ def build_app() -> App:
     ):
         finetune.command(f"{_MODEL}:finetune_{name}", name=name, help=line)
         check.command(f"{_MODEL}:check_{name}", name=name, help=line)
+        advise.command(f"{_ADVICE}:advise_{name}", name=name, help=line)
     app.command(f"{_MODEL}:evaluate", name="evaluate", help="Score a model on labelled data.", sort_key=6)
     app.command(f"{_MODEL}:predict", name="predict", help="Answers for a line, a file or stdin, as JSONL.", sort_key=7)
     app.command(f"{_MODEL}:demo", name="demo", help="From nothing to three tasks, on text already here.", sort_key=8)

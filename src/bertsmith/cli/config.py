@@ -20,7 +20,7 @@ from cyclopts.config import Dict
 from bertsmith.errors import SettingsError, did_you_mean
 from bertsmith.settings import read_config
 
-SECTIONS = ("tokenizer", "corpus", "pretrain", "check", "finetune", "evaluate", "predict", "demo")
+SECTIONS = ("tokenizer", "corpus", "plan", "pretrain", "check", "advise", "finetune", "evaluate", "predict", "demo")
 """The sections a recipe may have, named as the first word of their commands."""
 
 Result = TypeVar("Result")

@@ -4,7 +4,7 @@ Texts are compared without regard to case and white space: a copy that differs i
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,7 @@ from bertsmith.errors import InputError
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.choice_data import ChoiceRow
 from bertsmith.tasks.classify_data import ClassificationRow
-from bertsmith.tasks.embed_data import EmbeddingRow
-from bertsmith.tasks.pairs import num_pair_specials
+from bertsmith.tasks.row_lengths import Encoded, sequence_length
 from bertsmith.tasks.saved import model_folder, task_kind
 from bertsmith.tasks.tag_data import TaggingRow
 from bertsmith.text.labelled import Question
@@ -31,7 +30,6 @@ _FEW_ROWS = 8  # of a label
 _SHOWN_PLACES = 5
 _SHOWN_LABELS = 12
 _SHOWN_CHARACTERS = 60
-_ENCODED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ def check_data(task: str, settings: CheckSettings, options: Any = None) -> DataR
             continue
         bad: list[InputError] = []
         options, rows[split] = kind.read_rows(source, options, bad)
-        encoded = None if tokenizer is None else _Encoded.of(rows[split], tokenizer)
+        encoded = None if tokenizer is None else Encoded.of(rows[split], tokenizer)
         splits[split] = _figures(rows[split], encoded)
         found = [*_bad_rows(bad), *_in_split(rows[split])]
         if split == "train":
@@ -161,7 +159,7 @@ def given_answer(row: Any) -> str:
     return "" if row.score is None else f"{row.score:g}"
 
 
-def _classes(row: Any) -> Sequence[str]:
+def classes_of(row: Any) -> Sequence[str]:
     """The labels to count: a row's, or its words'."""
     if isinstance(row, ClassificationRow):
         return [str(row.label)] if row.labels is None else row.labels
@@ -188,34 +186,12 @@ def _share(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} rows ({part / whole:.1%})"
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """Tokens of each text of each row."""
-
-    lengths: list[tuple[int, ...]]
-    num_unknown: int
-
-    @classmethod
-    def of(cls, rows: Sequence[Any], tokenizer: Tokenizer) -> "_Encoded":
-        lengths: list[tuple[int, ...]] = []
-        num_unknown = 0
-        for begin in range(0, len(rows), _ENCODED_AT_ONCE):
-            texts = [row.texts for row in rows[begin : begin + _ENCODED_AT_ONCE]]
-            encodings = iter(tokenizer.encode_batch([text for several in texts for text in several]))
-            for several in texts:
-                ids = [next(encodings).ids for _ in several]
-                lengths.append(tuple(map(len, ids)))
-                if tokenizer.unk_id is not None:
-                    num_unknown += sum(int((one == tokenizer.unk_id).sum()) for one in ids)
-        return cls(lengths, num_unknown)
-
-
-def _figures(rows: Sequence[Any], encoded: _Encoded | None) -> SplitFigures:
+def _figures(rows: Sequence[Any], encoded: Encoded | None) -> SplitFigures:
     tokens = None if encoded is None else [sum(several) for several in encoded.lengths]
     return SplitFigures(
         rows=len(rows),
         distinct=len({_key(row.texts) for row in rows}),
-        labels=Counter(label for row in rows for label in _classes(row)),
+        labels=Counter(label for row in rows for label in classes_of(row)),
         characters=_lengths([sum(map(len, row.texts)) for row in rows]),
         tokens=None if tokens is None else _lengths(tokens),
         unknown_share=None if encoded is None or tokens is None else encoded.num_unknown / max(1, sum(tokens)),
@@ -293,10 +269,10 @@ def _labels(counts: Mapping[str, int]) -> Iterator[Finding]:
         )
 
 
-def _tokens(rows: Sequence[Any], encoded: _Encoded, tokenizer: Tokenizer, options: Any) -> Iterator[Finding]:
+def _tokens(rows: Sequence[Any], encoded: Encoded, tokenizer: Tokenizer, options: Any) -> Iterator[Finding]:
     """What does not fit, and what the tokenizer does not know."""
     limit = options.max_length
-    measure, what = _measure(rows[0], tokenizer)
+    measure, what = sequence_length(rows[0], tokenizer)
     if isinstance(options, AnsweringSettings):
         limit = options.max_query_length
     long = [
@@ -320,26 +296,6 @@ def _tokens(rows: Sequence[Any], encoded: _Encoded, tokenizer: Tokenizer, option
             f"{encoded.num_unknown / max(1, total):.1%} of the tokens are unknown: the vocabulary does not fit.",
             (),
         )
-
-
-def _measure(row: Any, tokenizer: Tokenizer) -> tuple[Callable[[Sequence[int]], int], str]:
-    """How long the sequence of a row is, from the tokens of its texts; and what becomes of a longer one."""
-    if isinstance(row, Question):
-        return (lambda lengths: lengths[0]), "the end of these questions is cut"
-    if isinstance(row, EmbeddingRow):
-        return (lambda lengths: max(lengths) + 2), "the end of these texts is cut"
-    if isinstance(row, ChoiceRow):
-        number = len([part for part in (row.text, row.question) if part])
-        return (
-            (lambda lengths: sum(lengths[:number]) + max(lengths[number:]) + num_pair_specials(tokenizer)),
-            "the end of the longer part of these is cut",
-        )
-    if isinstance(row, TaggingRow):
-        return (lambda lengths: sum(lengths) + 2), "these sentences are read in windows"
-    return (
-        (lambda lengths: sum(lengths) + (2 if len(lengths) == 1 else num_pair_specials(tokenizer))),
-        "what is read of them is what --long says",
-    )
 
 
 def _between(rows: Mapping[str, Sequence[Any]], splits: Mapping[str, SplitFigures]) -> Iterator[Finding]:

@@ -284,6 +284,15 @@ def _read(kind: Kind, settings: FinetuneSettings, options: Any) -> _Read:
     return _Read(options, labels, train_rows, dev_rows, test_rows)
 
 
+def make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: Tokenizer) -> FinetuneTask:
+    """The task with its data, as a run has it.
+
+    Raises:
+        InputError: data that cannot be read, unknown columns or labels.
+    """
+    return _make_task(kind, _read(kind, settings, options), settings, tokenizer)
+
+
 def _make_task(kind: Kind, read: _Read, settings: FinetuneSettings, tokenizer: Tokenizer) -> FinetuneTask:
     """The task, with what is held back for dev, and no more training rows than are asked for."""
     train_rows, dev_rows = read.train, read.dev

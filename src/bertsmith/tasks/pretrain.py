@@ -34,7 +34,6 @@ from bertsmith.training.distributed import Ranks, joined
 from bertsmith.training.launch import read_launch
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 from bertsmith.training.report import Section, Table, training_sections, write_report
-from bertsmith.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,81 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
 
 def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | None = None) -> PretrainResult:
     """The same, where the ranks have come together before."""
-    plan = _train_settings(settings)
+    plan = train_settings(settings)
     resolve_precision(settings.precision, ranks.device(settings.device))
     sources = (settings.corpus, settings.from_model, settings.teacher)
     ranks.first(
         lambda: claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
     )
+    prepared = prepare(settings)
+    settings, corpora = prepared.settings, prepared.corpora
+    configuration = to_mapping(replace(settings, resume=False, overwrite=False))
+    ranks.first(lambda: _begin(settings, configuration))
+    fingerprint = {name: configuration[name] for name in _DECIDING} | {
+        "mlm_weight": settings.masked_weight,
+        "teacher": prepared.taught[-1].fingerprint if prepared.taught else None,
+        "data": corpora["train"].fingerprint,
+    }
+    screen = ranks.console(console)
+    for line in [*prepared.added.notes(), *(prepared.taught[-1].notes() if prepared.taught else [])]:
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    training = train(
+        prepared.model,
+        prepared.stages(),
+        plan,
+        settings.out,
+        resume=settings.resume,
+        fingerprint=fingerprint,
+        console=screen,
+        ranks=ranks,
+    )
+
+    def finish() -> None:
+        _save(prepared, training)
+        _write_report(settings, configuration, training, corpora, prepared.added)
+
+    ranks.first(finish)
+    return PretrainResult(training.metrics, settings.out, training)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a pre-training needs, before it writes anything."""
+
+    settings: PretrainSettings
+    """With the objective decided."""
+    corpora: Mapping[str, Corpus]
+    tokenizer: Tokenizer
+    added: AddedTokens
+    config: EncoderConfig
+    model: nn.Module
+    tasks: Sequence[PretrainTask | ReplacedTokensTask]
+    """One for each length."""
+    taught: Sequence[Distillation]
+    """The same with their teacher; none without it."""
+
+    def stages(self) -> list[Stage]:
+        """One phase, or two with the same number of tokens in a step."""
+        settings, tasks = self.settings, self.taught or self.tasks
+        if len(tasks) == 1:
+            return [Stage(tasks[0])]
+        shrink = settings.lengths[1] / settings.lengths[0]
+        batch_size = max(1, round(settings.batch_size / shrink))
+        micro_batch_size = settings.micro_batch_size and max(1, round(settings.micro_batch_size / shrink))
+        return [
+            Stage(tasks[0], progress_end=1 - settings.long_share),
+            Stage(tasks[1], batch_size=batch_size, micro_batch_size=micro_batch_size),
+        ]
+
+
+def prepare(settings: PretrainSettings) -> Prepared:
+    """Open the store, and make model and tasks.
+
+    Raises:
+        SettingsError: what does not go together.
+        CorpusError: the store cannot give what the objective needs.
+        ModelError: vocabulary, length and model do not fit together.
+    """
     corpora = {"train": open_corpus(settings.corpus, "train")}
     if read_manifest(settings.corpus).splits["heldout"].num_documents:
         corpora["dev"] = open_corpus(settings.corpus, "heldout")
@@ -89,33 +157,7 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
     tasks = [make_task(settings, max_length, tokenizer, corpora) for max_length in settings.lengths]
     model = _build_model(tasks[-1], config, settings, added)
     taught = _taught(tasks, config, settings, tokenizer)
-    configuration = to_mapping(replace(settings, resume=False, overwrite=False))
-    ranks.first(lambda: _begin(settings, configuration))
-    fingerprint = {name: configuration[name] for name in _DECIDING} | {
-        "mlm_weight": settings.masked_weight,
-        "teacher": taught[-1].fingerprint if taught else None,
-        "data": corpora["train"].fingerprint,
-    }
-    screen = ranks.console(console)
-    for line in [*added.notes(), *(taught[-1].notes() if taught else [])]:
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
-    training = train(
-        model,
-        _stages(settings, taught or tasks),
-        plan,
-        settings.out,
-        resume=settings.resume,
-        fingerprint=fingerprint,
-        console=screen,
-        ranks=ranks,
-    )
-
-    def finish() -> None:
-        _save(model.cpu(), config, tokenizer, settings, training, corpora["train"], added)
-        _write_report(settings, configuration, training, corpora, added)
-
-    ranks.first(finish)
-    return PretrainResult(training.metrics, settings.out, training)
+    return Prepared(settings, corpora, tokenizer, added, config, model, tasks, taught)
 
 
 _DECIDING = (
@@ -216,20 +258,8 @@ def _taught(
     ]
 
 
-def _stages(settings: PretrainSettings, tasks: Sequence[Task]) -> list[Stage]:
-    """One phase, or two with the same number of tokens in a step."""
-    if len(tasks) == 1:
-        return [Stage(tasks[0])]
-    shrink = settings.lengths[1] / settings.lengths[0]
-    batch_size = max(1, round(settings.batch_size / shrink))
-    micro_batch_size = settings.micro_batch_size and max(1, round(settings.micro_batch_size / shrink))
-    return [
-        Stage(tasks[0], progress_end=1 - settings.long_share),
-        Stage(tasks[1], batch_size=batch_size, micro_batch_size=micro_batch_size),
-    ]
-
-
-def _train_settings(settings: PretrainSettings) -> TrainSettings:
+def train_settings(settings: PretrainSettings) -> TrainSettings:
+    """The loop's settings."""
     learning_rate = settings.learning_rate
     if learning_rate is None:
         learning_rate = LEARNING_RATES.get(settings.size, 1e-4) if settings.from_model is None else 1e-4
@@ -238,19 +268,13 @@ def _train_settings(settings: PretrainSettings) -> TrainSettings:
     )
 
 
-def _save(
-    model: nn.Module,
-    config: EncoderConfig,
-    tokenizer: Tokenizer,
-    settings: PretrainSettings,
-    training: TrainResult,
-    corpus: Corpus,
-    added: AddedTokens,
-) -> None:
+def _save(prepared: Prepared, training: TrainResult) -> None:
     """The folder `model/` with its card, and `generator/` where there is one.
 
     Their dropout is the configuration's, whatever pre-training used.
     """
+    settings, config, added = prepared.settings, prepared.config, prepared.added
+    model = prepared.model.cpu()
     origin = "from random weights" if settings.from_model is None else f"from `{source_name(settings.from_model)}`"
     facts: dict[str, object] = {
         "task": "pretraining",
@@ -271,7 +295,7 @@ def _save(
         model_type=row.model_type,
         made_from=f"A {name} pre-trained {origin} on {training.tokens:,} tokens.",
         metrics={"held-out": training.metrics} if training.metrics else {},
-        data={"corpus": corpus.fingerprint},
+        data={"corpus": prepared.corpora["train"].fingerprint},
         settings=to_mapping(settings),
     )
     parts: tuple[tuple[str, nn.Module, EncoderConfig, str], ...] = (
@@ -285,7 +309,7 @@ def _save(
         )
         with atomic_folder(settings.out / folder, replace=True) as temporary:
             save_model(temporary, module, shape, row.architecture(kind))
-            tokenizer.save(
+            prepared.tokenizer.save(
                 temporary, model_max_length=shape.max_sequence_length, has_segments=shape.type_vocab_size > 1
             )
             write_json(temporary / "bertsmith.json", facts)

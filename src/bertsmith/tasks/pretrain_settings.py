@@ -8,7 +8,7 @@ from typing import Literal
 from bertsmith.errors import SettingsError
 from bertsmith.tasks.masking import MaskUnit
 from bertsmith.tasks.pretrain_examples import DataMode
-from bertsmith.tasks.run_settings import RunSettings
+from bertsmith.tasks.run_settings import LearningSettings, RunSettings
 
 ObjectiveName = Literal["mlm+nsp", "mlm+sop", "mlm", "rtd", "clm"]
 
@@ -24,11 +24,9 @@ LEARNING_RATES: Mapping[str, float] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(RunSettings):
-    """What to pre-train on, what to build, and for how long."""
+class PretrainOptions(LearningSettings):
+    """What to build, what it learns, and for how long."""
 
-    corpus: Path
-    """The token store made by `bertsmith corpus build`."""
     family: str = "bert"
     """Of a new model: bert, roberta, xlm-roberta, camembert, distilbert, albert, electra, modernbert or gpt2."""
     size: str = "mini"
@@ -116,6 +114,14 @@ class PretrainSettings(RunSettings):
     def lengths(self) -> tuple[int, ...]:
         """The length of each phase."""
         return (self.max_length,) if self.long_length is None else (self.max_length, self.long_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(PretrainOptions, RunSettings):
+    """The same with what is read and where the run goes."""
+
+    corpus: Path
+    """The token store made by `bertsmith corpus build`."""
 
 
 def check_max_length(max_length: int) -> None:

@@ -10,11 +10,9 @@ from bertsmith.training.plan import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """The settings that pre-training and fine-tuning have in common."""
+class LearningSettings:
+    """The settings that pre-training and fine-tuning have in common, and so has what only plans them."""
 
-    out: Path
-    """The run's folder: configuration, metrics, report, checkpoints and the finished model."""
     batch_size: int = 32
     """Examples (sequences, in pre-training) in an optimizer step."""
     micro_batch_size: int | None = None
@@ -53,17 +51,11 @@ class RunSettings:
     """Threads that prepare batches ahead; the batches do not depend on it."""
     seed: int = 0
     """Fixes initial weights, the order of the data, every other draw and dropout."""
-    resume: bool = False
-    """Go on from the newest checkpoint in `out`."""
-    overwrite: bool = False
-    """Replace the run in `out`."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")
-        if self.resume and self.overwrite:
-            raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
 
     def train_settings(
         self,
@@ -106,6 +98,23 @@ class RunSettings:
             precision=self.precision,
             device=self.device,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(LearningSettings):
+    """The same with the run's folder."""
+
+    out: Path
+    """The run's folder: configuration, metrics, report, checkpoints and the finished model."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `out`."""
+    overwrite: bool = False
+    """Replace the run in `out`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.overwrite:
+            raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
 
 
 def check_seed(seed: int) -> None:

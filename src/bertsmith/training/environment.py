@@ -4,11 +4,12 @@ import importlib.metadata
 import os
 import platform
 import re
-import resource
 import sys
 from pathlib import Path
 
 import torch
+
+from bertsmith.training.memory import peak_memory_bytes
 
 _PACKAGES = ("bertsmith", "torch", "numpy", "tokenizers", "safetensors")
 
@@ -22,10 +23,7 @@ def environment() -> dict[str, str]:
     facts["processor"] = _processor()
     facts["cores"] = f"{_usable_cores()} usable, {torch.get_num_threads()} threads in torch"
     facts["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    facts["most memory used"] = f"{peak_bytes / 2**30:.2f} GiB by this process"
+    facts["most memory used"] = f"{peak_memory_bytes() / 2**30:.2f} GiB by this process"
     facts["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return facts
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from bertsmith import randomness
 from bertsmith.training.device import ResolvedPrecision, autocast, is_out_of_memory
-from bertsmith.training.distributed import Ranks
+from bertsmith.training.distributed import ALONE, Ranks
 from bertsmith.training.loader import Step
 from bertsmith.training.task import Batch, Task
 
@@ -43,8 +43,8 @@ def take_step(
     step: Step,
     optimizer: Optimizer,
     *,
-    counts: Mapping[str, float],
-    ranks: Ranks,
+    counts: Mapping[str, float] | None = None,
+    ranks: Ranks = ALONE,
     learning_rate: float,
     max_grad_norm: float,
     seed: int,
@@ -61,7 +61,7 @@ def take_step(
 
     Args:
         step: this rank's share.
-        counts: of the whole step, by the name of the loss.
+        counts: of the whole step, by the name of the loss; None: those of `step`, which is the whole.
         number: steps finished so far; with `seed` and the number of the micro-batch it decides every
             dropout mask, through torch's global generator.
         spike_norm: a gradient with a greater norm than this is not used.
@@ -71,7 +71,7 @@ def take_step(
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    counts = {name: count for name, count in counts.items() if count > 0}
+    counts = {name: count for name, count in (step.counts if counts is None else counts).items() if count > 0}
     loss_sums = {name: torch.zeros((), device=device) for name in counts}
     for index, batch in step.numbered:
         torch.manual_seed(randomness.integer(seed, "dropout", number, index))

@@ -1,0 +1,106 @@
+"""The commands that say what another command will take: advise, plan."""
+
+import shlex
+from dataclasses import MISSING, fields
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.text import Text
+
+from bertsmith.cli.app import flag_name
+from bertsmith.cli.config import ConfigFile
+from bertsmith.tasks.advice_text import Sheet, advice_sheets, plan_sheets, render
+from bertsmith.tasks.advise import AdviceSettings
+from bertsmith.tasks.advise import advise as advise_task
+from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.choice_data import ChoiceSettings
+from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.embed_data import EmbeddingSettings
+from bertsmith.tasks.plan_run import PlanSettings
+from bertsmith.tasks.plan_run import plan as plan_run
+from bertsmith.tasks.tag_data import TaggingSettings
+
+_FLAT = Parameter(name="*")
+
+
+def advise_classification(
+    *,
+    settings: Annotated[AdviceSettings, _FLAT],
+    options: Annotated[ClassificationSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say with what to teach a model labels (or a number), and what it will take."""
+    _advise("classification", settings, options)
+
+
+def advise_tagging(
+    *,
+    settings: Annotated[AdviceSettings, _FLAT],
+    options: Annotated[TaggingSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say with what to teach a model entities, or a tag of every word, and what it will take."""
+    _advise("tagging", settings, options)
+
+
+def advise_answering(
+    *,
+    settings: Annotated[AdviceSettings, _FLAT],
+    options: Annotated[AnsweringSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say with what to teach a model to answer questions with a span of a text, and what it will take."""
+    _advise("answering", settings, options)
+
+
+def advise_choice(
+    *,
+    settings: Annotated[AdviceSettings, _FLAT],
+    options: Annotated[ChoiceSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say with what to teach a model to choose the right one of several answers, and what it will take."""
+    _advise("choice", settings, options)
+
+
+def advise_embedding(
+    *,
+    settings: Annotated[AdviceSettings, _FLAT],
+    options: Annotated[EmbeddingSettings | None, _FLAT] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say with what to teach a model vectors of texts, and what it will take."""
+    _advise("embedding", settings, options)
+
+
+def plan(*, settings: Annotated[PlanSettings | None, _FLAT] = None, config: ConfigFile = None) -> None:
+    """Say what a pre-training will take: parameters, operations, tokens, time, memory, disk, cost."""
+    planned = plan_run(settings or PlanSettings())
+    _show(plan_sheets(planned), command(["pretrain"], planned.settings))
+
+
+def command(verb: list[str], *settings: Any) -> str:
+    """The command line that gives a verb these settings; what is their default is left out."""
+    words = ["bertsmith", *verb]
+    for one in settings:
+        for field in fields(one):
+            value = getattr(one, field.name)
+            if field.default is MISSING or value != field.default:
+                flag, text = f"--{flag_name(field.name)}", f"{value:g}" if isinstance(value, float) else str(value)
+                if isinstance(value, float) and float(text) != value:
+                    text = repr(value)
+                # A value that begins with a dash would be taken for a flag.
+                words += [flag] if value is True else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+    return shlex.join(words)
+
+
+def _advise(task: str, settings: AdviceSettings, options: Any) -> None:
+    advice = advise_task(task, settings, options)
+    _show(advice_sheets(advice), command(["finetune", task], advice.settings, advice.options))
+
+
+def _show(sheets: list[Sheet], line: str) -> None:
+    screen = Console(highlight=False)
+    screen.print(render(sheets, is_terminal=screen.is_terminal), soft_wrap=not screen.is_terminal)
+    screen.print(Text(f"\n{line}"), soft_wrap=True)

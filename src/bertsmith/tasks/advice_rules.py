@@ -1,0 +1,226 @@
+"""What to recommend for a fine-tuning, before anything is measured, and why.
+
+Every rule names what it rests on: a figure of docs/results.md (measured with this program), a recipe that gave such a
+figure, or a paper. What is only a habit says so.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from bertsmith.model.config import EncoderConfig
+from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.tag_data import TaggingSettings
+
+_LONGEST = 512
+_SQUAD_LENGTH = 384
+_ROUND_TO = 8
+_FEWEST_TOKENS = 32
+_MANY_LONG = 0.05  # of the rows
+_FEW_ROWS = 5000
+_DEV_ROWS = 2000
+_MOST_FREQUENT = 0.8  # of the rows of one label
+_UNKNOWN = 0.01  # of the tokens
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting of `finetune` or of the task, with the reason in a sentence."""
+
+    name: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class DataFigures:
+    """What was read. Lengths are tokens of the sequence that a row would be, special tokens included, uncut."""
+
+    task: str
+    rows: Mapping[str, int]
+    """By source: "train" before anything is held back, "dev", "test"."""
+    lengths: np.ndarray
+    """int64 [rows of train]"""
+    labels: Mapping[str, int]
+    """Training rows (of tagging: words) of each; empty where labels are no classes."""
+    scripts: Mapping[str, float]
+    unknown_share: float
+    """Of the tokens of training."""
+
+    @property
+    def percentiles(self) -> tuple[int, int, int]:
+        """(median, 95th percentile, longest) of the lengths."""
+        median, high = np.percentile(self.lengths, [50, 95], method="lower")
+        return int(median), int(high), int(self.lengths.max())
+
+
+def recommend(data: DataFigures, config: EncoderConfig, options: Any, *, is_random: bool) -> list[Choice]:
+    """Everything that needs no measuring. A setting of the task that was given stays, and says so.
+
+    Args:
+        options: the task's settings, as they were given.
+        is_random: the model starts from random weights.
+    """
+    choices = list(_of_task(data, config, options))
+    given = {field.name for field in fields(options) if getattr(options, field.name) != field.default}
+    kept = [
+        Choice(choice.name, getattr(options, choice.name), "As you gave it.") if choice.name in given else choice
+        for choice in choices
+    ]
+    return [*kept, *_of_learning(data, config, is_random)]
+
+
+def _of_task(data: DataFigures, config: EncoderConfig, options: Any) -> Iterator[Choice]:
+    limit = min(config.max_sequence_length, _LONGEST)
+    if isinstance(options, AnsweringSettings):
+        yield from _of_answering(limit)
+        return
+    longest = data.percentiles[2]
+    fitting = max(_FEWEST_TOKENS, math.ceil(longest / _ROUND_TO) * _ROUND_TO)
+    if longest <= limit:
+        why = f"The longest row has {longest} tokens. Batches hold no padding: room costs nothing where rows are short."
+    else:
+        share = float((data.lengths > limit).mean())
+        more = "which is all that the model has places for" if limit < _LONGEST else "and more costs time and memory"
+        why = f"{_percent(share)} of the rows are longer than {limit} tokens, {more}."
+    max_length = min(limit, fitting)
+    yield Choice("max_length", max_length, why)
+    if isinstance(options, TaggingSettings):
+        stride = min(TaggingSettings.doc_stride, max_length // 2)
+        yield Choice("doc_stride", stride, "Longer sentences are read in windows that overlap by half, or more.")
+    if isinstance(options, ClassificationSettings):
+        yield from _of_classification(data, max_length, options)
+
+
+def _of_answering(limit: int) -> Iterator[Choice]:
+    length = min(_SQUAD_LENGTH, limit)
+    yield Choice("max_length", length, "That of run_squad.py (Devlin et al. 2018), by which SQuAD is 72.5 % F1 here.")
+    if length < _SQUAD_LENGTH:
+        yield Choice("max_query_length", length // 6, "A sixth of a sequence, as 64 of 384, so that text has room.")
+        yield Choice("doc_stride", length // 3, "A third of a sequence, as 128 of 384.")
+
+
+def _of_classification(data: DataFigures, max_length: int, options: ClassificationSettings) -> Iterator[Choice]:
+    share = float((data.lengths > max_length).mean())
+    if share >= _MANY_LONG:
+        times = float(data.lengths.sum() / np.minimum(data.lengths, max_length).sum())
+        yield Choice(
+            "long",
+            "head-tail",
+            f"{_percent(share)} of the rows do not fit. Beginning and end are the best of what can be cut out (Sun et "
+            f"al. 2019, section 5.3.1); windows read all of it, in some {times:.1f} times the time.",
+        )
+    counts = sorted(data.labels.values())
+    if counts and not options.multi_label and not options.regression and counts[-1] / sum(counts) >= _MOST_FREQUENT:
+        yield Choice(
+            "metric",
+            "macro_f1",
+            f"{_percent(counts[-1] / sum(counts))} have one label: accuracy would hardly see the others when it picks "
+            "the checkpoint.",
+        )
+
+
+def _of_learning(data: DataFigures, config: EncoderConfig, is_random: bool) -> Iterator[Choice]:
+    number = data.rows["train"]
+    if "dev" not in data.rows:
+        share = round(min(0.1, max(0.02, _DEV_ROWS / number)), 2)
+        yield Choice(
+            "dev_share", share, f"Some {round(share * number):,} rows to pick the epoch; equal texts stay on one side."
+        )
+    yield _batch_size(data.task, number)
+    yield _learning_rate(config, is_random)
+    yield Choice(
+        "warmup_share", 0.1, "Small rates at the start are what Mosbach et al. 2021 advise against failed runs."
+    )
+    yield _epochs(data.task, number)
+
+
+def _batch_size(task: str, number: int) -> Choice:
+    if task == "embedding":
+        return Choice(
+            "batch_size", 64, "Each pair is learnt against all others of its batch; 64 gave 81.4 % nDCG here."
+        )
+    if task in ("answering", "choice"):
+        return Choice("batch_size", 16, "A row is several sequences; 16 is what recipes/squad.yaml learns with.")
+    if number < _FEW_ROWS:
+        return Choice("batch_size", 16, "The smaller of the paper's 16 and 32: more updates from few rows.")
+    return Choice("batch_size", 32, "The larger of the paper's 16 and 32 (Devlin et al. 2018, A.3): fewer steps.")
+
+
+def _learning_rate(config: EncoderConfig, is_random: bool) -> Choice:
+    width = config.hidden_size
+    if width >= 1024:
+        rate, why = 2e-5, "the lowest of the paper's three (Devlin et al. 2018, A.3): large models are less steady"
+    elif width >= 768:
+        rate, why = 3e-5, "the middle of the paper's three for base models (Devlin et al. 2018, A.3)"
+    elif width >= 384:
+        rate, why = 1e-4, "the rate that reached the figures of docs/results.md; base models want less"
+    else:
+        rate, why = (
+            2e-4,
+            "the rate with which BERT-mini learnt hotel reviews here; 1e-3 learnt nothing from its weights",
+        )
+    origin = ", from random weights" if is_random else ""
+    return Choice("learning_rate", rate, f"For a model {width} wide{origin}, {why}.")
+
+
+def _epochs(task: str, number: int) -> Choice:
+    rows = f"{number:,} rows"
+    if task == "embedding":
+        return Choice("epochs", 1.0, "One was enough for 10,649 pairs here (77.6 to 81.4 % nDCG); more is a habit.")
+    if number < 1000:
+        return Choice("epochs", 20.0, f"{rows} are few, and more than three passes help then (Mosbach et al. 2021).")
+    if number < _FEW_ROWS:
+        return Choice(
+            "epochs", 10.0, f"{rows} are few, and more than three passes help (Zhang et al. 2021, section 6)."
+        )
+    if task == "answering":
+        return Choice("epochs", 2.0, "As run_squad.py does (google-research/bert).")
+    if number < 10_000:
+        return Choice("epochs", 6.0, f"{rows}: as recipes/trec.yaml (5,452 questions, 97.0 %).")
+    return Choice("epochs", 3.0, f"{rows}: on 67,349 phrases five were no better than three (docs/results.md).")
+
+
+def family_reason(data: DataFigures, config: EncoderConfig) -> str:
+    """Whether the model's family suits the data, in a sentence."""
+    if config.model_type == "gpt2":
+        return (
+            "It reads a text in one direction. Another family, which reads both, understands more of it (Devlin et al. "
+            "2018, section 5.1)."
+        )
+    if config.model_type == "modernbert":
+        return "It reads both ways, and was made for long text (Warner et al. 2024)."
+    if data.percentiles[1] > _LONGEST:
+        return f"It reads both ways. Many rows are longer than {_LONGEST} tokens, for which modernbert was made."
+    return "It reads a text both ways, which these tasks want (Devlin et al. 2018, section 5.1)."
+
+
+def remarks(data: DataFigures, config: EncoderConfig) -> Iterator[str]:
+    """What no setting says: whether the model suits the data, and what else may be worth a try."""
+    if data.unknown_share >= _UNKNOWN:
+        script = next(iter(data.scripts), "other")
+        yield (
+            f"{_percent(data.unknown_share)} of the tokens are unknown to this model, and the text is mostly {script}: "
+            "take a model that was pre-trained on such text, or give its tokenizer words (tokenizer extend)."
+        )
+    if data.rows["train"] < _FEW_ROWS:
+        yield (
+            "On so few rows another seed gives other figures: --seeds 3 shows by how much (Dodge et al. 2020), in "
+            "three times the time."
+        )
+    counts = sorted(data.labels.values())
+    if data.task == "classification" and counts and counts[-1] >= 10 * counts[0]:
+        yield (
+            f"The most frequent label has {counts[-1]:,} rows, the rarest {counts[0]:,}: --class-weights auto makes "
+            "all count the same. Nobody has measured here that it helps; compare macro_f1."
+        )
+    if "test" not in data.rows:
+        yield "Give --test for a figure that chose nothing: that of dev has picked the epoch."
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace(".0%", "%").replace("%", " %")

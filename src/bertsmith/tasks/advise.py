@@ -1,0 +1,286 @@
+"""The verb `advise`: what to fine-tune with, for this data, model, time and memory, and what it will take.
+
+The data is read and tokenized as `finetune` does it; rules choose the settings (`tasks/advice_rules.py`); the run's
+own first steps are measured in a process of their own (`tasks/forecast.py`); and what does not fit the time or the
+memory is changed, and the reason said.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertsmith.errors import SettingsError
+from bertsmith.files import atomic_write
+from bertsmith.model.config import EncoderConfig
+from bertsmith.model.operations import TextShape, encoder_operations
+from bertsmith.model.sizes import SIZES, named_size
+from bertsmith.settings import to_yaml
+from bertsmith.tasks.advice_rules import Choice, DataFigures, recommend, remarks
+from bertsmith.tasks.data_check import classes_of
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.forecast import FinetuneMeasured, Forecast, measure_finetune, memory_limit, time_limit
+from bertsmith.tasks.row_lengths import Encoded, row_lengths
+from bertsmith.tasks.run_settings import check_seed
+from bertsmith.tasks.saved import Kind, task_kind
+from bertsmith.tasks.start import SIZE_PREFIX, starting_point
+from bertsmith.tasks.teaching import configuration
+from bertsmith.text.scripts import script_shares
+from bertsmith.text.tokenizer import Tokenizer
+from bertsmith.training.device import Precision
+
+_LORA_RANK, _LORA_RATE = 8, 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviceSettings:
+    """What there is to learn from, and how much time and memory."""
+
+    model: str
+    """A BERT-like folder, a run's folder, a Hub id; or "size:mini" for random weights, with a tokenizer."""
+    train: str
+    """Labelled training data, in any form that finetune reads."""
+    dev: str | None = None
+    """Data that is to pick the best checkpoint; None: a share of the training data."""
+    test: str | None = None
+    """Data that is to be evaluated once, at the end."""
+    tokenizer: str | None = None
+    """A tokenizer folder or vocab.txt; None: the model's own."""
+    budget: str | None = None
+    """How long the run may take, such as 30m, from start to report; None: as long as it needs."""
+    memory: str | None = None
+    """How much memory it may have, such as 8GiB; None: what is free."""
+    out: Path | None = None
+    """Write the recommended settings there, as YAML that `finetune --config` takes; None: only say them."""
+    run: Path = Path("runs/advised")
+    """The folder of the run, in the command and in the settings that are recommended."""
+    precision: Precision = "auto"
+    """bf16 autocast where the hardware has it, unless said otherwise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """That of the run: it fixes which rows stand together in a step."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        time_limit(self.budget)
+        if self.out is not None and self.out.suffix not in (".yaml", ".yml"):
+            raise SettingsError(f"out {self.out}: the settings are YAML; give a name that ends in .yaml.")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do, why, and what it will take."""
+
+    task: str
+    data: DataFigures
+    config: EncoderConfig
+    """Of the model that is learnt from."""
+    choices: tuple[Choice, ...]
+    remarks: tuple[str, ...]
+    settings: FinetuneSettings
+    options: Any
+    """The task's settings."""
+    measured: FinetuneMeasured
+    forecast: Forecast | None
+    """None: the model does not fit the memory, whatever is tried."""
+    memory_limit_bytes: int
+    time_limit_seconds: float | None
+    is_cut_short: bool
+    """Whether there are fewer epochs, or rows, than would be better, for want of time."""
+
+    @property
+    def fits_time(self) -> bool:
+        """Whether the run ends within the time that was given."""
+        limit = self.time_limit_seconds
+        return limit is None or (self.forecast is not None and self.forecast.seconds <= limit)
+
+    def epoch_seconds(self) -> float:
+        """Of learning from the training rows, or as many as are recommended, once."""
+        return self.measured.epoch_seconds(self.share)
+
+    def seconds_of_sizes(self) -> dict[str, float]:
+        """About how long the run would take with each named size of the family, by operations."""
+        if self.forecast is None:
+            return {}
+        (cost,) = self.measured.calibration.stages
+        text = TextShape(cost.mean_sequences, cost.mean_tokens, cost.mean_token_pairs)
+        vocab_size, model_type = self.config.vocab_size, self.config.model_type
+        own = encoder_operations(self.config, text)
+        beside = self.forecast.start_seconds + self.forecast.saving_seconds
+        computing = self.forecast.seconds - beside
+        configs = {size: named_size(size, vocab_size, model_type=model_type, pad_token_id=0) for size in SIZES}
+        return {size: beside + computing * encoder_operations(one, text) / own for size, one in configs.items()}
+
+    @property
+    def share(self) -> float:
+        """Of the training rows, that is learnt from."""
+        return _share(self.settings, self.measured)
+
+
+def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
+    """Read the data, choose, measure, and make it fit.
+
+    Args:
+        task: as for `finetune`.
+        options: the task's own settings; what differs from their defaults stays as it is. None: their defaults.
+
+    Raises:
+        InputError, ModelError, SettingsError: as `finetune`.
+        TrainingError: the process that measures was killed.
+    """
+    kind = task_kind(task)
+    options = kind.settings() if options is None else options
+    if not isinstance(options, kind.settings):
+        raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
+    limit_bytes, limit_seconds = memory_limit(settings.memory, settings.device), time_limit(settings.budget)
+    run = FinetuneSettings(
+        out=settings.run,
+        model=settings.model,
+        train=settings.train,
+        dev=settings.dev,
+        test=settings.test,
+        tokenizer=settings.tokenizer,
+        precision=settings.precision,
+        device=settings.device,
+        seed=settings.seed,
+    )
+    config, weights, tokenizer = starting_point(run, options.max_length)
+    data = read_figures(kind, task, run, options, tokenizer)
+    choices = recommend(data, config, options, is_random=weights is None)
+    choices, measured = _fitting_memory(task, run, options, choices, limit_bytes)
+    wanted = choices
+    if measured.calibration.fits and limit_seconds is not None:
+        choices = _fitting_time(choices, measured, limit_seconds)
+    run, options = _chosen(run, options, choices)
+    forecast = None
+    if measured.calibration.fits:
+        forecast = measured.forecast(run.epochs, _share(run, measured))
+    notes = tuple(remarks(data, config))
+    if settings.out is not None:
+        note = f"# bertsmith finetune {task} --config {settings.out.name}\n"
+        atomic_write(settings.out, note + to_yaml(configuration(run, options)))
+    return Advice(
+        task,
+        data,
+        config,
+        tuple(choices),
+        notes,
+        run,
+        options,
+        measured,
+        forecast,
+        limit_bytes,
+        limit_seconds,
+        choices != wanted,
+    )
+
+
+def read_figures(kind: Kind, task: str, settings: FinetuneSettings, options: Any, tokenizer: Tokenizer) -> DataFigures:
+    """All that the rules ask of the data.
+
+    Raises:
+        InputError: data that cannot be read.
+    """
+    options, rows = kind.read_rows(settings.train, options)
+    kind.find_labels(rows, options)
+    sizes = {"train": len(rows)}
+    for split, source in (("dev", settings.dev), ("test", settings.test)):
+        if source is not None:
+            sizes[split] = len(kind.read_rows(source, options)[1])
+    encoded = Encoded.of(rows, tokenizer)
+    total = sum(map(sum, encoded.lengths))
+    is_number = getattr(options, "regression", False)
+    return DataFigures(
+        task=task,
+        rows=sizes,
+        lengths=np.array(row_lengths(rows, encoded, tokenizer), dtype=np.int64),
+        labels={} if is_number else Counter(label for row in rows for label in classes_of(row)),
+        scripts=script_shares(text for row in rows for text in row.texts),
+        unknown_share=encoded.num_unknown / max(1, total),
+    )
+
+
+def _chosen(run: FinetuneSettings, options: Any, choices: list[Choice]) -> tuple[FinetuneSettings, Any]:
+    """The settings of the run and of the task, with what was chosen."""
+    of_run = {field.name for field in fields(run)}
+    changes = {choice.name: choice.value for choice in choices}
+    run = replace(run, **{name: value for name, value in changes.items() if name in of_run})
+    return run, replace(options, **{name: value for name, value in changes.items() if name not in of_run})
+
+
+def _fitting_memory(
+    task: str, run: FinetuneSettings, options: Any, choices: list[Choice], limit_bytes: int
+) -> tuple[list[Choice], FinetuneMeasured]:
+    """Measure with smaller micro-batches, then with fewer weights that are trained, until it fits."""
+    variants: list[list[Choice]] = [[]]
+    if not run.model.startswith(SIZE_PREFIX):
+        rate = next(choice.value for choice in choices if choice.name == "learning_rate")
+        variants += [
+            [
+                Choice(
+                    "freeze",
+                    0,
+                    "Memory is short. The table of tokens is most of a small model, and leaving it as it is (with "
+                    "--ema-decay) cost SST-2 0.1 points here.",
+                )
+            ],
+            [
+                Choice(
+                    "lora",
+                    _LORA_RANK,
+                    "Memory is short: gradients and moments of small matrices alone (Hu et al. 2021).",
+                ),
+                Choice(
+                    "learning_rate", rate * _LORA_RATE, "lora wants a rate some ten times as high (Hu et al. 2021)."
+                ),
+            ],
+        ]
+    for more in variants:
+        tried = [choice for choice in choices if choice.name not in {new.name for new in more}] + more
+        measured = measure_finetune(task, *_chosen(run, options, tried), memory_limit_bytes=limit_bytes)
+        if measured.calibration.fits:
+            break
+    for cost in measured.calibration.stages:
+        if cost.micro_batch_size < cost.batch_size:
+            same = (
+                "others of it to be told from are fewer"
+                if task == "embedding"
+                else "but for dropout, updates are equal"
+            )
+            why = f"More at once does not fit the memory; {same}."
+            tried.append(Choice("micro_batch_size", cost.micro_batch_size, why))
+    return tried, measured
+
+
+def _fitting_time(choices: list[Choice], measured: FinetuneMeasured, limit_seconds: float) -> list[Choice]:
+    """Fewer passes over the data, and where not even one fits, a share of it."""
+    epochs = next(choice.value for choice in choices if choice.name == "epochs")
+    if measured.forecast(epochs).seconds <= limit_seconds:
+        return choices
+    others = [choice for choice in choices if choice.name != "epochs"]
+    fitting = [number for number in range(int(epochs), 0, -1) if measured.forecast(number).seconds <= limit_seconds]
+    if fitting:
+        return [
+            *others,
+            Choice("epochs", float(fitting[0]), f"{epochs:g} would be better, but take longer than there is."),
+        ]
+    epoch = measured.epoch_seconds()
+    left = limit_seconds - (measured.forecast(1).seconds - epoch)
+    number = measured.num_examples["train"]
+    fewest = min(number, measured.calibration.stages[0].batch_size)
+    kept = max(fewest, int(number * max(0.0, left) / epoch))
+    return [
+        *others,
+        Choice("epochs", 1.0, f"{epochs:g} would be better, but not even one over all rows fits the time."),
+        Choice(
+            "max_train_examples", kept, f"{kept / number:.0%} of the {number:,} training rows are what fits the time."
+        ),
+    ]
+
+
+def _share(run: FinetuneSettings, measured: FinetuneMeasured) -> float:
+    number = measured.num_examples["train"]
+    return 1.0 if run.max_train_examples is None else min(1.0, run.max_train_examples / max(1, number))

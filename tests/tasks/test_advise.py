@@ -1,0 +1,287 @@
+"""The verb `advise`: figures of the data, what is recommended, what fits time and memory, the command at the end."""
+
+import io
+import json
+import os
+import random
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from bertsmith.cli import advice_verbs, main, model_verbs
+from bertsmith.errors import SettingsError, TrainingError
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.folder import save_model
+from bertsmith.model.sizes import named_size
+from bertsmith.tasks import advise as advise_module
+from bertsmith.tasks.advice_rules import DataFigures, recommend
+from bertsmith.tasks.advice_text import advice_sheets, render
+from bertsmith.tasks.advise import Advice, AdviceSettings, advise
+from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.child import in_child
+from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.forecast import FinetuneMeasured, memory_limit, time_limit
+from bertsmith.tasks.pretrain_model import PretrainingModel
+from bertsmith.tasks.tag_data import TaggingSettings
+from bertsmith.text.tokenizer import load_tokenizer
+from bertsmith.training.calibrate import Calibration, Pace, StageCost
+
+MakeFiles = Callable[[dict[str, str | bytes]], Path]
+
+WORDS = ("cat", "dog", "river", "king", "queen", "the", "house", "blue")
+
+
+def reviews(number: int = 200, longest: int = 60) -> str:
+    """Rows of 1 to `longest` words, every tenth of the label "bad"."""
+    draw = random.Random(0)
+    lines = ["text,label"]
+    for row in range(number):
+        text = " ".join(draw.choice(WORDS) for _ in range(1 + row % longest))
+        lines.append(f"{text} {row},{'bad' if row % 10 == 0 else 'good'}")
+    return "\n".join(lines) + "\n"
+
+
+class Machine:
+    """Stands for the process that measures: a step takes 1 second, and `examples` fit into the memory at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[FinetuneSettings, Any]] = []
+        self.fits: Callable[[FinetuneSettings], bool] = lambda settings: True
+        self.examples = 1000
+
+    def measure(
+        self, task: str, settings: FinetuneSettings, options: Any, *, memory_limit_bytes: int
+    ) -> FinetuneMeasured:
+        """90 examples of 10 tokens to learn from, 10 to evaluate."""
+        self.asked.append((settings, options))
+        fits = self.fits(settings)
+        batch = settings.batch_size
+        stage = StageCost(
+            batch, min(batch, self.examples), -(-90 // batch), 5, Pace(1.0, 0.0), 10.0 * batch, batch, 100.0 * batch,
+            {}, 0.01, 10**9,
+        )  # fmt: skip
+        calibration = Calibration(1000, 1000, fits, 10**9, (stage,) if fits else (), 0.5, 12000, 0.25, 4000, 1.0)
+        tokens = {"train": 900, "dev": 100, "test": 0}
+        return FinetuneMeasured(4.0, calibration, {"train": 90, "dev": 10, "test": 0}, tokens)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    stand_in = Machine()
+    monkeypatch.setattr(advise_module, "measure_finetune", stand_in.measure)
+    return stand_in
+
+
+@pytest.fixture
+def model(tiny_tokenizer: Path, tmp_path: Path) -> Path:
+    """A folder of random weights with the tiny tokenizer."""
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    config = named_size("tiny", tokenizer.vocab_size, max_length=48)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder, PretrainingModel(Encoder(config), pairs=True), config, "BertForPreTraining")
+    tokenizer.save(folder, model_max_length=48, has_segments=True)
+    return folder
+
+
+def chosen(advice: Advice) -> dict[str, Any]:
+    return {choice.name: choice.value for choice in advice.choices}
+
+
+def test_figures_are_those_of_the_tokenizer_and_numpy(make_files: MakeFiles, model: Path, machine: Machine) -> None:
+    folder = make_files({"a.csv": reviews(), "b.csv": reviews(20)})
+    data = advise(
+        "classification", AdviceSettings(model=str(model), train=str(folder / "a.csv"), test=str(folder / "b.csv"))
+    ).data
+    rows = [line.rsplit(",", 1) for line in reviews().splitlines()[1:]]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lengths = [len(tokenizer(text)["input_ids"]) for text, _ in rows]
+    expected = np.percentile(lengths, [50, 95, 100], method="lower")
+    assert data.percentiles == tuple(expected.tolist())
+    assert data.rows == {"train": 200, "test": 20}
+    assert data.labels == {"good": 180, "bad": 20}
+    assert (data.scripts, data.unknown_share) == ({"Latin": 1.0}, 0.0)
+
+
+def test_questions_are_as_long_as_with_their_context(make_files: MakeFiles, model: Path, machine: Machine) -> None:
+    context = "the king sat by the river"
+    row = {"question": "who sat?", "context": context, "answers": [{"text": "king", "answer_start": 4}]}
+    folder = make_files({"a.jsonl": f"{json.dumps(row)}\n" * 3})
+    advice = advise("answering", AdviceSettings(model=str(model), train=str(folder / "a.jsonl")))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert advice.data.percentiles == (len(tokenizer("who sat?", context)["input_ids"]),) * 3
+    assert isinstance(advice.options, AnsweringSettings) and advice.options.max_length == 48
+
+
+def test_the_command_and_the_file_are_what_is_recommended(
+    make_files: MakeFiles,
+    model: Path,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The real command line parses the last line that `advise` prints."""
+    folder = make_files({"my reviews.csv": reviews()})
+    machine.examples = 5
+    said: list[Advice] = []
+    monkeypatch.setattr(advice_verbs, "advise_task", lambda *them: said.append(advise(*them)) or said[-1])  # type: ignore[func-returns-value]
+    words = ["advise", "classification", "--model", str(model), "--train", str(folder / "my reviews.csv")]
+    words += ["--text-column", "text", "--budget", "1m", "--run", str(folder / "run"), "--out", str(folder / "a.yaml")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    line = out.rstrip("\n").rpartition("\n")[2]
+    (advice,) = said
+    assert line.startswith("bertsmith finetune classification ")
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(model_verbs, "finetune", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(model_verbs, "_show_finetuned", lambda *arguments: None)
+    for given in (shlex.split(line)[1:], ["finetune", "classification", "--config", str(folder / "a.yaml")]):
+        assert main(given) == 0
+    assert calls == [("classification", advice.settings, advice.options)] * 2
+    assert advice.settings.micro_batch_size == 5 and advice.options.text_column == "text"
+    for choice in advice.choices:
+        assert choice.why in out and choice.name in out
+
+
+def test_a_terminal_gets_tables_and_a_file_gets_lines(make_files: MakeFiles, model: Path, machine: Machine) -> None:
+    folder = make_files({"a.csv": reviews()})
+    sheets = advice_sheets(advise("classification", AdviceSettings(model=str(model), train=str(folder / "a.csv"))))
+
+    def shown(is_terminal: bool) -> str:
+        console = Console(width=100, file=io.StringIO(), record=True)
+        console.print(render(sheets, is_terminal=is_terminal), soft_wrap=not is_terminal)
+        return console.export_text()
+
+    assert "│" in shown(True) and "│" not in shown(False)
+    assert "  learning_rate: 0.0002 (" in shown(False)
+    assert "  rows: 200 train\n" in shown(False)
+
+
+def test_a_limit_of_time_takes_epochs_then_rows(make_files: MakeFiles, model: Path, machine: Machine) -> None:
+    """A step is a second, so an epoch of 90 rows in batches of 16 is 6; the rest is 4 + 2 x 1 + 2.5 or so."""
+    folder = make_files({"a.csv": reviews()})
+    settings = AdviceSettings(model=str(model), train=str(folder / "a.csv"))
+    whole = advise("classification", settings)
+    assert whole.settings.epochs == 20 and not whole.is_cut_short and whole.forecast is not None
+    previous = whole.forecast.seconds
+    for budget, epochs in (("100s", 10), ("30s", 2)):
+        advice = advise("classification", replace(settings, budget=budget))
+        assert advice.forecast is not None and advice.fits_time and advice.is_cut_short
+        assert advice.settings.epochs >= epochs
+        assert (
+            advice.measured.forecast(advice.settings.epochs + 1).seconds > float(budget[:-1]) >= advice.forecast.seconds
+        )
+        assert advice.forecast.seconds < previous
+        previous = advice.forecast.seconds
+    advice = advise("classification", replace(settings, budget="14s"))
+    assert advice.settings.epochs == 1 and advice.settings.max_train_examples is not None
+    assert 16 <= advice.settings.max_train_examples < 90 and advice.share < 1
+    hopeless = advise("classification", replace(settings, budget="5s"))
+    assert not hopeless.fits_time
+
+
+def test_memory_takes_embeddings_then_all_but_small_matrices(
+    make_files: MakeFiles, model: Path, machine: Machine
+) -> None:
+    folder = make_files({"a.csv": reviews()})
+    settings = AdviceSettings(model=str(model), train=str(folder / "a.csv"))
+    machine.fits = lambda run: run.freeze == 0
+    assert chosen(advise("classification", settings))["freeze"] == 0
+    machine.fits = lambda run: run.lora is not None
+    advice = advise("classification", settings)
+    assert (advice.settings.lora, advice.settings.freeze) == (8, None)
+    assert advice.settings.learning_rate == pytest.approx(10 * 2e-4)
+    machine.fits = lambda run: False
+    advice = advise("classification", settings)
+    assert advice.forecast is None
+    assert any("does not fit" in value for sheet in advice_sheets(advice) for _, value, _ in sheet.lines)
+
+
+def figures(number: int, lengths: Sequence[int], task: str = "classification", **changes: Any) -> DataFigures:
+    values = {"rows": {"train": number}, "labels": {"a": 10, "b": 10}, "scripts": {"Latin": 1.0}, "unknown_share": 0.0}
+    return DataFigures(task=task, lengths=np.array(lengths), **{**values, **changes})
+
+
+def test_rules_follow_length_width_and_number() -> None:
+    mini, base = named_size("mini", 100), named_size("base", 100)
+    few = {
+        c.name: c.value
+        for c in recommend(figures(500, [20] * 99 + [41]), mini, ClassificationSettings(), is_random=False)
+    }
+    many = {
+        c.name: c.value
+        for c in recommend(figures(90_000, [700] * 9 + [20]), base, ClassificationSettings(), is_random=False)
+    }
+    assert (few["max_length"], many["max_length"]) == (48, 512)
+    assert "long" not in few and many["long"] == "head-tail"
+    assert few["learning_rate"] > many["learning_rate"] and few["epochs"] > many["epochs"]
+    assert (few["dev_share"], many["dev_share"]) == (0.1, 0.02)
+    kept = recommend(figures(500, [20]), mini, ClassificationSettings(max_length=64), is_random=False)
+    assert next(c for c in kept if c.name == "max_length").value == 64
+    rare = recommend(figures(500, [20], labels={"a": 90, "b": 10}), mini, ClassificationSettings(), is_random=False)
+    assert next(c for c in rare if c.name == "metric").value == "macro_f1"
+    tagged = recommend(figures(500, [20], "tagging"), mini, TaggingSettings(), is_random=False)
+    assert next(c for c in tagged if c.name == "doc_stride").value == 16
+    with_dev = recommend(figures(500, [20], rows={"train": 500, "dev": 3}), mini, TaggingSettings(), is_random=False)
+    assert "dev_share" not in {c.name for c in with_dev}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train", "missing.csv"], "missing.csv"),
+        (["--budget", "3 epochs"], "is no time"),
+        (["--budget", "soon"], "cannot read"),
+        (["--memory", "8"], "cannot read the size"),
+        (["--memory", "0GiB"], "cannot read the size"),
+        (["--out", "settings.txt"], "ends in .yaml"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--text-column", "txt"], 'Did you mean "text"?'),
+        (["--model", "size:huge"], "no tokenizer of its own"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    make_files: MakeFiles, model: Path, machine: Machine, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    folder = make_files({"a.csv": reviews(20)})
+    given = {"--model": str(model), "--train": str(folder / "a.csv"), arguments[0]: arguments[1]}
+    assert main(["advise", "classification", *(word for pair in given.items() for word in pair)]) == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="ClassificationSettings"):
+        advise("classification", AdviceSettings(model=str(model), train=str(folder / "a.csv")), TaggingSettings())
+
+
+def test_limits_are_read_or_found() -> None:
+    assert memory_limit("2GiB", "cpu") == 2 << 30
+    assert memory_limit(None, "cpu") > 0
+    assert (time_limit("1h30m"), time_limit(None)) == (5400, None)
+
+
+def test_a_process_that_is_killed_is_said() -> None:
+    with pytest.raises(TrainingError, match="was killed"):
+        in_child(os._exit, 9)
+
+
+def test_the_first_steps_are_really_taken(make_files: MakeFiles, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_files({"a.csv": reviews()})
+    settings = AdviceSettings(
+        model=str(model), train=str(folder / "a.csv"), precision="fp32", device="cpu", run=folder / "runs" / "a"
+    )
+    monkeypatch.setattr("bertsmith.tasks.forecast.MEASURED_SECONDS", 0.2)
+    advice = advise("classification", settings)
+    cost = advice.measured.calibration
+    assert sum(advice.measured.num_examples.values()) == 200
+    assert cost.fits and advice.forecast is not None and 100 << 20 < advice.forecast.peak_bytes < 8 << 30
+    encoder = named_size("tiny", load_tokenizer(model).vocab_size, max_length=48)
+    with_head = sum(p.numel() for p in Encoder(encoder).parameters()) + 128 * 128 + 128 + 128 * 2 + 2
+    assert cost.num_parameters == with_head
+    assert advice.epoch_seconds() > 0 and not (folder / "runs").exists()

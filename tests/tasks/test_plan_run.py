@@ -1,0 +1,186 @@
+"""The verb `plan`: operations beside torch's counter, parameters beside transformers, and the arithmetic of budgets."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForPreTraining
+
+from bertsmith.cli import main, model_verbs
+from bertsmith.model.operations import TextShape
+from bertsmith.tasks import plan_run
+from bertsmith.tasks.forecast import PretrainMeasured
+from bertsmith.tasks.objectives import OBJECTIVES
+from bertsmith.tasks.plan_run import PlanSettings, RunPlan, plan, synthetic_store, training_operations
+from bertsmith.tasks.pretrain import prepare
+from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.text.corpus import read_manifest
+from bertsmith.text.corpus_building import build_corpus
+from bertsmith.training.calibrate import Calibration, Pace, StageCost
+
+
+@pytest.fixture(scope="module")
+def store(tiny_documents: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    texts = tiny_documents.read_text(encoding="utf-8").split("\n\n")
+    (folder / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    build_corpus([folder / "documents.jsonl"], tiny_tokenizer, folder / "store", heldout_share=0.2, num_workers=1)
+    return folder / "store"
+
+
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [(name, one) for name in ("bert", "albert", "electra", "modernbert", "gpt2") for one in OBJECTIVES[name]],
+)
+def test_operations_of_a_step_are_those_that_torch_counts(store: Path, family: str, objective: Any) -> None:
+    settings = PretrainSettings(
+        corpus=store, out=Path("unused"), family=family, size="tiny", objective=objective, max_length=32, dropout=0.0,
+        short_sequence_probability=0.0,
+    )  # fmt: skip
+    prepared = prepare(settings)
+    task, model = prepared.tasks[0], prepared.model
+    examples = task.examples("train")
+    batch = task.collate(examples.take(range(examples.num_examples(0)), 0))
+    # A CPU computes sequences of one length without padding, and counts no pairs that are not there.
+    length = max(batch.inputs.lengths, key=batch.inputs.lengths.count)
+    chosen = [place for place, one in enumerate(batch.inputs.lengths) if one == length][:4]
+    batch = task.collate([batch.examples[place] for place in chosen])
+    with FlopCounterMode(display=False) as counter:
+        losses = task.loss(model.train(), batch)
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+    text = TextShape(len(chosen), len(chosen) * length, len(chosen) * length**2)
+    predicted = batch.counts["clm" if objective == "clm" else "mlm"]
+    assert counter.get_total_flops() == training_operations(prepared.config, objective, text, predicted)
+
+
+def measured(settings: PretrainSettings, **changes: Any) -> PretrainMeasured:
+    """A machine that takes 0.1 seconds for a step of 1,000 tokens, of which an epoch has 50."""
+    prepared = prepare(settings)
+    stage = StageCost(8, 8, 50, 9, Pace(0.1, 0.0), 1000.0, 8.0, 125_000.0, {"mlm": 150.0, "nsp": 8.0}, 1e-4, 1 << 30)
+    stages = (stage,) * len(settings.lengths)
+    calibration = Calibration(1000, 1000, True, 1 << 30, stages, 2.0, 3000, 1.0, 1000, 0.5)
+    return PretrainMeasured(5.0, replace(calibration, **changes), prepared.config, "mlm+nsp", 100, 10_000)
+
+
+@pytest.fixture
+def planned(store: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`planned(budget="1h")`: a plan on that machine."""
+
+    def make(changes: dict[str, Any] | None = None, **settings: Any) -> RunPlan:
+        def stand_in(wanted: PretrainSettings, *, memory_limit_bytes: int) -> PretrainMeasured:
+            return measured(wanted, **(changes or {}))
+
+        monkeypatch.setattr(plan_run, "measure_pretrain", stand_in)
+        return plan(PlanSettings(corpus=store, size="tiny", max_length=32, **settings))
+
+    return make
+
+
+def test_budgets_of_every_kind_come_to_the_same_run(planned: Any) -> None:
+    plans = [planned(budget=budget) for budget in ("200K tokens", "200 steps", "4 epochs")]
+    for one in plans:
+        (stage,) = one.stages
+        assert (stage.steps, stage.tokens, stage.epochs, stage.seconds) == (200, 200_000, 4, pytest.approx(20))
+        # Ten evaluations of 10,000 tokens, a checkpoint, the model's folder and the report.
+        assert one.forecast.evaluation_seconds == pytest.approx(10 * 1.0)
+        assert one.forecast.seconds == pytest.approx(5 + 20 + 10 + 2 + 1 + 0.5)
+        assert one.operations == pytest.approx(one.tokens * stage.operations_per_token)
+
+
+def test_a_budget_of_time_is_shared_out(planned: Any) -> None:
+    one = planned(budget="1h", price_per_hour=3.0)
+    forecast = one.forecast
+    assert forecast.learning_seconds + forecast.evaluation_seconds + forecast.saving_seconds == pytest.approx(
+        3601.5, abs=1
+    )
+    assert one.stages[0].steps == pytest.approx(forecast.learning_seconds / 0.1, abs=1)
+    assert one.cost == pytest.approx(3.0 * forecast.seconds / 3600)
+    assert planned(budget="1h").cost is None
+
+
+def test_two_phases_have_their_shares(planned: Any) -> None:
+    short, long = planned(budget="200K tokens", long_length=64, long_share=0.25).stages
+    assert (short.tokens, long.tokens) == (150_000, 50_000)
+    assert (short.max_length, long.max_length) == (32, 64)
+
+
+def test_what_does_not_fit_is_said(planned: Any) -> None:
+    one = planned({"fits": False, "stages": ()}, budget="1h")
+    assert (one.forecast, one.stages) == (None, ())
+
+
+def test_a_synthetic_store_has_the_vocabulary_and_the_text(tmp_path: Path) -> None:
+    manifest = read_manifest(synthetic_store(tmp_path, 1000))
+    assert manifest.vocab_size == 1000
+    assert sum(split.num_tokens for split in manifest.splits.values()) == pytest.approx(200_000, rel=0.01)
+
+
+def test_a_plan_without_a_store(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Measured for real; the command it ends with parses, and its parameters are those of transformers."""
+    monkeypatch.setattr("bertsmith.tasks.forecast.MEASURED_SECONDS", 0.2)
+    words = [
+        "plan",
+        "--tokens",
+        "2M",
+        "--vocab-size",
+        "500",
+        "--size",
+        "tiny",
+        "--batch-size",
+        "8",
+        "--max-length",
+        "32",
+    ]
+    words += [
+        "--budget",
+        "2 epochs",
+        "--evaluation-samples",
+        "8",
+        "--precision",
+        "fp32",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    expected = BertForPreTraining(
+        BertConfig(vocab_size=500, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512)
+    )
+    assert f"parameters: {sum(p.numel() for p in expected.parameters()):,} (" in out
+    assert "2 epochs of the text" in out
+    assert not (tmp_path / "run").exists()
+    calls: list[PretrainSettings] = []
+    monkeypatch.setattr(model_verbs, "pretrain_model", lambda settings: calls.append(settings))
+    monkeypatch.setattr(model_verbs, "_show_run", lambda *arguments: None)
+    monkeypatch.setattr(model_verbs, "_show_metrics", lambda *arguments: None)
+    line = out.rstrip("\n").rpartition("\n")[2]
+    with pytest.raises(AttributeError):  # of the result, which there is none of
+        main(shlex.split(line)[1:])
+    (settings,) = calls
+    assert (settings.size, settings.batch_size, settings.budget) == ("tiny", 8, "2 epochs")
+    assert settings.out == tmp_path / "run" and settings.corpus == Path("STORE")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give corpus, or tokens and vocab_size"),
+        (["--tokens", "1M"], "give corpus, or tokens and vocab_size"),
+        (["--corpus", "c", "--tokens", "1M"], "leave tokens and vocab_size out"),
+        (["--tokens", "many", "--vocab-size", "100"], "cannot read"),
+        (["--tokens", "1M", "--vocab-size", "5"], "vocab_size must be above"),
+        (["--corpus", "c", "--price-per-hour", "-1"], "price_per_hour must be at least 0"),
+        (["--corpus", "missing"], "missing"),
+        (["--corpus", "c", "--budget", "20%"], "share of itself"),
+        (["--corpus", "c", "--memory", "lots"], "cannot read the size"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
