@@ -5,8 +5,8 @@
 For each case the forecast is made first, then the command that was planned is run as it is, in a process of its own
 whose wall time and peak memory are taken from outside. Cases: short texts, pairs, long texts, tagged sentences and
 questions from the model FOLDER (a BERT such as MiniLM) and the data sets of docs/results.md; pre-training of
-BERT-tiny, BERT-mini and BERT-base on the store. Each takes some minutes. Nothing else should run on the machine. Writes
-`forecasts.json` and `forecasts.md`; cases that are in the former already and not asked for again are kept.
+BERT-tiny, BERT-mini and BERT-base on the store. Each takes some two minutes. Nothing else should run on the machine.
+Writes `forecasts.json` and `forecasts.md`; cases that are in the former already and not asked for again are kept.
 """
 
 import argparse
@@ -59,11 +59,11 @@ def pretraining(size: str, budget: str, **options: Any) -> Case:
 CASES: dict[str, Case] = {
     "short": finetuning("classification", "classify/trec-train.tsv", "90s"),
     "pair": finetuning(
-        "classification", "pairs/qnli-style-train.tsv.xz", "2m", text_column="question", pair_column="sentence"
+        "classification", "pairs/qnli-style-train.tsv.xz", "90s", text_column="question", pair_column="sentence"
     ),
-    "long": finetuning("classification", "classify/movie-reviews-long.jsonl.xz", "4m", max_length=256),
-    "tagging": finetuning("tagging", "tag/wnut17-train.conll", "2m"),
-    "answering": finetuning("answering", "answer/xquad.en.json", "4m"),
+    "long": finetuning("classification", "classify/movie-reviews-long.jsonl.xz", "90s", max_length=256),
+    "tagging": finetuning("tagging", "tag/wnut17-train.conll", "90s"),
+    "answering": finetuning("answering", "answer/xquad.en.json", "90s"),
     "pre-train tiny": pretraining("tiny", "300 steps", batch_size=16),
     "pre-train mini": pretraining("mini", "150K tokens", batch_size=16, dropout=0.0),
     "pre-train base": pretraining("base", "12 steps", batch_size=4, evaluation_samples=20),
