@@ -247,8 +247,8 @@ def read_manifest(folder: Path) -> Manifest:
         _check_manifest(manifest, str(path))
     except SettingsError as error:
         raise CorpusError(f"{error} So it is not a manifest of a corpus. Build it again.") from error
-    # Stores of earlier versions have no hash of the manifest; a key that damage made of it is an unknown one.
-    if "sha256" in value and not is_unchanged(path, value):
+    # Stores of earlier versions have neither.
+    if ("sha256" in value or "tokenizer_sha256" in value) and not is_unchanged(path, value):
         raise CorpusError(f"{path} has changed: its SHA-256 is not its own. Build the store again.")
     return manifest
 
