@@ -231,10 +231,10 @@ def test_one_document_has_no_next_sentence_prediction(
     build_corpus([str(source)], tiny_tokenizer, tmp_path / "store", heldout_share=0.0, num_workers=1)
     with pytest.raises(CorpusError, match="--objective mlm"):
         pretrain(settings_for(tmp_path / "store", tmp_path / "out"))
-    ordered = pretrain(settings_for(tmp_path / "store", tmp_path / "sop", objective="mlm+sop", budget="2 steps"))
-    assert ordered.metrics == {}, "nothing was held out"
-    with pytest.raises(SettingsError, match="data_mode"):
-        pretrain(settings_for(tmp_path / "store", tmp_path / "x", objective="mlm+sop", data_mode="original"))
+    for mode in ("clean", "original"):
+        options = {"objective": "mlm+sop", "data_mode": mode, "budget": "2 steps"}
+        ordered = pretrain(settings_for(tmp_path / "store", tmp_path / mode, **options))
+        assert ordered.metrics == {}, "nothing was held out"
 
 
 def test_sentence_order_is_measured_by_its_own_name(store: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bertsmith.errors import CorpusError, SettingsError, StorageError
@@ -89,6 +89,7 @@ def test_words_without_spaces_are_cut(make_files: MakeFiles, tmp_path: Path) -> 
 
 
 @given(st.lists(st.text("ab \n", max_size=400), max_size=30), st.integers(50, 2000))
+@example(["aaaa", "aaaaa", "aaaaaaa\n", "aaaaaa a", "aaaaaaaaa", "aaaaaaaaaaaaaaaaaaaaa"], 50)
 @settings(max_examples=100, deadline=None)
 def test_sample_is_bounded_and_ignores_order(documents: list[str], limit_bytes: int) -> None:
     sample = sample_texts(documents, limit_bytes)

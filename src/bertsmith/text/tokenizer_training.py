@@ -127,18 +127,22 @@ def sample_texts(documents: Iterable[str], limit_bytes: int) -> Sample:
     on their order, and at no time is more than the limit and one document in memory.
     """
     kept: list[tuple[int, int, int, str]] = []  # negative hash, so that the heap gives up the largest
+    given_up = 1 << 64  # the smallest hash that found no room: a later block must not take the place of an earlier one
     used_bytes = seen_bytes = num_documents = number = 0
     for document in documents:
         num_documents += 1
         for block in _blocks(document):
             content = block.encode()
             seen_bytes += len(content)
-            used_bytes += len(content)
             rank = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+            if rank >= given_up:
+                continue
+            used_bytes += len(content)
             heapq.heappush(kept, (-rank, number, len(content), block))
             number += 1
             while used_bytes > limit_bytes and len(kept) > 1:
-                used_bytes -= heapq.heappop(kept)[2]
+                negative, _, size, _ = heapq.heappop(kept)
+                used_bytes, given_up = used_bytes - size, -negative
     kept.sort(key=lambda entry: entry[1])
     return Sample([entry[3] for entry in kept], num_documents, seen_bytes, used_bytes)
 
