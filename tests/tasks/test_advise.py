@@ -186,6 +186,9 @@ def test_a_limit_of_time_takes_epochs_then_rows(make_files: MakeFiles, model: Pa
     assert 16 <= advice.settings.max_train_examples < 90 and advice.share < 1
     hopeless = advise("classification", replace(settings, budget="5s"))
     assert not hopeless.fits_time
+    # Two evaluations of 1 second were to be a fifth of 5 seconds.
+    assert (advice.settings.dev_share, hopeless.settings.dev_share) == (0.1, 0.05)
+    assert [run.dev_share for run, _ in machine.asked[-2:]] == [0.1, 0.05]
 
 
 def test_memory_takes_embeddings_then_all_but_small_matrices(

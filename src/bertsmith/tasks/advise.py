@@ -6,6 +6,7 @@ memory is changed, and the reason said.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.training.device import Precision
 
 _LORA_RANK, _LORA_RATE = 8, 10.0
+_EVALUATION_SHARE = 0.2  # of the time there is
+_LEAST_DEV_SHARE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,9 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
     choices, measured = _fitting_memory(task, run, options, choices, limit_bytes)
     wanted = choices
     if measured.calibration.fits and limit_seconds is not None:
+        choices = _with_less_evaluation(choices, measured, limit_seconds)
+        if choices != wanted:  # other batches, and so other memory
+            choices, measured = _fitting_memory(task, run, options, choices, limit_bytes)
         choices = _fitting_time(choices, measured, limit_seconds)
     run, options = _chosen(run, options, choices)
     forecast = None
@@ -239,7 +245,7 @@ def _fitting_memory(
             ],
         ]
     for more in variants:
-        tried = [choice for choice in choices if choice.name not in {new.name for new in more}] + more
+        tried = _changed(choices, *more)
         measured = measure_finetune(task, *_chosen(run, options, tried), memory_limit_bytes=limit_bytes)
         if measured.calibration.fits:
             break
@@ -251,8 +257,19 @@ def _fitting_memory(
                 else "but for dropout, updates are equal"
             )
             why = f"More at once does not fit the memory; {same}."
-            tried.append(Choice("micro_batch_size", cost.micro_batch_size, why))
+            tried = _changed(tried, Choice("micro_batch_size", cost.micro_batch_size, why))
     return tried, measured
+
+
+def _with_less_evaluation(choices: list[Choice], measured: FinetuneMeasured, limit_seconds: float) -> list[Choice]:
+    """Less held back, where evaluating it would take more than a fifth of the time there is, in a run of one epoch."""
+    share = next((choice.value for choice in choices if choice.name == "dev_share"), None)
+    evaluating = measured.forecast(1).evaluation_seconds
+    if share is None or evaluating <= _EVALUATION_SHARE * limit_seconds:
+        return choices
+    smaller = max(_LEAST_DEV_SHARE, round(share * _EVALUATION_SHARE * limit_seconds / evaluating, 3))
+    why = "More to evaluate would take more than a fifth of the time there is."
+    return _changed(choices, Choice("dev_share", smaller, why))
 
 
 def _fitting_time(choices: list[Choice], measured: FinetuneMeasured, limit_seconds: float) -> list[Choice]:
@@ -260,25 +277,30 @@ def _fitting_time(choices: list[Choice], measured: FinetuneMeasured, limit_secon
     epochs = next(choice.value for choice in choices if choice.name == "epochs")
     if measured.forecast(epochs).seconds <= limit_seconds:
         return choices
-    others = [choice for choice in choices if choice.name != "epochs"]
     fitting = [number for number in range(int(epochs), 0, -1) if measured.forecast(number).seconds <= limit_seconds]
     if fitting:
-        return [
-            *others,
+        return _changed(
+            choices,
             Choice("epochs", float(fitting[0]), f"{epochs:g} would be better, but take longer than there is."),
-        ]
+        )
     epoch = measured.epoch_seconds()
     left = limit_seconds - (measured.forecast(1).seconds - epoch)
     number = measured.num_examples["train"]
     fewest = min(number, measured.calibration.stages[0].batch_size)
     kept = max(fewest, int(number * max(0.0, left) / epoch))
-    return [
-        *others,
+    return _changed(
+        choices,
         Choice("epochs", 1.0, f"{epochs:g} would be better, but not even one over all rows fits the time."),
         Choice(
             "max_train_examples", kept, f"{kept / number:.0%} of the {number:,} training rows are what fits the time."
         ),
-    ]
+    )
+
+
+def _changed(choices: Sequence[Choice], *new: Choice) -> list[Choice]:
+    """Some choices in the place of those of the same names."""
+    names = {choice.name for choice in new}
+    return [*(choice for choice in choices if choice.name not in names), *new]
 
 
 def _share(run: FinetuneSettings, measured: FinetuneMeasured) -> float:
