@@ -20,14 +20,17 @@ Row = dict[str, Any]
 
 
 class _Clock(transformers.TrainerCallback):
-    """When each step ended."""
+    """When the steps that are timed began and ended."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.seconds = 0.0
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note the time."""
-        self.ends.append(time.perf_counter())
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        """Note the time, once the device is done."""
+        if state.global_step == UNCOUNTED_STEPS:
+            self.seconds = -_seconds()
+        if state.global_step == state.max_steps:
+            self.seconds += _seconds()
 
 
 def our_steps(
@@ -41,12 +44,17 @@ def our_steps(
     precision: ResolvedPrecision,
     seed: int,
 ) -> Iterator[tuple[Step, float]]:
-    """Our steps, each with the seconds that its data and its update took; 0 for the first UNCOUNTED_STEPS."""
+    """Our steps, each with the seconds that its data and its update took; 0 for the first UNCOUNTED_STEPS.
+
+    On a GPU a step's update runs on while the next is prepared, so that only their sum is what was measured.
+    """
     device = next(model.parameters()).device
-    loader = Loader(task.examples("train"), task.collate, batch_size=batch_size, seed=seed)
+    loader = Loader(
+        task.examples("train"), task.collate, batch_size=batch_size, seed=seed, pins_memory=device.type == "cuda"
+    )
     with closing(loader.steps()) as steps:
         for number in range(num_steps):
-            began = time.perf_counter()
+            began = _seconds() if number == UNCOUNTED_STEPS else time.perf_counter()
             step = next(steps)
             take_step(
                 model,
@@ -60,7 +68,8 @@ def our_steps(
                 device=device,
                 precision=precision,
             )
-            yield step, time.perf_counter() - began if number >= UNCOUNTED_STEPS else 0.0
+            ended = _seconds() if number == num_steps - 1 else time.perf_counter()
+            yield step, ended - began if number >= UNCOUNTED_STEPS else 0.0
 
 
 def trainer_seconds(
@@ -72,14 +81,17 @@ def trainer_seconds(
     learning_rate: float,
     precision: ResolvedPrecision,
     groups_lengths: bool,
+    is_compiled: bool = False,
 ) -> float:
     """Seconds for one pass over the rows but the first UNCOUNTED_STEPS batches.
 
-    With its fused AdamW, bf16 where the device has it, its default attention, no logging and no saving.
+    With its fused AdamW, bf16 where the device has it, its default attention, no logging and no saving; beside a GPU
+    four processes make its batches.
 
     Args:
         rows: as many as whole batches; the shortest and longest lie anywhere in them.
         groups_lengths: batches of similar length, which saves padding; else the rows in their order.
+        is_compiled: by torch.compile, in the steps that are not timed; batches should all be of one shape.
     """
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +110,8 @@ def trainer_seconds(
                 disable_tqdm=True,
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.cuda.is_available(),
+                dataloader_num_workers=4 if torch.cuda.is_available() else 0,
+                torch_compile=is_compiled,
                 train_sampling_strategy="group_by_length" if groups_lengths else "sequential",
             ),
             train_dataset=list(rows),
@@ -105,12 +119,18 @@ def trainer_seconds(
             callbacks=[clock],
         )
         trainer.train()
-    return clock.ends[-1] - clock.ends[UNCOUNTED_STEPS - 1]
+    return clock.seconds
 
 
-def padded(rows: Sequence[Row], fillers: dict[str, int]) -> dict[str, torch.Tensor]:
-    """A batch as long as its longest sequence: the named lists filled up, all else as it is."""
-    longest = max(len(row["input_ids"]) for row in rows)
+def _seconds() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def padded(rows: Sequence[Row], fillers: dict[str, int], length: int | None = None) -> dict[str, torch.Tensor]:
+    """A batch as long as its longest sequence, or of `length`: the named lists filled up, all else as it is."""
+    longest = length or max(len(row["input_ids"]) for row in rows)
     batch = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
@@ -122,13 +142,15 @@ def padded(rows: Sequence[Row], fillers: dict[str, int]) -> dict[str, torch.Tens
     return batch
 
 
-def matrix_product_speed(precision: ResolvedPrecision) -> float:
-    """Operations a second of the CPU's fastest matrix product of a size that the layers of large models have."""
+def matrix_product_speed(precision: ResolvedPrecision, device: torch.device) -> float:
+    """Operations a second of the device's fastest matrix product of a size that suits it."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 4096, dtype=dtype)
+    rows, inner = (8192, 8192) if device.type == "cuda" else (4096, 1024)
+    left = torch.randn(rows, inner, dtype=dtype, device=device)
+    right = torch.randn(inner, rows, dtype=dtype, device=device)
     speeds = []
     for _ in range(8):
-        began = time.perf_counter()
+        began = _seconds()
         _ = left @ right
-        speeds.append(2 * left.shape[0] * left.shape[1] * right.shape[1] / (time.perf_counter() - began))
+        speeds.append(2 * rows * inner * rows / (_seconds() - began))
     return max(speeds)

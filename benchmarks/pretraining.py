@@ -22,7 +22,7 @@ import transformers
 from peer import matrix_product_speed, our_steps, padded, trainer_seconds
 
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder
+from bertsmith.model.encoder import Encoder, compile_layers
 from bertsmith.model.folder import save_model
 from bertsmith.model.operations import TRAINING_PASSES, TextShape, encoder_operations, vocabulary_operations
 from bertsmith.model.sizes import named_size
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--dropout", type=float, default=0.1, help="of both models")
+    parser.add_argument("--compile", action="store_true", help="both; the peer's batches are then all of --max-length")
     parser.add_argument("--steps", type=int, default=12, help="in a round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -54,8 +55,11 @@ def main() -> None:
     precision = resolve_precision("auto", device)
     task, model, theirs = build(arguments)
     optimizer = build_optimizer(model.to(device), OptimizerSettings(learning_rate=RATE))
+    if arguments.compile:
+        compile_layers(model)
     speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
     lengths: list[int] = []
+    memory: dict[str, int] = {}
     for number in range(arguments.rounds):
         tokens, seconds, rows = 0, 0.0, []
         for step, step_seconds in our_steps(
@@ -72,20 +76,34 @@ def main() -> None:
             tokens += step.num_tokens if step_seconds else 0
             rows += features(step.micro_batches[0])
         speeds["ours"].append(tokens / seconds)
+        memory["ours"] = peak_memory(idle=0)  # the peer is not there in our turn
+        ours_idle = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         seconds = trainer_seconds(
             theirs,
             rows,
-            partial(padded, fillers=FILLERS),
+            partial(padded, fillers=FILLERS, length=arguments.max_length if arguments.compile else None),
             batch_size=arguments.batch_size,
             learning_rate=RATE,
             precision=precision,
             groups_lengths=False,
+            is_compiled=arguments.compile,
         )
         speeds["theirs"].append(tokens / seconds)
+        theirs.cpu()
+        memory["theirs"] = peak_memory(ours_idle)
         lengths += [len(row["input_ids"]) for row in rows]
         print(f"round {number + 1}: ours {speeds['ours'][-1]:,.0f}, theirs {speeds['theirs'][-1]:,.0f} tokens/s")
     seen = sum(length**2 for length in lengths) / sum(lengths)
-    report(arguments, speeds, precision, operations(model.encoder.config, seen))
+    report(arguments, speeds, memory, precision, operations(model.encoder.config, seen))
+
+
+def peak_memory(idle: int) -> int:
+    """Bytes on the GPU at the peak since the last call, less those of the other that lie there idle; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0
+    peak = torch.cuda.max_memory_allocated() - idle
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def build(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -105,7 +123,9 @@ def build(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     model = task.build(Encoder(config))
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_model(arguments.out / "start", model, config, "BertForPreTraining")
-    return task, model, transformers.BertForPreTraining.from_pretrained(arguments.out / "start")
+    theirs = transformers.BertForPreTraining.from_pretrained(arguments.out / "start")
+    theirs.resize_token_embeddings(pad_to_multiple_of=64)  # which matrix products like
+    return task, model, theirs
 
 
 def features(batch: Any) -> list[dict[str, Any]]:
@@ -137,20 +157,29 @@ def operations(config: EncoderConfig, seen: float) -> float:
 
 
 def report(
-    arguments: argparse.Namespace, speeds: dict[str, list[float]], precision: Any, operations_a_token: float
+    arguments: argparse.Namespace,
+    speeds: dict[str, list[float]],
+    memory: dict[str, int],
+    precision: Any,
+    operations_a_token: float,
 ) -> None:
     """Medians, ratio, share of the peak; on the screen and as JSON."""
     ours, theirs = (statistics.median(speeds[name]) for name in ("ours", "theirs"))
-    peak = matrix_product_speed(precision)
+    peak = matrix_product_speed(precision, resolve_device())
     share = ours * operations_a_token / peak
     result = {
-        **{name: getattr(arguments, name) for name in ("size", "batch_size", "max_length", "dropout", "steps")},
+        **{
+            name: getattr(arguments, name)
+            for name in ("size", "batch_size", "max_length", "dropout", "compile", "steps")
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "precision": precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "tokens_per_second": speeds,
         "ratio": ours / theirs,
+        "peak_gpu_memory_bytes": memory,
         "matrix_product_operations_per_second": peak,
         "share_of_peak": share,
     }

@@ -13,7 +13,8 @@ from bertsmith.model import attention as attention_module
 from bertsmith.model.attention import EVERYTHING, Layout, Reach, attention, grouped_sdpa, reference_attention
 
 Kernel = Callable[..., Tensor]
-REACHES = [EVERYTHING, Reach(is_causal=True), Reach(distance=0), Reach(distance=4), Reach(is_causal=True, distance=3)]
+CAUSAL = Reach(is_causal=True)
+REACHES = [EVERYTHING, CAUSAL, Reach(distance=0), Reach(distance=4), Reach(is_causal=True, distance=3)]
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.one_of(st.integers(1, 70), st.sampled_from([5, 16, 33])), min_size=1, max_size=24).map(tuple)
 
@@ -174,17 +175,22 @@ def test_the_variable_length_kernel_is_given_what_it_asks_for(monkeypatch: pytes
         cu_key: Tensor,
         longest: int,
         longest_key: int,
+        dropout: float,
+        is_causal: bool,
+        returns_weights: bool,
         *,
-        window_size: tuple[int, int],
-    ) -> Tensor:
-        assert query.shape == (14, 2, 8) and cu_query.dtype == torch.int32 and window_size == (-1, -1)
+        window_size_left: int,
+        window_size_right: int,
+    ) -> tuple[Tensor]:
+        assert query.shape == (14, 2, 8) and cu_query.dtype == torch.int32
+        assert (dropout, is_causal, returns_weights, window_size_left, window_size_right) == (0.1, True, False, -1, 0)
         assert longest == longest_key == 9 and torch.equal(cu_query, cu_key)
-        return reference_attention(torch.stack([query, key, value], dim=1), cu_query.diff().tolist())
+        return (reference_attention(torch.stack([query, key, value], dim=1), cu_query.diff().tolist(), CAUSAL),)
 
-    monkeypatch.setattr(attention_module, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention_module, "_variable_length_kernel", stand_in)
     qkv = random_qkv((3, 9, 2), 2, 8)
-    output = attention_module.flash(qkv, Layout((3, 9, 2), 2, CPU))
-    torch.testing.assert_close(output, attention(qkv, Layout((3, 9, 2), 2, CPU), 0.0))
+    output = attention_module.flash(qkv, Layout((3, 9, 2), 2, CPU), 0.1, CAUSAL)
+    torch.testing.assert_close(output, attention(qkv, Layout((3, 9, 2), 2, CPU), 0.0, CAUSAL))
 
 
 def test_devices_of_other_kinds_use_pytorchs_kernels() -> None:
@@ -200,7 +206,7 @@ def test_devices_of_other_kinds_use_pytorchs_kernels() -> None:
         (264, torch.bfloat16, 0.0, "grouped_sdpa"),
         (20, torch.bfloat16, 0.0, "grouped_sdpa"),
         (64, torch.float32, 0.0, "grouped_sdpa"),
-        (64, torch.float16, 0.1, "grouped_sdpa"),
+        (64, torch.float16, 0.1, "flash"),
     ],
 )
 def test_the_variable_length_kernel_is_given_only_what_it_takes(
@@ -230,3 +236,20 @@ def test_on_cuda(dtype: torch.dtype, reach: Reach, size: int) -> None:
     (gradient,) = torch.autograd.grad(output, qkv, toward.to(dtype))
     (expected_gradient,) = torch.autograd.grad(expected, qkv, toward)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=10 * tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dropout_on_cuda_follows_the_seed_and_keeps_the_mean(dtype: torch.dtype) -> None:
+    lengths = (12, 5, 12)
+    device = torch.device("cuda")
+    layout = Layout(lengths, 2, device)
+    qkv = random_qkv(lengths, 2, 8, torch.float32).detach().to(device, dtype)
+    torch.manual_seed(1)
+    draws = torch.stack([attention(qkv, layout, 0.2) for _ in range(4000)]).float()
+    torch.manual_seed(1)
+    assert torch.equal(attention(qkv, layout, 0.2).float(), draws[0])
+    error = (draws.mean(dim=0) - reference_attention(qkv.float(), lengths)).abs()
+    assert draws.std(dim=0).min() > 0.01
+    assert (error < 5 * draws.std(dim=0) / 4000**0.5 + (0.01 if dtype == torch.bfloat16 else 0)).all()

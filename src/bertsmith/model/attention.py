@@ -3,7 +3,7 @@
     reference_attention   one sequence after the other: slow and plain, what the others are tested against
     CPU                   groups of sequences of (almost) equal length as batched matrix products. With bf16 on
                           processors without AMX this beats `scaled_dot_product_attention` up to three times
-    CUDA                  the variable-length flash kernel for 16-bit tensors without dropout
+    CUDA                  the variable-length flash kernel, for 16-bit tensors
     anything else         `scaled_dot_product_attention` on the same groups
 
 Shape letters: T tokens, S sequences, N heads, H head size, L length of a group, G its sequences, B = G * N.
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 from bertsmith.model.dropout import keep_mask
 
@@ -30,6 +29,7 @@ _GROUP_COST_SCORES = 1 << 17
 """How many scores could be computed in the time that one more group costs in calls."""
 _LENGTH_STEP = 8
 """Lengths of padded groups are multiples of this: fewer shapes, for which kernels are made once each."""
+_variable_length_kernel = torch.ops.aten._flash_attention_forward
 _FLASH_HEAD_SIZE = 256
 """The largest head that the variable-length kernel takes."""
 
@@ -133,10 +133,22 @@ class Layout:
     num_heads: int
     device: torch.device
 
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            # Not first in a compiled layer, which would take the lengths themselves for constants.
+            _ = self.longest, self.offsets
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
+
     @cached_property
     def offsets(self) -> Tensor:
         """[S + 1] int32, as the variable-length kernel takes them."""
-        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32).to(self.device, non_blocking=True)
+        offsets = [0, *accumulate(self.lengths)]
+        host = torch.tensor(offsets, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        return host.to(self.device, non_blocking=True)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -213,18 +225,16 @@ def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = E
     Returns:
         [T, N, H] in the dtype of the argument.
     """
+    output_TNH: Tensor
     if qkv_T3NH.device.type == "cpu":
-        # The inputs fix the dtype: under autocast the softmax would come back in another.
-        with torch.autocast("cpu", enabled=False):
-            if torch.is_grad_enabled() and qkv_T3NH.requires_grad:
-                output_TNH: Tensor = _GroupedProducts.apply(qkv_T3NH, layout, dropout, reach)  # type: ignore[no-untyped-call]
-                return output_TNH
-            return _grouped_products(qkv_T3NH, layout, dropout, reach, None)
+        output_TNH = _on_cpu(qkv_T3NH, layout, dropout, reach)
+        return output_TNH
     is_half = qkv_T3NH.dtype in (torch.bfloat16, torch.float16)
     head_size = qkv_T3NH.shape[-1]
-    if qkv_T3NH.is_cuda and is_half and dropout == 0 and head_size % 8 == 0 and head_size <= _FLASH_HEAD_SIZE:
-        return flash(qkv_T3NH, layout, reach)
-    return grouped_sdpa(qkv_T3NH, layout, dropout, reach)
+    if qkv_T3NH.is_cuda and is_half and head_size % 8 == 0 and head_size <= _FLASH_HEAD_SIZE:
+        return flash(qkv_T3NH, layout, dropout, reach)
+    output_TNH = grouped_sdpa(qkv_T3NH, layout, dropout, reach)
+    return output_TNH
 
 
 def attention_weights(qkv_L3NH: Tensor, reach: Reach = EVERYTHING) -> Tensor:
@@ -244,24 +254,32 @@ def reference_attention(qkv_T3NH: Tensor, lengths: Sequence[int], reach: Reach =
     return torch.cat(outputs)
 
 
-def flash(qkv_T3NH: Tensor, layout: Layout, reach: Reach = EVERYTHING) -> Tensor:
-    """`attention` without dropout by the variable-length kernel: CUDA, 16 bits, head sizes of 8, 16, ... 256."""
-    longest = max(layout.lengths)
+def flash(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
+    """`attention` by the variable-length flash kernel: CUDA, 16 bits, head sizes of 8, 16, ... 256.
+
+    torch's operator itself: `torch.nn.attention.varlen` calls the same without a dropout, and some versions without a
+    window.
+    """
     query_TNH, key_TNH, value_TNH = qkv_T3NH.unbind(1)
-    output = varlen_attn(
+    left, right = reach.window_size
+    output_TNH: Tensor = _variable_length_kernel(
         query_TNH,
         key_TNH,
         value_TNH,
         layout.offsets,
         layout.offsets,
-        longest,
-        longest,
-        window_size=reach.window_size,
-    )
-    assert isinstance(output, Tensor)  # a tuple only where more outputs are asked for
-    return output
+        layout.longest,
+        layout.longest,
+        dropout,
+        reach.is_causal,
+        False,
+        window_size_left=left,
+        window_size_right=right,
+    )[0]
+    return output_TNH
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
     """`attention` by PyTorch's own kernels on every group, for devices we have no better way for."""
     outputs, indices = [], []
@@ -275,6 +293,16 @@ def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach 
         index = group.token_index
         indices.append(torch.arange(group.start, end, device=qkv_T3NH.device) if index is None else index)
     return torch.zeros_like(qkv_T3NH[:, 0]).index_copy(0, torch.cat(indices), torch.cat(outputs))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _on_cpu(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach) -> Tensor:
+    # The inputs fix the dtype: under autocast the softmax would come back in another.
+    with torch.autocast("cpu", enabled=False):
+        if torch.is_grad_enabled() and qkv_T3NH.requires_grad:
+            output_TNH: Tensor = _GroupedProducts.apply(qkv_T3NH, layout, dropout, reach)  # type: ignore[no-untyped-call]
+            return output_TNH
+        return _grouped_products(qkv_T3NH, layout, dropout, reach, None)
 
 
 @dataclass(frozen=True)

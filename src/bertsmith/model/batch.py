@@ -40,6 +40,16 @@ class PackedBatch:
             self.lengths,
         )
 
+    def pinned(self) -> "PackedBatch":
+        """The same batch in memory that a CUDA device can fetch from while the processor goes on."""
+        return PackedBatch(
+            self.token_ids.pin_memory(),
+            self.segment_ids.pin_memory(),
+            self.position_ids.pin_memory(),
+            self.offsets.pin_memory(),
+            self.lengths,
+        )
+
 
 def pack(token_ids: Sequence[np.ndarray], segment_ids: Sequence[np.ndarray] | None = None) -> PackedBatch:
     """Lay S integer arrays end to end. Without `segment_ids` every token is in segment 0."""

@@ -13,6 +13,7 @@ _WORDS_PER_DRAW = 4
 _WORD_RANGE = 1 << 16
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator] # it cannot draw words
 def keep_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> Tensor:
     """What to multiply by on the CPU: 0 with the given probability, else the 1/(1 - p) that keeps the mean.
 
@@ -32,5 +33,6 @@ def dropout(values: Tensor, probability: float, training: bool) -> Tensor:
     if not training or probability == 0:
         return values
     if values.device.type == "cpu":
-        return values * keep_mask(tuple(values.shape), probability, values.dtype)
+        mask: Tensor = keep_mask(tuple(values.shape), probability, values.dtype)
+        return values * mask
     return F.dropout(values, probability)

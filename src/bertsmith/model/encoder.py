@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as backward_config
 from torch.nn import functional as F
 
 from bertsmith.errors import ModelError
@@ -132,6 +133,19 @@ class Layer(nn.Module):
             output: Tensor = self.down(dropout(inner, self.hidden_dropout, self.training))
             return output
         return dropout(self.down(inner), self.hidden_dropout, self.training)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Have torch.compile make kernels of every layer inside `model`, in place, when they are first run.
+
+    A layer at a time, not the model: all layers of a size share what is compiled, which then takes seconds. No length
+    is fixed in it, so that batches of any lengths use the same kernels. What a backward pass needs is kept for a second
+    one, which adversarial training takes.
+    """
+    backward_config.donated_buffer = False
+    for part in model.modules():
+        if isinstance(part, Layer):
+            part.compile(dynamic=True)
 
 
 class Encoder(nn.Module):

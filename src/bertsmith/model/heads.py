@@ -13,6 +13,9 @@ from bertsmith.model.dropout import dropout
 from bertsmith.model.encoder import ACTIVATION_FUNCTIONS, initialise
 from bertsmith.model.families import family
 
+_CUDA_COLUMNS = 64
+"""A product with another number of columns than a multiple of this is several times slower on CUDA."""
+
 
 def pooled_positions(batch: PackedBatch, pooling: str, pad_token_id: int | None) -> Tensor | None:
     """Which token stands for each sequence, its first or its last: int64 [S]. None: the mean of them all does.
@@ -132,7 +135,14 @@ class VocabularyHead(nn.Module):
         """[M, D] hidden states -> [M, V] logits"""
         if self.dense is not None and self.norm is not None:
             hidden_MD = self.norm(self.activation(self.dense(hidden_MD)))
-        return F.linear(hidden_MD, self._tied[0].weight, self.bias)
+        weight_VD: Tensor = self._tied[0].weight
+        bias_V: Tensor | None = self.bias
+        missing = -len(weight_VD) % _CUDA_COLUMNS if hidden_MD.is_cuda else 0
+        if missing:
+            weight_VD = F.pad(weight_VD, (0, 0, 0, missing))
+            bias_V = None if bias_V is None else F.pad(bias_V, (0, missing))
+        logits_MV = F.linear(hidden_MD, weight_VD, bias_V)
+        return logits_MV[:, : logits_MV.shape[1] - missing] if missing else logits_MV
 
 
 class DetectionHead(nn.Module):

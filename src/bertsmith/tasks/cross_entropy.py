@@ -53,4 +53,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         probabilities_MV, labels_M1 = ctx.probabilities_MV, ctx.labels_M1
         del ctx.probabilities_MV
         probabilities_MV.scatter_add_(1, labels_M1, -torch.ones_like(labels_M1, dtype=probabilities_MV.dtype))
-        return probabilities_MV.mul_(gradient).to(ctx.logits_dtype), None
+        if probabilities_MV.dtype == ctx.logits_dtype:
+            return probabilities_MV.mul_(gradient), None
+        narrow_MV = torch.empty_like(probabilities_MV, dtype=ctx.logits_dtype)
+        return torch.mul(probabilities_MV, gradient, out=narrow_MV), None  # scaled and rounded in one pass

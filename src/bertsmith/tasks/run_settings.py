@@ -47,6 +47,8 @@ class LearningSettings:
     """bf16 autocast where the hardware has it, unless said otherwise."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    compile: bool = False
+    """Have torch.compile make kernels of the layers first: some seconds to a minute, then faster steps."""
     num_workers: int = 1
     """Threads that prepare batches ahead; the batches do not depend on it."""
     seed: int = 0
@@ -94,6 +96,7 @@ class LearningSettings:
             max_skipped_steps=self.max_skipped_steps,
             skip_spikes=self.skip_spikes,
             auto_batch=self.auto_batch,
+            compile=self.compile,
             num_workers=self.num_workers,
             precision=self.precision,
             device=self.device,

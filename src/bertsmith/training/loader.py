@@ -110,6 +110,7 @@ class Loader:
         shuffle: bool = True,
         num_workers: int = 1,
         share: Share = Share(),
+        pins_memory: bool = False,
     ) -> None:
         """Nothing is read yet.
 
@@ -119,6 +120,7 @@ class Loader:
                 share is to have some, is the whole step divided by the number of shares.
             stream: loaders that differ in it have different orders under one seed.
             num_workers: threads that make batches ahead; 0 makes each batch when it is asked for.
+            pins_memory: for batches that go to a CUDA device.
             share: which micro-batches are made. The order of the examples and the number of a micro-batch do not
                 depend on it.
         """
@@ -133,6 +135,7 @@ class Loader:
         self._shuffle = shuffle
         self._num_workers = num_workers
         self._share = share
+        self._pins_memory = pins_memory
 
     def steps(self, epoch: int = 0, position: int = 0) -> Generator[Step, None, None]:
         """Endless steps, beginning after `position` examples of `epoch`. Close it to end its threads.
@@ -185,7 +188,8 @@ class Loader:
         for first in range(0, len(rows), self._micro_batch_size):
             last = first + self._micro_batch_size
             with _Noting(f"while batching examples {own[first:last]} of epoch {epoch}{thread}"):
-                micro_batches.append(self._collate(rows[first:last]))
+                batch = self._collate(rows[first:last])
+                micro_batches.append(batch.pinned() if self._pins_memory else batch)
         steps_done = -(-end // self._batch_size)
         steps_in_epoch = -(-size // self._batch_size)
         return Step(epoch, end, epoch + steps_done / steps_in_epoch, micro_batches, sample_ids, self._share)

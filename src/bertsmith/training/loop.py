@@ -1,10 +1,9 @@
 """The one training loop: step, report, evaluate, checkpoint, stop.
 
-A run is a function of (weights, data, settings). Stopped after any step and resumed, it ends on a CPU
-with the same bits as if it had never stopped, as long as its budget and its evaluation interval are
-not in time: the order of examples and every dropout mask are functions of the seed and of where the
-run is (`bertsmith.randomness`), and a checkpoint holds everything else. (On CUDA some sums are taken in
-whatever order their parts are ready, so that the same step need not give the same bits twice.) Ranks: `distributed`.
+A run is a function of (weights, data, settings). Stopped after any step and resumed, it ends on a CPU with the same
+bits as if it had never stopped, as long as its budget and its evaluation interval are not in time: the order of
+examples and every dropout mask are functions of the seed and of where the run is (`bertsmith.randomness`), and a
+checkpoint holds everything else. (On CUDA some sums are taken in any order.) Ranks: `distributed`.
 
 A run with schedule wsd can be made longer after its end: see `_Run.keep_stable`.
 """
@@ -23,15 +22,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bertsmith.errors import Interrupted
+from bertsmith.model.encoder import compile_layers
 from bertsmith.training import plan
 from bertsmith.training.average import WeightAverage
-from bertsmith.training.checkpoint import (
-    Kind,
-    find_best,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from bertsmith.training.checkpoint import Kind, find_best, load_checkpoint, read_state, save_checkpoint
 from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import ALONE, Agreement, Ranks
 from bertsmith.training.evaluate import evaluate_task
@@ -158,10 +152,12 @@ class _Run:
         self.model = model.to(self.device)
         self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
         ranks.begin_alike(model, self.fingerprint)
+        if settings.compile:
+            compile_layers(model)
+        self.is_compiling = settings.compile
         self.optimizer = build_optimizer(model, settings.optimizer)
         self.average = WeightAverage(model, settings.ema_decay)
-        self.stages = stages
-        self.settings = settings
+        self.stages, self.settings = stages, settings
         self.checkpoints = run_folder / "checkpoints"
         self.guard = Guard(settings, self.checkpoints)
         self.budget = Budget.parse(settings.budget)
@@ -170,10 +166,9 @@ class _Run:
         self.has_dev = stages[-1].task.examples("dev").num_examples(0) > 0
         self.state = State()
         self.began = self.clock()
-        self.seconds_before = 0.0
         self.logged = self.began
         self.totals = Totals()
-        self.learning_rate = 0.0
+        self.learning_rate = self.seconds_before = 0.0
         self.step_seconds = self.last_evaluation_seconds = self.last_save_seconds = 0.0
         self.resumed_from: Path | None = None
         self.metrics_bytes = 0
@@ -221,6 +216,7 @@ class _Run:
             stream=self.state.stage,
             num_workers=self.settings.num_workers,
             share=self.ranks.share,
+            pins_memory=self.device.type == "cuda",
         )
         return loader.steps(self.state.epoch, self.state.position)
 
@@ -279,7 +275,11 @@ class _Run:
         state.epochs = state.epochs_before_stage + step.epochs
         self.agreement.meet()
         self.step_seconds = self.clock() - asked
-        if is_taken:  # else the figures of the next line would be those of the bad step
+        if self.is_compiling:
+            self.is_compiling = False
+            text = f"the first step, in which the layers were compiled, took {self.step_seconds:.1f} s"
+            reporter.note("compile", state.step, text, {"seconds": self.step_seconds})
+        elif is_taken:  # else the figures of the next line would be those of the bad step
             self.totals.add(result, int(num_tokens), self.step_seconds, began - asked)
 
     def after_step(self, reporter: Reporter) -> None:

@@ -48,6 +48,8 @@ class TrainSettings:
     auto_batch: bool = False
     """When memory runs out, halve the micro-batch and go on with the same step, whose update stays the same but for
     dropout."""
+    compile: bool = False
+    """Have torch.compile make kernels of the encoder's layers in the first step, which is reported apart."""
     num_workers: int = 1
     """Threads that make batches ahead; changes nothing but speed."""
     precision: Precision = "auto"
@@ -150,6 +152,7 @@ def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: Res
     """
     optimizer = asdict(settings.optimizer) | asdict(settings.optimizer.preset)
     values: dict[str, Any] = {"budget": settings.budget, "seed": settings.seed, "precision": precision}
+    values["compile"] = settings.compile
     values |= {f"optimizer.{name}": value for name, value in optimizer.items()}
     values |= {"ema_decay": settings.ema_decay, "skip_spikes": settings.skip_spikes}
     for index, stage in enumerate(stages):

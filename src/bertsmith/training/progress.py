@@ -21,7 +21,7 @@ class Reporter:
     """Appends lines to `metrics.jsonl` and shows where the run is.
 
     Every line has "kind" and "step"; the kinds of the training loop are "run", "train", "eval", "bad_step",
-    "out_of_memory" and "end". A terminal gets a bar that is redrawn; anything else (a pipe, a log file) gets
+    "out_of_memory", "compile" and "end". A terminal gets a bar that is redrawn; anything else (a pipe, a log file) gets
     a line every ten seconds.
     """
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from bertsmith import randomness
 from bertsmith.training.device import ResolvedPrecision, autocast, is_out_of_memory
@@ -83,19 +83,41 @@ def take_step(
     with _noting_lack_of_memory(None):
         ranks.sum_gradients(parameters, list(loss_sums.values()))
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
-    # One read is the step's only wait for the device. An update with a NaN could not be undone.
-    grad_norm, *losses = torch.stack([norm.float(), *loss_sums.values()]).tolist()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+    with _noting_lack_of_memory(None):
+        grad_norm, *losses = update_unless_bad(optimizer, torch.stack([norm.float(), *loss_sums.values()]), spike_norm)
     fault: Fault | None = None
     if not all(map(math.isfinite, (grad_norm, *losses))):
         fault = "not finite"
     elif grad_norm > spike_norm:
         fault = "spike"
-    else:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-        with _noting_lack_of_memory(None):
-            optimizer.step()
     return StepResult(loss_sums, counts, grad_norm, fault)
+
+
+def update_unless_bad(optimizer: Optimizer, figures: Tensor, spike_norm: float) -> list[float]:
+    """Take the optimizer's step if the figures allow it (an update with a NaN could not be undone), and read them.
+
+    Reading is the step's only wait for the device. On CUDA, torch's AdamW can be told by a tensor to do nothing (what
+    `torch.amp.GradScaler` does), and so has its work before the wait, in which the device would stand idle.
+
+    Args:
+        figures: float32, the norm of the gradient, which may be up to `spike_norm`, and losses; all should be finite.
+    """
+    if isinstance(optimizer, AdamW) and figures.is_cuda:
+        is_good = torch.isfinite(figures).all() & (figures[0] <= spike_norm)
+        host = figures.to("cpu", non_blocking=True)
+        has_arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        has_arrived.record()
+        optimizer.found_inf = (~is_good).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        has_arrived.synchronize()
+        values: list[float] = host.tolist()
+        return values
+    values = figures.tolist()
+    if all(map(math.isfinite, values)) and values[0] <= spike_norm:
+        optimizer.step()
+    return values
 
 
 def _add_gradients(

@@ -35,6 +35,11 @@ class Batch:
         labels = {name: tensor.to(device, non_blocking=True) for name, tensor in self.labels.items()}
         return Batch(self.inputs.to(device), labels, self.counts, self.examples)
 
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a CUDA device can fetch from while the processor goes on."""
+        labels = {name: tensor.pin_memory() for name, tensor in self.labels.items()}
+        return Batch(self.inputs.pinned(), labels, self.counts, self.examples)
+
 
 class Examples(Protocol):
     """A sized collection in which item (index, epoch) is a pure function of its arguments."""
