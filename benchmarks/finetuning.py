@@ -19,7 +19,7 @@ import torch
 import transformers
 from peer import UNCOUNTED_STEPS, our_steps, padded, trainer_seconds
 
-from bertsmith.model.encoder import Encoder
+from bertsmith.model.encoder import Encoder, compile_layers
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.saved import TASKS
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--label-column")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--compile", action="store_true", help="ours; the peer's batches have too many shapes for it")
     parser.add_argument("--steps", type=int, default=40, help="in a round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -56,6 +57,8 @@ def main() -> None:
     load_weights(arguments.model, model, strict=False)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=len(labels))
     optimizer = build_optimizer(model.to(device), OptimizerSettings(learning_rate=RATE))
+    if arguments.compile:
+        compile_layers(model)
     speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
     num_rows = (arguments.steps - UNCOUNTED_STEPS) * arguments.batch_size
     for number in range(arguments.rounds):
@@ -89,7 +92,7 @@ def main() -> None:
         print(f"round {number + 1}: ours {speeds['ours'][-1]:,.1f}, theirs {speeds['theirs'][-1]:,.1f} rows/s")
     ours, theirs_median = (statistics.median(speeds[name]) for name in ("ours", "theirs"))
     result = {
-        **{name: getattr(arguments, name) for name in ("batch_size", "max_length", "steps")},
+        **{name: getattr(arguments, name) for name in ("batch_size", "max_length", "compile", "steps")},
         "precision": precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
