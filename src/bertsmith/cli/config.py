@@ -11,6 +11,7 @@ The configuration that a run saves can be given back as it is.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -36,13 +37,16 @@ def as_verb(
 ) -> Callable[..., None]:
     """A library function as a command: the same options and help, and --config; its result is shown.
 
-    The first argument may be given without its name.
+    The first argument may be given without its name. An argument that is a settings class is one option a field.
 
     Args:
         fixed: arguments that no command line can give, such as callbacks.
     """
     fixed = fixed or {}
-    hints = get_type_hints(function, include_extras=True)
+    hints = {
+        name: Annotated[hint, Parameter(name="*")] if is_dataclass(hint) else hint
+        for name, hint in get_type_hints(function, include_extras=True).items()
+    }
     first, *others = (
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(function).parameters.items()

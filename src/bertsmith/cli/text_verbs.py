@@ -42,6 +42,8 @@ def _show_corpus(manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
         counts = (split.num_documents, split.num_sentences, split.num_tokens)
         print(f"{name}: " + "{:,} documents, {:,} sentences, {:,} tokens.".format(*counts))
+    if manifest.selection is not None:
+        print(manifest.selection.summary())
 
 
 tokenizer_train = as_verb(train_tokenizer, _show_tokenizer)

@@ -66,6 +66,20 @@ class SplitRecord:
 
 
 @dataclass(frozen=True)
+class SelectionRecord:
+    """Which documents were left out of a store."""
+
+    settings: Mapping[str, Any]  # of `SelectionSettings`
+    num_documents: int  # that were read
+    removed: Mapping[str, int]  # reason -> documents
+
+    def summary(self) -> str:
+        """For people: how many, and how many for each reason."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.removed.items())
+        return f"{sum(self.removed.values()):,} of {self.num_documents:,} documents left out: {reasons}."
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a store is. Two stores with the same fingerprint hold the same tokens."""
 
@@ -78,12 +92,14 @@ class Manifest:
     splits: Mapping[str, SplitRecord]
     word_segmenter: str = "none"  # its name and version
     tokenizer_sha256: Mapping[str, str] = field(default_factory=dict)  # of each file in tokenizer/; for `verify`
+    selection: SelectionRecord | None = None  # where documents may have been left out
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the manifest: of all shards' hashes, the tokenizer and the options."""
         content = asdict(self)
         del content["tokenizer_sha256"]  # the tokenizer's own fingerprint says what it does, whatever its files
+        del content["selection"]  # what is not in a store does not change it
         if self.word_segmenter == "none":
             del content["word_segmenter"]  # stores from before there was a choice keep their fingerprint
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -5,11 +5,12 @@ split each one falls (so copies of a document are always on the same side), and 
 into shards of about `shard_bytes`. Workers turn a shard's text into arrays; `build_shard` is a pure
 function. Only as many shards as there are workers are in memory.
 
+Where documents are left out (copies, or by filters), a pass before that decides which; see `selection.py`.
+
 A build happens in the hidden folder `.NAME.building` beside the store. What finished there before
 an interruption is used again if its text, tokenizer and options are the same.
 """
 
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +28,18 @@ import numpy as np
 from bertsmith.errors import CorpusError, SettingsError
 from bertsmith.files import atomic_folder, sealed, sha256, write_json
 from bertsmith.text.corpus import STORE_VERSION, Manifest, ShardRecord, Split, SplitRecord
+from bertsmith.text.selection import Decision, SelectionSettings, decide, describe
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
-from bertsmith.text.sources import DocumentSeparator, iter_documents
+from bertsmith.text.shingles import text_hash
+from bertsmith.text.sources import Document, DocumentSeparator, expand_sources, iter_documents
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.text.words import WordSegmenter, load_segmenter
 
 _FEWEST_TO_HOLD_OUT = 10
 # Two, because the held-out side needs a second document for next sentence prediction too.
 _FEWEST_HELDOUT = 2
+_ALL = SelectionSettings()
+_SELECTION = "selection"
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ def build_corpus(
     shard_bytes: int = 8 * 1024**2,
     num_workers: int | None = None,
     overwrite: bool = False,
+    selection: SelectionSettings = _ALL,
     progress: Callable[[BuildProgress], None] | None = None,
 ) -> Manifest:
     """Build a token store from text.
@@ -79,6 +86,7 @@ def build_corpus(
         num_workers: processes; all cores when None. They are started only for a text of more than
             `shard_bytes`, by "spawn", so a script needs its `if __name__ == "__main__"`.
         overwrite: replace the store in `out`.
+        selection: which documents are left out. If any may be, the sources are read twice.
         progress: called in this process after every shard.
 
     Raises:
@@ -92,22 +100,18 @@ def build_corpus(
     scratch = place.absolute().parent / f".{place.name}.building"
     load_segmenter(word_segmenter)  # before anything is read: it may not be installed
     workshop = Workshop(scratch, loaded.fingerprint, language, word_segmenter)
-    documents = iter_documents(sources, text_column=text_column, document_separator=document_separator)
-    shards = _cut(_sides((document.text for document in documents), heldout_share), shard_bytes)
+    read = partial(iter_documents, sources, text_column=text_column, document_separator=document_separator)
     try:
         loaded.save(workshop.tokenizer_folder)
-        records: dict[Split, list[ShardRecord]] = {"train": [], "heldout": []}
-        counts = {split: np.zeros(loaded.vocab_size, dtype=np.int64) for split in records}
-        for split, record in _build_all(shards, workshop, loaded, shard_bytes, num_workers or os.cpu_count() or 1):
-            records[split].append(record)
-            tokens = np.load(scratch / split / record.name / "tokens.npy", mmap_mode="r", allow_pickle=False)
-            counts[split] += np.bincount(tokens, minlength=loaded.vocab_size)
-            if progress is not None:
-                progress(_progress([*records["train"], *records["heldout"]]))
-        splits: dict[str, SplitRecord] = {split: _split_record(records[split], counts[split]) for split in records}
+        decision = _decide(read, sources, selection, scratch)
+        texts = (document.text for document in read())
+        shards = _cut(_sides(texts if decision is None else decision.kept(texts), heldout_share), shard_bytes)
+        splits = _build_splits(shards, workshop, loaded, shard_bytes, num_workers or os.cpu_count() or 1, progress)
+        left_out = None if decision is None else decision.record()
         if not splits["train"].num_tokens:
             shutil.rmtree(scratch)
-            raise CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from")
+            why = f" {left_out.summary()}" if left_out is not None and left_out.num_documents else ""
+            raise CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from.{why}")
         manifest = Manifest(
             STORE_VERSION,
             loaded.fingerprint,
@@ -118,13 +122,44 @@ def build_corpus(
             splits,
             workshop.segmenter_name,
             {file.name: sha256(file) for file in sorted(workshop.tokenizer_folder.iterdir())},
+            left_out,
         )
         _move_into_place(workshop, manifest, place, overwrite)
     except BaseException:
-        if not any(scratch.glob("*/*/shard.json")):
+        if not any(scratch.glob("*/*/shard.json")) and not (scratch / _SELECTION).exists():
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     return manifest
+
+
+def _decide(
+    read: partial[Iterator[Document]], sources: Sequence[str], selection: SelectionSettings, scratch: Path
+) -> Decision | None:
+    """Which documents stay; None for all of them."""
+    if not selection.active_reasons:
+        return None
+    described = describe(expand_sources(sources), read.keywords)
+    return decide(lambda: (document.text for document in read()), described, selection, scratch / _SELECTION)
+
+
+def _build_splits(
+    shards: Iterable[ShardText],
+    workshop: Workshop,
+    tokenizer: Tokenizer,
+    shard_bytes: int,
+    num_workers: int,
+    progress: Callable[[BuildProgress], None] | None,
+) -> dict[str, SplitRecord]:
+    """Make all shards; the records of both splits."""
+    records: dict[Split, list[ShardRecord]] = {"train": [], "heldout": []}
+    counts = {split: np.zeros(tokenizer.vocab_size, dtype=np.int64) for split in records}
+    for split, record in _build_all(shards, workshop, tokenizer, shard_bytes, num_workers):
+        records[split].append(record)
+        tokens = np.load(workshop.folder / split / record.name / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        counts[split] += np.bincount(tokens, minlength=tokenizer.vocab_size)
+        if progress is not None:
+            progress(_progress([*records["train"], *records["heldout"]]))
+    return {split: _split_record(records[split], counts[split]) for split in records}
 
 
 def _check_options(
@@ -152,7 +187,7 @@ def _sides(documents: Iterable[str], heldout_share: float) -> Iterator[tuple[Spl
     for document in documents:
         num_documents += 1
         ready: list[str] = []
-        rank = int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest())
+        rank = text_hash(document)
         if rank < limit:
             waiting.append(document)
             if len(held) < _FEWEST_HELDOUT:
@@ -265,7 +300,10 @@ def _move_into_place(workshop: Workshop, manifest: Manifest, place: Path, overwr
             for shard in record.shards:
                 _link_files(workshop.folder / split / shard.name, folder / split / shard.name)
                 (folder / split / shard.name / "shard.json").unlink()
-        write_json(folder / "manifest.json", sealed(asdict(manifest)))
+        content = asdict(manifest)
+        if manifest.selection is None:
+            del content["selection"]  # a store that nothing was left out of has the bytes that it always had
+        write_json(folder / "manifest.json", sealed(content))
     shutil.rmtree(workshop.folder, ignore_errors=True)
 
 

@@ -13,7 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bertsmith.text.corpus import Corpus, Split, open_corpus, read_manifest
+from bertsmith.text.corpus import Corpus, SelectionRecord, Split, open_corpus, read_manifest
+from bertsmith.text.shingles import mix
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 
 _EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -71,6 +72,7 @@ class CorpusReport:
     splits: Mapping[Split, SplitReport]
     heldout_sentences_in_train_share: float
     warnings: tuple[str, ...]
+    selection: SelectionRecord | None = None  # which documents the build left out
 
 
 def check_corpus(store: str | Path, *, verify: bool = False) -> CorpusReport:
@@ -94,7 +96,7 @@ def check_corpus(store: str | Path, *, verify: bool = False) -> CorpusReport:
         hashes["heldout"] = sentence_hashes(heldout)
         splits["heldout"] = _check_split(heldout, hashes["heldout"], tokenizer)
         shared = float(np.isin(hashes["heldout"], hashes["train"]).mean())
-    return CorpusReport(splits, shared, tuple(_warnings(splits, shared)))
+    return CorpusReport(splits, shared, tuple(_warnings(splits, shared)), manifest.selection)
 
 
 def sentence_hashes(corpus: Corpus) -> np.ndarray:
@@ -106,7 +108,7 @@ def sentence_hashes(corpus: Corpus) -> np.ndarray:
     for tokens, lengths in _chunks(corpus):
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(len(tokens)) - np.repeat(starts, lengths)
-        mixed = _mix(tokens.astype(np.uint64) | (positions.astype(np.uint64) << np.uint64(32)))
+        mixed = mix(tokens.astype(np.uint64) | (positions.astype(np.uint64) << np.uint64(32)))
         hashes.append(np.add.reduceat(mixed, starts))
     return np.concatenate(hashes)
 
@@ -119,6 +121,8 @@ def render(report: CorpusReport) -> RenderableType:
     for label, values in _rows(list(report.splits.values())):
         table.add_row(label, *values)
     parts: list[RenderableType] = [table]
+    if report.selection is not None:
+        parts.append(Text(report.selection.summary()))
     train = report.splits["train"]
     parts.append(_histogram("Tokens per sentence (train)", train.tokens_per_sentence))
     parts.append(_histogram("Sentences per document (train)", train.sentences_per_document))
@@ -138,7 +142,7 @@ def _check_split(corpus: Corpus, hashes: np.ndarray, tokenizer: Tokenizer) -> Sp
     sentence_lengths = np.diff(corpus.sentence_offsets)
     document_lengths = np.diff(corpus.document_offsets)
     order = np.arange(len(hashes)) - np.repeat(corpus.document_offsets[:-1], document_lengths)
-    document_hashes = np.add.reduceat(_mix(hashes ^ _mix(order.astype(np.uint64))), corpus.document_offsets[:-1])
+    document_hashes = np.add.reduceat(mix(hashes ^ mix(order.astype(np.uint64))), corpus.document_offsets[:-1])
     num_ordinary = corpus.vocab_size - len(tokenizer.special_ids)
     num_used = np.count_nonzero(np.delete(counts, list(tokenizer.special_ids)))
     return SplitReport(
@@ -196,7 +200,7 @@ def _warnings(splits: Mapping[Split, SplitReport], shared: float) -> Iterator[st
     if train.duplicate_sentence_share >= _MANY_DUPLICATE_SENTENCES:
         yield f"{train.duplicate_sentence_share:.0%} of the sentences are copies: headers, menus, licences?"
     if train.duplicate_document_share >= _MANY_DUPLICATE_DOCUMENTS:
-        yield f"{train.duplicate_document_share:.0%} of the documents are copies of others. Remove them."
+        yield f"{train.duplicate_document_share:.0%} of the documents are copies of others. Build with --deduplicate."
     if train.long_sentence_share >= _MANY_LONG:
         yield (
             f"{train.long_sentence_share:.1%} of the sentences have over {_LONGEST_SEQUENCE} tokens and will be cut. "
@@ -263,11 +267,3 @@ def _chunks(corpus: Corpus) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             end = min(max(end, begin + 1), stop)
             yield shard[offsets[begin] - first : offsets[end] - first], np.diff(offsets[begin : end + 1])
             begin = end
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea & Flood 2014) on uint64, which wraps around."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
