@@ -3,7 +3,7 @@
 The pooled first token goes through dropout into a linear layer. What is too long is cut, a pair token by token
 from its longer text, as google-research/bert `run_classifier.py` does; or read in windows, whose logits are pooled.
 What the outputs mean is for the target to say (`tasks/classify_targets.py`, `tasks/label_sets.py`).
-Shape letters: T tokens, S sequences (one an example, if it has no windows), E examples, C labels.
+Shape letters: T tokens, S sequences (one an example, if it has no windows), E examples, C labels, D hidden width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bertsmith.errors import InputError
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.encoder import Encoder
-from bertsmith.model.heads import PooledHead
+from bertsmith.model.heads import PooledHead, mean_of_tokens
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, row_of
 from bertsmith.tasks.classify_targets import ClassificationExample, LabelTarget, NumberTarget, Target
 from bertsmith.tasks.label_sets import LabelSetTarget
@@ -210,12 +210,17 @@ class Classification:
 def sequence_logits(model: nn.Module, inputs: PackedBatch) -> Tensor:
     """float32 [S, C]"""
     assert isinstance(model, SequenceClassifier)
+    logits_SC: Tensor = model.pooled.of_pooled(sequence_vectors(model, inputs))
+    return logits_SC.float()
+
+
+def sequence_vectors(model: SequenceClassifier, inputs: PackedBatch) -> Tensor:
+    """[S, D], what stands for each sequence, as the head gets it."""
     positions_S = model.pooled.positions(inputs)
     if positions_S is None:
-        logits_SC: Tensor = model.pooled(model.encoder(inputs), inputs)
-    else:
-        logits_SC = model.pooled.of_pooled(model.encoder(inputs, positions_S))
-    return logits_SC.float()
+        return mean_of_tokens(model.encoder(inputs), inputs)
+    vectors_SD: Tensor = model.encoder(inputs, positions_S)
+    return vectors_SD
 
 
 def _kept(ids: np.ndarray, length: int, part: Kept) -> np.ndarray:

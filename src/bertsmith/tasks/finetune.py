@@ -6,6 +6,7 @@ out/
     report.html     curves, figures, mistakes
     checkpoints/    to resume from
     adapt/          with `adapt`: pre-training on the texts of the task, see `tasks/adapt.py`
+    augment/        with `augment_model`: other words for those of the training rows, see `tasks/augment.py`
     model/          the finished Hugging Face folder
 
 With several seeds, folds, or a search, there is such a folder for each run in `out`: see `tasks/seeds.py`,
@@ -24,10 +25,12 @@ from bertsmith.errors import SettingsError, StepError
 from bertsmith.files import sha256
 from bertsmith.tasks import folds, search, seeds
 from bertsmith.tasks.adapt import adapt
+from bertsmith.tasks.augment import check_augmentation
 from bertsmith.tasks.distill import Distillation, distil
 from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.folds import Fold
+from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, task_kind
@@ -103,7 +106,8 @@ def finetune(
 
     Raises:
         InputError: data that cannot be read, unknown columns or labels.
-        SettingsError: `out` holds a run and neither `resume` nor `overwrite` is set; options of another task.
+        SettingsError: `out` holds a run and neither `resume` nor `overwrite` is set; options of another task; mixup
+            or changed examples where the task has no answer to them.
         ModelError: a model that cannot be loaded, or does not fit its tokenizer.
         Interrupted: Ctrl-C; the run can be resumed.
     """
@@ -140,6 +144,8 @@ def _finetune(
     log_every = seeds.log_interval(settings, work.examples("train").num_examples(0)) if are_several else None
     model, new_tensors = build_model(work, config, weights, settings)
     taught = _taught(work, settings)
+    learnt = _regularised(work, taught, settings)
+    check_augmentation(work, settings)
     data = {str(path): sha256(path) for path in data_files(settings)}
 
     def begin() -> None:
@@ -157,7 +163,6 @@ def _finetune(
         texts = (text for item in examples.take(range(examples.num_examples(0)), 0) for text in item.row.texts)
         weights = adapt(ranks, settings, weights, config, texts, screen)
         model, new_tensors = build_model(work, config, weights, settings)
-    learnt = _regularised(work, taught, settings)
     teaching = Teaching(
         kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen, ranks
     )
@@ -271,7 +276,8 @@ def _summary(task: FinetuneTask) -> str:
 
 def _sources(settings: FinetuneSettings) -> Iterator[str | Path | None]:
     """All that is read of what may lie on this machine."""
-    yield from (settings.train, settings.dev, settings.test, settings.model, settings.tokenizer, settings.teacher)
+    yield from (settings.train, settings.dev, settings.test, settings.model, settings.tokenizer)
+    yield from (settings.teacher, settings.augment_model)
     yield from data_files(settings)
 
 
@@ -314,6 +320,8 @@ def _taught(task: FinetuneTask, settings: FinetuneSettings) -> Distillation | No
 def _regularised(task: FinetuneTask, taught: Distillation | None, settings: FinetuneSettings) -> Task:
     """What is trained: the task, or the task with its teacher, and the regularisers around it."""
     learnt: Task = taught or task
+    if settings.mixup is not None:
+        learnt = Mixup(task, settings.mixup)
     if settings.r_drop is not None:
         learnt = RDrop(task, settings.r_drop)
     return learnt if settings.adversarial is None else Adversarial(learnt, settings.adversarial)

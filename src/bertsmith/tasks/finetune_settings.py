@@ -50,6 +50,20 @@ class FinetuneSettings(RunSettings):
     """Weight of the divergence of two passes with other dropout masks, such as 1 (R-Drop); None: one pass."""
     adversarial: float | None = None
     """Learn also from word embeddings moved against the model, by this share of their length, such as 0.1."""
+    mixup: float | None = None
+    """Mix the vectors of two texts, and their losses, by a weight from Beta(mixup, mixup), such as 0.2; None: no."""
+    augment_delete: float = 0.0
+    """Delete each word of a training example with this probability, anew in every epoch, such as 0.1; 0: none."""
+    augment_swap: float = 0.0
+    """Let each word change places with the next one with this probability, in the same way; 0: none."""
+    augment_model: str | None = None
+    """Replace words by what this model with masks, such as a run of pretrain, expects in their place; None: none."""
+    augment_replace: float = 0.1
+    """Replace each word with this probability, where there is augment_model."""
+    augment_variants: int = 4
+    """How many such replacements are made of each row before the training, one of which an epoch draws."""
+    augment_share: float = 0.5
+    """How many of the examples an epoch changes, in (0, 1]; it shows the others as they are."""
     epochs: float = 3.0
     """Passes over the training data."""
     learning_rate: float = 5e-5
@@ -107,7 +121,7 @@ class FinetuneSettings(RunSettings):
         self._check_folds()
         if not 0 <= self.distill_weight <= 1:
             raise SettingsError(f"distill_weight must be in [0, 1], not {self.distill_weight}.")
-        for name in ("r_drop", "adversarial"):
+        for name in ("r_drop", "adversarial", "mixup"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise SettingsError(f"{name} must be positive, not {value}.")
@@ -115,6 +129,7 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("r_drop and teacher both say what the answers should be: choose one.")
         if self.r_drop is not None and self.dropout == 0:
             raise SettingsError("r_drop compares passes with different dropout, and dropout is 0.")
+        self._check_augmentation()
         if not self.temperature > 0:
             raise SettingsError(f"temperature must be positive, not {self.temperature}.")
 
@@ -122,6 +137,25 @@ class FinetuneSettings(RunSettings):
     def is_folded(self) -> bool:
         """Whether the training rows are scored in parts."""
         return self.folds is not None or self.fold_column is not None
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training examples are changed."""
+        return self.augment_delete > 0 or self.augment_swap > 0 or self.augment_model is not None
+
+    def _check_augmentation(self) -> None:
+        for name in ("r_drop", "adversarial", "teacher"):
+            if self.mixup is not None and getattr(self, name) is not None:
+                raise SettingsError(
+                    f"mixup has answers for mixtures of texts, and {name} asks about texts: choose one."
+                )
+        for name in ("augment_delete", "augment_swap", "augment_replace"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be in [0, 1), not {getattr(self, name)}.")
+        if not 0 < self.augment_share <= 1:
+            raise SettingsError(f"augment_share must be in (0, 1], not {self.augment_share}.")
+        if self.augment_variants < 1:
+            raise SettingsError(f"augment_variants must be at least 1, not {self.augment_variants}.")
 
     def _check_folds(self) -> None:
         if self.folds is not None and self.folds < 2:

@@ -44,7 +44,9 @@ OF_A_FOLD = "fold-"
 """The same of a cross-validation."""
 ADAPTED = "adapt"
 """The folder of a run in which its model was made to know the texts of the task."""
-_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", ADAPTED)
+AUGMENTED = "augment"
+"""The folder of a run with what its training examples are changed by."""
+_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", ADAPTED, AUGMENTED)
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
 

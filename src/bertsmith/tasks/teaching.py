@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bertsmith.model.families import family
 from bertsmith.model.low_rank import merge_low_rank
 from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks import seeds
+from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.distill import Distillation, source_name
 from bertsmith.tasks.finetune_report import write_run_report
@@ -31,6 +32,7 @@ from bertsmith.training.loop import Stage, TrainSettings, train
 from bertsmith.training.task import Task
 
 _OF_MODEL = ("extend_positions", "adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
+_OF_CHANGES = tuple(one.name for one in fields(FinetuneSettings) if one.name.startswith("augment_"))
 PREDICTIONS = "predictions.jsonl"
 
 
@@ -71,9 +73,10 @@ class Teaching:
 
     def learn(self, settings: FinetuneSettings, model: nn.Module, new_tensors: list[str]) -> SeedRun:
         """One run in its folder, from a model of initial or pre-trained weights to metrics, model and report."""
+        learnt = augmented(self.learnt, self.task, settings, self.ranks, self.device, self.precision)
         training = train(
             model,
-            [Stage(self.learnt)],
+            [Stage(learnt)],
             self._learning(settings),
             settings.out,
             resume=settings.resume,
@@ -122,6 +125,8 @@ class Teaching:
             "teacher": self.taught.fingerprint if self.taught else None,
             "r_drop": settings.r_drop,
             "adversarial": settings.adversarial,
+            "mixup": settings.mixup,
+            **({name: getattr(settings, name) for name in _OF_CHANGES} if settings.is_augmented else {}),
             "options": json.dumps(to_mapping(self.task.settings), sort_keys=True),
             "fold": self.fold,
             "data": json.dumps(dict(self.data), sort_keys=True),
