@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import transformers
 
-from bertsmith.training.device import ResolvedPrecision
+from bertsmith.training.device import ResolvedPrecision, resolve_device
 from bertsmith.training.loader import Loader, Step
 from bertsmith.training.step import take_step
 from bertsmith.training.task import Task
+from bertsmith.training.timing import clock_of
 
 UNCOUNTED_STEPS = 2
 """Steps at the beginning of a round that are not timed, neither ours nor theirs."""
@@ -123,9 +124,7 @@ def trainer_seconds(
 
 
 def _seconds() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return clock_of(resolve_device())()
 
 
 def padded(rows: Sequence[Row], fillers: dict[str, int], length: int | None = None) -> dict[str, torch.Tensor]:
@@ -140,17 +139,3 @@ def padded(rows: Sequence[Row], fillers: dict[str, int], length: int | None = No
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
     return batch
-
-
-def matrix_product_speed(precision: ResolvedPrecision, device: torch.device) -> float:
-    """Operations a second of the device's fastest matrix product of a size that suits it."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    rows, inner = (8192, 8192) if device.type == "cuda" else (4096, 1024)
-    left = torch.randn(rows, inner, dtype=dtype, device=device)
-    right = torch.randn(inner, rows, dtype=dtype, device=device)
-    speeds = []
-    for _ in range(8):
-        began = _seconds()
-        _ = left @ right
-        speeds.append(2 * rows * inner * rows / (_seconds() - began))
-    return max(speeds)

@@ -19,19 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from peer import matrix_product_speed, our_steps, padded, trainer_seconds
+from peer import our_steps, padded, trainer_seconds
 
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder, compile_layers
 from bertsmith.model.folder import save_model
-from bertsmith.model.operations import TRAINING_PASSES, TextShape, encoder_operations, vocabulary_operations
+from bertsmith.model.operations import TextShape
 from bertsmith.model.sizes import named_size
+from bertsmith.tasks.benchmark_work import whole_operations
 from bertsmith.tasks.objectives import make_task, with_objective
 from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.optim import OptimizerSettings, build_optimizer
+from bertsmith.training.timing import matrix_product_speed
 
 RATE = 1e-4
 MASK_SHARE = 0.15
@@ -152,8 +154,7 @@ def operations(config: EncoderConfig, seen: float) -> float:
     Args:
         seen: how many tokens a token sees on average, those of its own sequence.
     """
-    text = TextShape(sequences=0, tokens=1, token_pairs=seen)
-    return TRAINING_PASSES * (encoder_operations(config, text) + vocabulary_operations(config, MASK_SHARE))
+    return whole_operations(config, TextShape(sequences=0, tokens=1, token_pairs=seen), MASK_SHARE)
 
 
 def report(

@@ -39,8 +39,12 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 LONGER_FILES: dict[str, int] = {}
 LONGER_FUNCTIONS: dict[str, int] = {}
-LOCAL_IMPORTS: set[tuple[str, str]] = {("bertsmith.text.words", "jieba"), ("bertsmith.tasks.search", "optuna")}
-"""(module, imported module): optional extras only."""
+LOCAL_IMPORTS: set[tuple[str, str]] = {
+    ("bertsmith.text.words", "jieba"),
+    ("bertsmith.tasks.search", "optuna"),
+    ("bertsmith.tasks.benchmark_peer", "transformers"),
+}
+"""(module, imported module): optional extras only. Nothing is built on `transformers`; the benchmark races it."""
 BROAD_EXCEPT = {"bertsmith.text.tokenizer"}
 """Modules that may catch Exception. The tokenizers library raises nothing more precise for bad files."""
 
@@ -215,7 +219,7 @@ def test_what_is_not_done_here() -> None:
     broken = []
     for name, tree in TREES.items():
         for node, target in imports(tree):
-            if target.split(".")[0] in FORBIDDEN_IMPORTS:
+            if target.split(".")[0] in FORBIDDEN_IMPORTS and (name, target) not in LOCAL_IMPORTS:
                 broken.append(f"{name}:{node.lineno} imports {target}")
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:

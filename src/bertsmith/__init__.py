@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bertsmith.deploy.predict import load
     from bertsmith.tasks.advise import advise
+    from bertsmith.tasks.benchmark import benchmark
     from bertsmith.tasks.finetune import evaluate, finetune
     from bertsmith.tasks.plan_run import plan
     from bertsmith.tasks.pretrain import pretrain
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "advise",
+    "benchmark",
     "build_corpus",
     "evaluate",
     "extend_tokenizer",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "advise": "bertsmith.tasks.advise",
+    "benchmark": "bertsmith.tasks.benchmark",
     "build_corpus": "bertsmith.text.corpus_building",
     "evaluate": "bertsmith.tasks.finetune",
     "extend_tokenizer": "bertsmith.text.domain_words",

@@ -1,6 +1,7 @@
-"""The commands that say what another command will take: advise, plan."""
+"""The commands that say what others will take, and what this machine does: advise, plan, benchmark."""
 
 import shlex
+import sys
 from dataclasses import MISSING, fields
 from typing import Annotated, Any
 
@@ -14,6 +15,9 @@ from bertsmith.tasks.advice_text import Sheet, advice_sheets, plan_sheets, rende
 from bertsmith.tasks.advise import AdviceSettings
 from bertsmith.tasks.advise import advise as advise_task
 from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.benchmark import BenchmarkSettings, LeftOut, Timed
+from bertsmith.tasks.benchmark import benchmark as run_benchmark
+from bertsmith.tasks.benchmark_text import benchmark_sheets, progress_line, write_benchmark
 from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.embed_data import EmbeddingSettings
@@ -80,6 +84,16 @@ def plan(*, settings: Annotated[PlanSettings | None, _FLAT] = None, config: Conf
     _show(plan_sheets(planned), command(["pretrain"], planned.settings))
 
 
+def benchmark(*, settings: Annotated[BenchmarkSettings | None, _FLAT] = None, config: ConfigFile = None) -> None:
+    """Say how fast this machine pre-trains, fine-tunes and reads, on random words, in about two minutes."""
+    settings = settings or BenchmarkSettings()
+    result = run_benchmark(settings, progress=_show_progress)
+    _show_sheets(benchmark_sheets(result))
+    if settings.out is not None:
+        write_benchmark(result, settings.out)
+        print(f"Report: {settings.out / 'report.html'}")
+
+
 def command(verb: list[str], *settings: Any) -> str:
     """The command line that gives a verb these settings; what is their default is left out."""
     words = ["bertsmith", *verb]
@@ -101,6 +115,15 @@ def _advise(task: str, settings: AdviceSettings, options: Any) -> None:
 
 
 def _show(sheets: list[Sheet], line: str) -> None:
+    screen = _show_sheets(sheets)
+    screen.print(Text(f"\n{line}"), soft_wrap=True)
+
+
+def _show_sheets(sheets: list[Sheet]) -> Console:
     screen = Console(highlight=False)
     screen.print(render(sheets, is_terminal=screen.is_terminal), soft_wrap=not screen.is_terminal)
-    screen.print(Text(f"\n{line}"), soft_wrap=True)
+    return screen
+
+
+def _show_progress(outcome: Timed | LeftOut) -> None:
+    print(progress_line(outcome), file=sys.stderr)

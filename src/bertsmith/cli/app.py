@@ -71,6 +71,7 @@ def build_app() -> App:
     app.command(f"{_MODEL}:evaluate", name="evaluate", help="Score a model on labelled data.", sort_key=6)
     app.command(f"{_MODEL}:predict", name="predict", help="Answers for a line, a file or stdin, as JSONL.", sort_key=7)
     app.command(f"{_MODEL}:demo", name="demo", help="From nothing to three tasks, on text already here.", sort_key=8)
+    app.command(f"{_ADVICE}:benchmark", name="benchmark", help="Say how fast this machine is.", sort_key=9)
     return app
 
 

@@ -21,7 +21,10 @@ from cyclopts.config import Dict
 from bertsmith.errors import SettingsError, did_you_mean
 from bertsmith.settings import read_config
 
-SECTIONS = ("tokenizer", "corpus", "plan", "pretrain", "check", "advise", "finetune", "evaluate", "predict", "demo")
+SECTIONS = (
+    *("tokenizer", "corpus", "plan", "pretrain", "check", "advise", "finetune", "evaluate", "predict", "demo"),
+    "benchmark",
+)
 """The sections a recipe may have, named as the first word of their commands."""
 
 Result = TypeVar("Result")
