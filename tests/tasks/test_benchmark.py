@@ -103,7 +103,7 @@ def test_steps_of_the_peer_are_those_of_its_loss(conditions: Conditions) -> None
     turn.prepare()
     losses = []
     for _ in range(20):
-        losses.append(float(peer(**pretraining_inputs(ours.batches[0])).loss))
+        losses.append(peer(**pretraining_inputs(ours.batches[0])).loss.item())
         turn.run()
     assert losses[-1] < losses[0] - 0.5
 
