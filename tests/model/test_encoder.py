@@ -1,10 +1,12 @@
 import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers.models.distilbert.modeling_distilbert import create_sinusoidal_embeddings
 
 from bertsmith.errors import ModelError
@@ -12,7 +14,7 @@ from bertsmith.model import attention as attention_module
 from bertsmith.model import encoder as encoder_module
 from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder, sinusoidal_positions
+from bertsmith.model.encoder import Encoder, compile_layers, sinusoidal_positions
 from bertsmith.model.heads import PooledHead, TokenHead, VocabularyHead
 from bertsmith.model.sizes import named_size
 
@@ -224,3 +226,32 @@ def test_chosen_tokens_are_as_they_are_among_all(family: str) -> None:
     torch.testing.assert_close(chosen_states, states, rtol=0, atol=1e-5)
     for gradient, expected in zip(chosen_gradients, gradients, strict=True):
         torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_compiled_layers_serve_batches_of_any_lengths(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers by the same kernels, however long sequences are; traced, but not turned into C++, which takes a
+    minute."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    eager = encoder(CONFIG.with_dropout(dropout, dropout, None)).train()
+    compiled = copy.deepcopy(eager)
+    compile_layers(compiled)
+    numbers = []
+    for seed, lengths in enumerate([(9, 3, 17), (5, 5), (2, 20, 11, 6), (7,), (3, 3, 8)]):
+        outputs, gradients = [], []
+        for model in (eager, compiled):
+            model.zero_grad()
+            torch.manual_seed(seed)
+            output = model(some_batch(lengths), torch.arange(0, sum(lengths), 2))
+            output.square().sum().backward(retain_graph=True)
+            output.sum().backward()  # as adversarial training goes through a graph twice
+            outputs.append(output.detach())
+            gradients.append([parameter.grad for parameter in model.parameters()])
+        torch.testing.assert_close(outputs[1], outputs[0])
+        torch.testing.assert_close(gradients[1], gradients[0])
+        numbers.append(counter.frame_count)
+    # One more for the second shape, as a size of 1 or of something else equal may have been a constant in the first.
+    assert numbers[-1] == numbers[1] > 0
+    assert compiled.state_dict().keys() == eager.state_dict().keys()

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from bertsmith.tasks.pretrain_task import unigram_baseline
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import load_tokenizer
+from bertsmith.training.progress import read_metrics
 
 
 def as_jsonl(documents: Path, path: Path, first: int, last: int) -> Path:
@@ -77,6 +79,22 @@ def test_a_runs_folder_is_complete(run: Path) -> None:
     assert last["mlm_bits"] == pytest.approx(last["mlm_loss"] / math.log(2))
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "<svg" in report and "NSP" in report
+
+
+def test_a_compiled_run_learns_the_same_and_tells_its_first_step_apart(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    eager, compiled = (
+        pretrain(settings_for(store, tmp_path / str(is_compiled), budget="6 steps", compile=is_compiled))
+        for is_compiled in (False, True)
+    )
+    assert compiled.metrics == pytest.approx(eager.metrics, rel=1e-5)
+    lines = read_metrics(tmp_path / "True" / "metrics.jsonl")
+    (first,) = [line for line in lines if line["kind"] == "compile"]
+    assert first["step"] == 1 and first["seconds"] > 0 and "compiled" in first["text"]
+    with pytest.raises(TrainingError, match="compile was True and is now False"):
+        pretrain(settings_for(store, tmp_path / "True", budget="6 steps", resume=True))
 
 
 def test_transformers_loads_the_model_with_equal_logits(run: Path) -> None:

@@ -56,20 +56,19 @@ def models(dropout: float = 0.0) -> tuple[Encoder, VocabularyHead]:
 # torch looks at every argument's gradient while it compiles, and warns of what it does itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("is_compiled", [False, True])
-@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=on_gpu)])
-def test_a_device_or_a_compiler_changes_nothing_but_rounding(device: torch.device, is_compiled: bool) -> None:
-    if device == CPU and is_compiled:
-        pytest.skip("covered by test_encoder.py, which needs no C++ compiler")
+def test_a_device_or_a_compiler_changes_nothing_but_rounding(is_compiled: bool) -> None:
     expected_encoder, expected_head = models()
-    encoder, head = (module.to(device) for module in models())
+    encoder, head = (module.to(CUDA) for module in models())
     if is_compiled:
         compile_layers(encoder)
     for lengths in ((5, 17, 9), (33, 2), (16, 16, 16, 16)):
         positions = torch.arange(0, sum(lengths), 3)
         batch = batch_of(lengths)
         expected, expected_gradients = gradients(expected_encoder, expected_head, batch, positions)
-        found, found_gradients = gradients(encoder, head, batch.to(device), positions.to(device))
+        found, found_gradients = gradients(encoder, head, batch.to(CUDA), positions.to(CUDA))
         assert found == pytest.approx(expected, rel=1e-4)
         for name, gradient in expected_gradients.items():
             torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-3, atol=2e-3, msg=name)
