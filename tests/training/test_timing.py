@@ -72,3 +72,9 @@ def test_a_matrix_product_has_two_operations_for_each_product_of_numbers(monkeyp
 def test_the_clock_of_a_device_goes_forward() -> None:
     clock = clock_of(torch.device("cpu"))
     assert clock() <= clock()
+
+
+def test_the_warm_up_ends_with_the_time() -> None:
+    hours = Hours()
+    speeds_in_turns([hours.side("ours", 60.0, 1.0), hours.side("theirs", 60.0, 1.0)], until=200.0, clock=hours)
+    assert hours.log == ["ours", "theirs"] * 2  # one round of warming up, one that is timed

@@ -46,12 +46,14 @@ def speeds_in_turns(turns: Sequence[Turn], *, until: float, clock: Clock) -> lis
 
     Args:
         until: no round is begun that would not be over by then, as far as the longest so far tells; but three are
-            taken, if the first of them ends before it.
+            taken, if the first of them ends before it. The warm-up is cut short by it, too.
     """
     for _ in range(WARM_UP_ROUNDS):
         for turn in turns:
             turn.prepare()
             turn.run()
+        if clock() >= until:
+            break
     speeds: list[list[float]] = [[] for _ in turns]
     longest = 0.0
     for number in range(1, MOST_ROUNDS + 1):
