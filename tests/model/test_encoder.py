@@ -228,6 +228,8 @@ def test_chosen_tokens_are_as_they_are_among_all(family: str) -> None:
         torch.testing.assert_close(gradient, expected)
 
 
+# torch looks at every argument's gradient while it compiles, and warns of what it does itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_compiled_layers_serve_batches_of_any_lengths(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers by the same kernels, however long sequences are; traced, but not turned into C++, which takes a

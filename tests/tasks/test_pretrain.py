@@ -81,6 +81,8 @@ def test_a_runs_folder_is_complete(run: Path) -> None:
     assert "<svg" in report and "NSP" in report
 
 
+# torch looks at every argument's gradient while it compiles, and warns of what it does itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_run_learns_the_same_and_tells_its_first_step_apart(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
