@@ -49,7 +49,7 @@ class PretrainOptions(LearningSettings):
     budget: str = "1 epochs"
     """When to stop: 10m, 3h, "50M tokens", "20000 steps" or "2 epochs"."""
     batch_size: int = 64
-    """Sequences in an optimizer step; with 8 or 16 of 128 tokens a new model may never get past guessing by frequency."""
+    """Sequences in an optimizer step; with only 8 or 16 a new model may never get past guessing by frequency."""
     max_length: int = 128
     """Tokens in a sequence, [CLS] and [SEP] included."""
     long_length: int | None = None
