@@ -64,7 +64,7 @@ def main() -> None:
         mask_probability=0.2,
         optimizer="muon",
         schedule="wsd",
-        decay_share=0.5,
+        decay_share=0.2,
         warmup_share=0.05,
         learning_rate=1e-3,
         dropout=0.0,
