@@ -14,7 +14,8 @@ from bertsmith.model.encoder import ACTIVATION_FUNCTIONS, initialise
 from bertsmith.model.families import family
 
 _CUDA_COLUMNS = 64
-"""A product with another number of columns than a multiple of this is several times slower on CUDA."""
+"""On CUDA the vocabulary is filled up to a multiple of this: rows of a product that are not aligned keep its fastest
+kernels away."""
 
 
 def pooled_positions(batch: PackedBatch, pooling: str, pad_token_id: int | None) -> Tensor | None:

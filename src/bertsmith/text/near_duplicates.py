@@ -6,9 +6,9 @@ large a share of places as they are similar, give or take 0.035 (one standard de
 256 of the others. Texts that agree in a whole band of places are compared; how wide bands are follows from the
 similarity that is looked for.
 
-Not datasketch, which is the usual library: on one core it took 2.1 MB of Wikipedia a second where this takes 12, and
-its index, dictionaries of Python objects, 13 KB of memory a document, where sorted arrays take some tens of bytes
-beside a signature of 128 on the disk. So it is no optional extra either.
+Not datasketch, which is the usual library: of Wikipedia articles it took 4.2 MB in a second of processor time where
+this took 8.4 to 9.0 (Zen 3), and its index is made of Python's dictionaries and objects, where sorted arrays take
+some tens of bytes a document beside a signature of 128 on the disk. So it is no optional extra either.
 """
 
 from collections.abc import Iterator
