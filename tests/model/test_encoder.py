@@ -14,8 +14,9 @@ from bertsmith.model import attention as attention_module
 from bertsmith.model import encoder as encoder_module
 from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder, compile_layers, sinusoidal_positions
+from bertsmith.model.encoder import Encoder, compile_layers
 from bertsmith.model.heads import PooledHead, TokenHead, VocabularyHead
+from bertsmith.model.initial_weights import sinusoidal_positions
 from bertsmith.model.sizes import named_size
 
 CONFIG = EncoderConfig(60, 32, 2, 4, 64, max_position_embeddings=20, initializer_range=0.1)
@@ -59,6 +60,47 @@ def test_sinusoidal_positions_are_those_of_the_paper() -> None:
         create_sinusoidal_embeddings(40, width, wanted)
         torch.testing.assert_close(table.weight, wanted / 2, rtol=0, atol=1e-6)
         assert table.weight.requires_grad
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "albert", "electra", "gpt2"])
+@pytest.mark.parametrize("size", ["tiny", "mini"])
+def test_heads_that_start_at_the_neighbours_look_there(model_type: str, size: str) -> None:
+    """More than at any other place, in a new model with random tokens; whatever the family does to an embedding."""
+    torch.manual_seed(0)
+    config = named_size(size, 2000, model_type=model_type)
+    new = Encoder(config).eval()
+    new.start_with_neighbours()
+    batch = pack([np.random.default_rng(0).integers(5, 2000, 60)])
+    offsets = (-1, -2, -3, -4) if model_type == "gpt2" else (-1, 1, -2, 2)
+    attention_NLL = new.attention_maps(batch)[0]
+    for head, offset in zip(attention_NLL, offsets, strict=False):
+        by_offset = {each: head.diagonal(each).mean().item() for each in range(-30, 30)}
+        assert by_offset[offset] > 0.2
+        assert max(by_offset, key=lambda each: by_offset[each]) == offset
+        assert all(value < 0.1 for each, value in by_offset.items() if each < 0 and abs(each - offset) > 4)
+
+
+def test_only_the_first_heads_start_at_the_neighbours() -> None:
+    config = named_size("small", 2000)
+    torch.manual_seed(0)
+    before = Encoder(config)
+    after = copy.deepcopy(before)
+    after.start_with_neighbours()
+    changed = {name for name, one in before.named_parameters() if not one.equal(after.get_parameter(name))}
+    assert changed == {"position_embedding.weight", "layers.0.qkv.weight", "layers.0.attention_out.weight"}
+    heads = [each.get_parameter("layers.0.qkv.weight").view(3, 8, 64, 512) for each in (before, after)]
+    assert heads[0][:2, 4:].equal(heads[1][:2, 4:]) and not heads[0][:2, :4].isclose(heads[1][:2, :4]).any(dim=3).all()
+    values = heads[1][2].std().item()
+    assert values == pytest.approx(0.88 / 512**0.5, rel=0.02)
+
+
+def test_rotary_positions_have_no_table_to_start() -> None:
+    torch.manual_seed(0)
+    before = Encoder(named_size("tiny", 100, model_type="modernbert"))
+    after = copy.deepcopy(before)
+    after.start_with_neighbours()
+    after.start_with_waves()
+    assert all(one.equal(after.get_parameter(name)) for name, one in before.named_parameters())
 
 
 def test_the_number_of_parameters_of_bert_base() -> None:

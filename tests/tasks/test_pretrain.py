@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
 from bertsmith.deploy.predict import load
 from bertsmith.errors import CorpusError, InputError, ModelError, SettingsError, TrainingError
@@ -173,16 +173,23 @@ def test_two_phases_and_continuation(store: Path, run: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("family", ["bert", "electra"])
-@pytest.mark.parametrize("position_init", ["sinusoidal", "normal"])
+@pytest.mark.parametrize("position_init", ["neighbours", "sinusoidal", "normal"])
 def test_how_positions_start(store: Path, tmp_path: Path, family: str, position_init: str) -> None:
-    """Neighbours are alike from the start where the table is sinusoidal; it is the only thing that differs."""
+    """As transformers sees it: neighbouring rows of the table are alike, the first head looks at the place before."""
     settings = settings_for(
         store, tmp_path / "out", family=family, position_init=position_init, budget="1 steps", learning_rate=1e-9
     )
     pretrain(settings)
-    table = load_file(tmp_path / "out/model/model.safetensors")[f"{family}.embeddings.position_embeddings.weight"]
+    model = AutoModel.from_pretrained(tmp_path / "out/model", attn_implementation="eager").eval()
+    table = model.embeddings.position_embeddings.weight.detach()
     alike = torch.cosine_similarity(table[:-1], table[1:])
-    assert (alike > 0.9).all() if position_init == "sinusoidal" else alike.abs().mean() < 0.2
+    attention = model(torch.arange(5, 25)[None], output_attentions=True).attentions[0][0]
+    if position_init == "normal":
+        assert alike.abs().mean() < 0.2
+    if position_init == "sinusoidal":
+        assert (alike > 0.9).all()
+    before = attention[0].diagonal(-1).mean()
+    assert before > 0.15 if position_init == "neighbours" else before < 0.1
 
 
 def test_mlm_alone_saves_a_masked_language_model(store: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from bertsmith.model.batch import PackedBatch
 from bertsmith.model.config import EncoderConfig, Structure
 from bertsmith.model.dropout import dropout
 from bertsmith.model.families import family
+from bertsmith.model.initial_weights import initialise, neighbour_heads, sinusoidal_positions
 from bertsmith.model.rotary import Rotation, rotation
 
 _tanh_gelu = partial(F.gelu, approximate="tanh")
@@ -35,38 +36,6 @@ ACTIVATION_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyTyp
         "tanh": torch.tanh,
     }
 )
-
-
-def initialise(module: nn.Module, deviation: float) -> None:
-    """BERT's initial weights for everything inside `module`.
-
-    Matrices and tables come from a normal of the given standard deviation, cut at two of them (so that
-    what is left deviates by 0.88 of it), as `create_initializer` of google-research/bert draws them;
-    biases are 0, norms the identity.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(part.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-        if isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is not None:
-            nn.init.zeros_(part.bias)
-        if isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-
-
-def sinusoidal_positions(table: nn.Embedding, amplitude: float) -> None:
-    """Fill a position table with sines and cosines (Vaswani et al. 2017, arXiv 1706.03762, section 3.5), to be trained.
-
-    Places that are near are then alike from the first step on, by how near they are. In a table of random rows
-    that has to be learnt before a masked token can be told from its neighbours, and this takes most of a short run.
-
-    Args:
-        amplitude: of the waves, whose lengths go from 2 pi to 20000 pi places.
-    """
-    places_P, width = torch.arange(table.num_embeddings), table.embedding_dim
-    angles = places_P[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)
-    with torch.no_grad():
-        table.weight[:, 0::2] = amplitude * angles.sin()
-        table.weight[:, 1::2] = amplitude * angles[:, : width // 2].cos()
 
 
 class Layer(nn.Module):
@@ -213,6 +182,32 @@ class Encoder(nn.Module):
         if self.final_norm is not None:
             hidden_TD = self.final_norm(hidden_TD)
         return hidden_TD
+
+    def start_with_waves(self) -> None:
+        """Fill the position table, where there is one, with `sinusoidal_positions`."""
+        if self.position_embedding is not None:
+            sinusoidal_positions(self.position_embedding, self.config.initializer_range)
+
+    def start_with_neighbours(self) -> None:
+        """Let up to four heads of the first layer begin as `neighbour_heads`, where there is a position table.
+
+        Two look at the places before and after, two further ones at those behind these; where tokens see only what
+        is before them, at the last four.
+        """
+        if self.position_embedding is None:
+            return
+        first = self.layers[0]
+        assert isinstance(first, Layer)
+        tables = (self.position_embedding, self.token_embedding, self.segment_embedding)
+        neighbour_heads(
+            [table for table in tables if table is not None],
+            self.config.initializer_range,
+            first.qkv,
+            first.attention_out,
+            first.num_heads,
+            ((-1, -2, -3, -4) if self._is_causal else (-1, 1, -2, 2))[: first.num_heads],
+            self.embedding_projection,
+        )
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """All that is below the first layer: the tables, their norm and their projection."""

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.dropout import dropout
-from bertsmith.model.encoder import ACTIVATION_FUNCTIONS, initialise
+from bertsmith.model.encoder import ACTIVATION_FUNCTIONS
 from bertsmith.model.families import family
+from bertsmith.model.initial_weights import initialise
 
 _CUDA_COLUMNS = 64
 """On CUDA the vocabulary is filled up to a multiple of this: rows of a product that are not aligned keep its fastest

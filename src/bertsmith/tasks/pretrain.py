@@ -13,7 +13,7 @@ from bertsmith import randomness
 from bertsmith.errors import ModelError
 from bertsmith.files import atomic_folder, atomic_write, write_json
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder, sinusoidal_positions
+from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import read_config, resolve, save_model
 from bertsmith.model.resize import load_resized
@@ -220,10 +220,12 @@ def _build_model(
         config = config.with_dropout(settings.dropout, settings.dropout, settings.dropout)
     torch.manual_seed(randomness.integer(settings.seed, "initial weights"))
     model: nn.Module = task.build(Encoder(config))
-    if settings.from_model is None and settings.position_init == "sinusoidal":
+    if settings.from_model is None:
         for part in model.modules():
-            if isinstance(part, Encoder) and part.position_embedding is not None:
-                sinusoidal_positions(part.position_embedding, config.initializer_range)
+            if isinstance(part, Encoder) and settings.position_init == "neighbours":
+                part.start_with_neighbours()
+            elif isinstance(part, Encoder) and settings.position_init == "sinusoidal":
+                part.start_with_waves()
     if settings.from_model is not None:
         place = Path(model_folder(settings.from_model))
         if isinstance(model, ReplacedTokensModel):

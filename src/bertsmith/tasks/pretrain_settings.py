@@ -37,9 +37,9 @@ class PretrainOptions(LearningSettings):
     """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
     initializer_range: float = 0.02
     """Deviation of the initial weights. BERT's 0.02 is for a width of 768; try 0.06 for tiny."""
-    position_init: Literal["sinusoidal", "normal"] = "sinusoidal"
-    """How the position table of a new model starts, before it is trained: as sines and cosines, with which a short
-    run learns much sooner, or as random as BERT's own ("normal")."""
+    position_init: Literal["neighbours", "sinusoidal", "normal"] = "neighbours"
+    """How a new model starts to know places, before it is trained: sines and cosines and heads that look at the
+    neighbours, with which it learns from context much sooner; sines and cosines alone; or all random, BERT's own."""
     objective: ObjectiveName | None = None
     """Masked tokens with next sentence (nsp) or sentence order (sop) or alone (mlm), replaced tokens (rtd),
     or every next token (clm). None: as the family was trained."""
