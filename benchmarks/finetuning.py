@@ -2,32 +2,38 @@
 
     pip install accelerate
     python benchmarks/finetuning.py --model FOLDER --train FILE --out runs/speed [--text-column sentence]
+    python benchmarks/finetuning.py --model FOLDER --train SQUAD --task answering --max-length 384 --out runs/speed
 
-Each round trains ours on classes of single texts for a number of steps, then `BertForSequenceClassification` in
-`Trainer` (see peer.py) on the same rows, padded dynamically and grouped by length, which is its best. Printed are the
-medians of rows a second over the rounds and their ratio. Nothing else should run on the machine. Writes
-`finetuning.json`.
+Each round trains ours on classes of single texts, or on answers, for a number of steps, then
+`BertForSequenceClassification` or `BertForQuestionAnswering` in `Trainer` (see peer.py) on the same rows (or windows),
+padded dynamically and grouped by length, which is its best. Printed are the medians of rows a second over the rounds
+and their ratio. Nothing else should run on the machine. Writes `finetuning.json`.
 """
 
 import argparse
 import json
+import random
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from peer import UNCOUNTED_STEPS, our_steps, padded, trainer_seconds
+from peer import UNCOUNTED_STEPS, Row, our_steps, padded, trainer_seconds
 
 from bertsmith.model.encoder import Encoder, compile_layers
 from bertsmith.model.folder import load_weights, read_config
-from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.saved import TASKS
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.optim import OptimizerSettings, build_optimizer
 
 RATE = 5e-5
+PEERS = {
+    "classification": transformers.AutoModelForSequenceClassification,
+    "answering": transformers.AutoModelForQuestionAnswering,
+}
 
 
 def main() -> None:
@@ -36,6 +42,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--train", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--task", default="classification", choices=PEERS)
     parser.add_argument("--text-column")
     parser.add_argument("--label-column")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -46,16 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = resolve_device()
     precision = resolve_precision("auto", device)
-    kind = TASKS["classification"]
-    options = ClassificationSettings(
-        text_column=arguments.text_column, label_column=arguments.label_column, max_length=arguments.max_length
-    )
-    options, data = kind.read_rows(arguments.train, options)
-    labels = kind.find_labels(data, options)
-    task = kind.make(load_tokenizer(arguments.model), labels, options, {"train": data, "dev": [], "test": []})
-    model = task.build(Encoder(read_config(arguments.model)[0]))
-    load_weights(arguments.model, model, strict=False)
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=len(labels))
+    task, model, theirs = build(arguments)
     optimizer = build_optimizer(model.to(device), OptimizerSettings(learning_rate=RATE))
     if arguments.compile:
         compile_layers(model)
@@ -74,15 +72,12 @@ def main() -> None:
             seed=number,
         ):
             seconds += step_seconds
-            batch = step.micro_batches[0]
-            pieces = torch.split(batch.inputs.token_ids, list(batch.inputs.lengths))
-            targets = batch.labels["targets"].tolist()
-            rows += [{"input_ids": ids.tolist(), "labels": label} for ids, label in zip(pieces, targets, strict=True)]
+            rows += features(step.micro_batches[0])
         speeds["ours"].append(num_rows / seconds)
         seconds = trainer_seconds(
             theirs,
             rows,
-            partial(padded, fillers={"input_ids": 0}),
+            partial(padded, fillers={"input_ids": 0, "token_type_ids": 0}),
             batch_size=arguments.batch_size,
             learning_rate=RATE,
             precision=precision,
@@ -92,7 +87,7 @@ def main() -> None:
         print(f"round {number + 1}: ours {speeds['ours'][-1]:,.1f}, theirs {speeds['theirs'][-1]:,.1f} rows/s")
     ours, theirs_median = (statistics.median(speeds[name]) for name in ("ours", "theirs"))
     result = {
-        **{name: getattr(arguments, name) for name in ("batch_size", "max_length", "compile", "steps")},
+        **{name: getattr(arguments, name) for name in ("task", "batch_size", "max_length", "compile", "steps")},
         "precision": precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -103,6 +98,38 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "finetuning.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"ours {ours:,.1f}, theirs {theirs_median:,.1f} rows/s: {ours / theirs_median:.2f} times")
+
+
+def build(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Our task and model, and theirs, with the encoder's weights and heads of their own."""
+    kind = TASKS[arguments.task]
+    columns = {"text_column": arguments.text_column, "label_column": arguments.label_column}
+    options = kind.settings(max_length=arguments.max_length, **(columns if arguments.task == "classification" else {}))
+    options, data = kind.read_rows(arguments.train, options)
+    labels = kind.find_labels(data, options)
+    num_rows = arguments.rounds * arguments.steps * arguments.batch_size
+    rows = {"train": random.Random(0).sample(data, min(num_rows, len(data))), "dev": [], "test": []}
+    task = kind.make(load_tokenizer(arguments.model), labels, options, rows)
+    model = task.build(Encoder(read_config(arguments.model)[0]))
+    load_weights(arguments.model, model, strict=False)
+    theirs = PEERS[arguments.task].from_pretrained(arguments.model, **({"num_labels": len(labels)} if labels else {}))
+    return task, model, theirs
+
+
+def features(batch: Any) -> list[Row]:
+    """The rows of one of our batches as the peer takes them."""
+    lengths = list(batch.inputs.lengths)
+    ids, segments = (torch.split(each, lengths) for each in (batch.inputs.token_ids, batch.inputs.segment_ids))
+    rows = []
+    for number, target in enumerate(batch.labels["targets"].tolist()):
+        row: Row = {"input_ids": ids[number].tolist(), "token_type_ids": segments[number].tolist()}
+        row |= (
+            {"start_positions": target[0], "end_positions": target[1]}
+            if isinstance(target, list)
+            else {"labels": target}
+        )
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""Memory at the peak of pre-training steps, ours beside Hugging Face's Trainer, each in a process of its own.
+
+    pip install accelerate
+    python benchmarks/memory.py --corpus STORE --out runs/speed [--size base] [--batch-size 16] [--max-length 128]
+
+The same samples for some steps, MLM + NSP, dropout 0.1, as in pretraining.py. Counted is what a process has resident
+at its peak (Linux; on a GPU what torch has allocated there), less what it had before the model was made. Writes
+`memory.json`.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+import transformers
+from peer import our_steps, padded, trainer_seconds
+from pretraining import FILLERS, RATE, build, features
+
+from bertsmith.training.device import resolve_device, resolve_precision
+from bertsmith.training.loader import Loader
+from bertsmith.training.optim import OptimizerSettings, build_optimizer
+
+SIDES = ("ours", "theirs")
+
+
+def main() -> None:
+    """Run both sides, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", default="base")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--side", choices=SIDES, help="this side alone, in this process")
+    arguments = parser.parse_args()
+    if arguments.side is not None:
+        print(peak(arguments))
+        return
+    peaks = {}
+    for side in SIDES:
+        output = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--side", side], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+        peaks[side] = int(output.split()[-1])
+    result = {
+        **{name: getattr(arguments, name) for name in ("size", "batch_size", "max_length", "dropout", "steps")},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peak_bytes": peaks,
+        "ratio": peaks["ours"] / peaks["theirs"],
+    }
+    (arguments.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    ours, theirs = (peaks[side] / 2**30 for side in SIDES)
+    print(f"ours {ours:.2f}, theirs {theirs:.2f} GiB: {ours / theirs:.2f} times")
+
+
+def peak(arguments: argparse.Namespace) -> int:
+    """Bytes of one side at its peak, above what there was before."""
+    device = resolve_device()
+    precision = resolve_precision("auto", device)
+    idle = resident()
+    task, model, theirs = build(arguments)
+    if arguments.side == "ours":
+        del theirs
+        optimizer = build_optimizer(model.to(device), OptimizerSettings(learning_rate=RATE))
+        for _ in our_steps(
+            model,
+            task,
+            optimizer,
+            batch_size=arguments.batch_size,
+            num_steps=arguments.steps,
+            learning_rate=RATE,
+            precision=precision,
+            seed=0,
+        ):
+            pass
+    else:
+        del model
+        loader = Loader(task.examples("train"), task.collate, batch_size=arguments.batch_size, seed=0)
+        with closing(loader.steps()) as steps:
+            rows = [row for step in islice(steps, arguments.steps) for row in features(step.micro_batches[0])]
+        trainer_seconds(
+            theirs,
+            rows,
+            partial(padded, fillers=FILLERS),
+            batch_size=arguments.batch_size,
+            learning_rate=RATE,
+            precision=precision,
+            groups_lengths=False,
+        )
+    return resident() - idle
+
+
+def resident() -> int:
+    """Bytes at the peak so far, on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
