@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bertsmith.tasks.finetune import evaluate, finetune
     from bertsmith.tasks.plan_run import plan
     from bertsmith.tasks.pretrain import pretrain
+    from bertsmith.tasks.together import finetune_together
     from bertsmith.text.corpus_building import build_corpus
     from bertsmith.text.domain_words import extend_tokenizer
     from bertsmith.text.tokenizer_training import train_tokenizer
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate",
     "extend_tokenizer",
     "finetune",
+    "finetune_together",
     "load",
     "plan",
     "pretrain",
@@ -46,6 +48,7 @@ _HOMES = {
     "evaluate": "bertsmith.tasks.finetune",
     "extend_tokenizer": "bertsmith.text.domain_words",
     "finetune": "bertsmith.tasks.finetune",
+    "finetune_together": "bertsmith.tasks.together",
     "load": "bertsmith.deploy.predict",
     "plan": "bertsmith.tasks.plan_run",
     "pretrain": "bertsmith.tasks.pretrain",

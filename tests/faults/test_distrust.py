@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bertsmith.errors import BertsmithError, CorpusError, InputError, ModelError
@@ -25,7 +26,8 @@ from bertsmith.model.folder import load_encoder, save_model
 from bertsmith.model.sizes import named_size
 from bertsmith.settings import read_config
 from bertsmith.tasks import answer_data, classify_data, tag_data
-from bertsmith.tasks.saved import load_task
+from bertsmith.tasks.saved import load_task, save_task
+from bertsmith.tasks.tag import Tagging
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import load_tokenizer
@@ -241,6 +243,35 @@ def test_any_weights_are_read_or_refused(
         content = len(text).to_bytes(8, "little") + text + content[8 + size :]
     folder = damaged(model_folder, "model.safetensors", content)
     refused_or_read(lambda: load_encoder(folder))
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """A tagger of whole sentences, with 3 labels."""
+    folder = tmp_path_factory.mktemp("tagger") / "model"
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    config = named_size("tiny", tokenizer.vocab_size)
+    task = Tagging(tokenizer, ("O", "B-X", "I-X"), tag_data.TaggingSettings(scheme="iob2", crf=True), {})
+    save_task(folder, task, task.build(Encoder(config)), config, "", {})
+    return folder
+
+
+@settings(FUZZ, max_examples=20)
+@given(
+    name=st.sampled_from(("crf.start", "crf.transitions", "crf.end")),
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    dtype=st.sampled_from((torch.float32, torch.float16, torch.int64, torch.bool)),
+)
+def test_scores_between_labels_fit_or_are_refused_by_name(
+    tagger: Path, damaged: Callable[[Path, str, bytes], Path], name: str, shape: list[int], dtype: torch.dtype
+) -> None:
+    tensors = {**load_file(tagger / "model.safetensors"), name: torch.zeros(shape, dtype=dtype)}
+    folder = damaged(tagger, "model.safetensors", save(tensors))
+    if dtype.is_floating_point and shape == ([3, 3] if name == "crf.transitions" else [3]):
+        load_task(folder)
+        return
+    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+        load_task(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

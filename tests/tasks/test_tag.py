@@ -84,10 +84,8 @@ def encoder(tokenizer: Tokenizer) -> Encoder:
 
 def decode(task: Tagging, batch: Batch, labels: Sequence[str]) -> list[TaggingAnswer]:
     """Answers of a model that is sure of these labels, one a word of the batch."""
-    scores = torch.full((len(labels), len(task.labels)), 0.1 / len(task.labels))
-    for word, label in enumerate(labels):
-        scores[word, task.labels.index(label)] = 0.9
-    return task.decode(scores, batch)
+    ids = torch.tensor([task.labels.index(label) for label in labels], dtype=torch.int64)
+    return task.decode((torch.full((len(labels),), 0.9), ids), batch)
 
 
 # Words, pieces and windows

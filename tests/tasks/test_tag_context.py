@@ -157,9 +157,8 @@ def test_the_labels_of_words_come_back_whatever_the_words_are(
     first_pieces = [int(minilm_tokenizer.encode_words([word])[0][0]) for _, words in sentences for word in words]
     assert batch.inputs.token_ids[batch.labels["word_positions"]].tolist() == first_pieces
     labels = [data.draw(st.sampled_from(LABELS)) for _ in first_pieces]
-    scores = torch.zeros(len(labels), len(LABELS))
-    scores[range(len(labels)), [LABELS.index(label) for label in labels]] = 1.0
-    answers = task.decode(scores, batch)
+    ids = torch.tensor([LABELS.index(label) for label in labels], dtype=torch.int64)
+    answers = task.decode((torch.ones(len(labels)), ids), batch)
     assert [label for answer in answers for label in answer.labels] == labels
     for (_, words), example, answer in zip(sentences, examples, answers, strict=True):
         assert list(answer.words) == words == [example.text[a:b] for a, b in answer.word_spans.tolist()]

@@ -68,6 +68,7 @@ def build_app() -> App:
         finetune.command(f"{_MODEL}:finetune_{name}", name=name, help=line)
         check.command(f"{_MODEL}:check_{name}", name=name, help=line)
         advise.command(f"{_ADVICE}:advise_{name}", name=name, help=line)
+    finetune.command(f"{_MODEL}:finetune_together", name="together", help="Several of these over one encoder.")
     app.command(f"{_MODEL}:evaluate", name="evaluate", help="Score a model on labelled data.", sort_key=6)
     app.command(f"{_MODEL}:predict", name="predict", help="Answers for a line, a file or stdin, as JSONL.", sort_key=7)
     app.command(f"{_MODEL}:demo", name="demo", help="From nothing to three tasks, on text already here.", sort_key=8)

@@ -36,6 +36,8 @@ from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
 from bertsmith.tasks.seeds import Spread, spread
 from bertsmith.tasks.tag_data import TaggingSettings
+from bertsmith.tasks.together import TogetherSettings
+from bertsmith.tasks.together import finetune_together as learn_together
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.doctor import check_corpus, render
 from bertsmith.text.reading import open_text, suffix_of
@@ -198,6 +200,15 @@ def finetune_embedding(
 ) -> None:
     """Teach a model to give texts that belong together vectors that are near, for search and comparison."""
     _show_finetuned(finetune("embedding", settings, options), "A text.")
+
+
+def finetune_together(*, settings: Annotated[TogetherSettings, _FLAT], config: ConfigFile = None) -> None:
+    """Teach one model several tasks, of which each gets a folder of its own."""
+    for name, metrics in learn_together(settings).metrics.items():
+        for split, values in metrics.items():
+            _show_metrics(f"{name}, {split}", values)
+        print(f"Model: {settings.out / name / 'model'}")
+    print(f"Report: {settings.out / 'report.html'}")
 
 
 def _show_check(report: DataReport, settings: CheckSettings) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertsmith.errors import ModelError
+from bertsmith.errors import ModelError, SettingsError
 from bertsmith.files import sha256
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
@@ -30,6 +30,7 @@ from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_task import PretrainLogits, PretrainTask
 from bertsmith.tasks.saved import FinetuneTask, load_task, model_folder
+from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.task import Batch, Task, TaskAround
 
@@ -168,9 +169,12 @@ def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float
     Raises:
         ModelError: no such model; another task, tokenizer or labels; too few positions for the student's
             sequences.
+        SettingsError: tagging with crf, here or there.
     """
     theirs, model = load_task(folder)
     where = f"teacher {folder}"
+    check_answers_stand_alone(task, "teacher")
+    check_answers_stand_alone(theirs, "teacher")
     if theirs.name != task.name:
         raise ModelError(f"{where}: it was trained for {theirs.name}, not for {task.name}")
     _check_tokenizer(where, task.tokenizer, theirs.tokenizer)
@@ -196,6 +200,16 @@ def tells_numbers(task: FinetuneTask) -> bool:
     if isinstance(task, Embedding):
         return task.settings.score_column is not None
     return isinstance(task, Classification) and task.settings.regression
+
+
+def check_answers_stand_alone(task: FinetuneTask, name: str) -> None:
+    """Refuse the setting `name`, which compares answers one by one, where only a whole sentence has a probability.
+
+    Raises:
+        SettingsError: tagging with crf.
+    """
+    if isinstance(task, Tagging) and task.settings.crf:
+        raise SettingsError(f"{name} compares the probabilities of single words, and crf has those of whole sentences.")
 
 
 def as_choices(task: FinetuneTask, logits: Tensor) -> Tensor:

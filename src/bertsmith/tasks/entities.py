@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from bertsmith.errors import InputError
 
 Scheme = Literal["iob1", "iob2", "bioes", "none"]
@@ -122,6 +124,24 @@ def read_spans(tags: Sequence[str]) -> list[Span]:
     if open_label is not None:
         spans.append(Span(start, len(tags), open_label))
     return spans
+
+
+def allowed_neighbours(labels: Sequence[str], has_entities: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which labels a sentence may begin with, and which may stand behind which: an entity goes on only from its own.
+
+    Labels that are not of entities may stand anywhere.
+
+    >>> allowed_neighbours(["O", "B-PER", "I-PER"], True)[1].astype(int).tolist()  # I-PER is not behind O
+    [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+
+    Returns:
+        bool [C] and bool [C, C], the label before and the one behind it.
+    """
+    outside = OUTSIDE, ""
+    parts = [(split_tag(label) or outside) if has_entities else outside for label in labels]
+    goes_on = np.array([prefix in ("I", "E") for prefix, _ in parts])
+    own = np.array([[before[0] in ("B", "I") and before[1] == behind[1] for behind in parts] for before in parts])
+    return ~goes_on, ~goes_on | own
 
 
 def write_iob2(spans: Iterable[Span], length: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertsmith.tasks.distill import as_choices, num_targets, tells_numbers
+from bertsmith.tasks.distill import as_choices, check_answers_stand_alone, num_targets, tells_numbers
 from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.training.task import Batch, Task, TaskAround
 
@@ -24,7 +24,12 @@ class RDrop(TaskAround):
     """A task with the divergence of two passes, each with dropout of its own, as a further loss."""
 
     def __init__(self, task: FinetuneTask, weight: float) -> None:
-        """`weight` is the paper's alpha."""
+        """`weight` is the paper's alpha.
+
+        Raises:
+            SettingsError: tagging with crf.
+        """
+        check_answers_stand_alone(task, "r_drop")
         super().__init__(task)
         self.loss_weights: Mapping[str, float] = {**task.loss_weights, "r_drop": weight}
         self._finetuned = task

@@ -164,6 +164,8 @@ def model_folder(path: str | Path) -> str:
         return str(folder / "model")
     if any(folder.glob(f"{OF_A_FOLD}*/config.yaml")):
         raise ModelError(f"{folder} is a run of folds, which keeps no model. To have one, fine-tune without folds.")
+    if (folder / "tasks.yaml").is_file() and (folder / "config.yaml").is_file():
+        raise ModelError(f"{folder} is a run of several tasks. Give the folder of one of them, which is in it.")
     is_run = (folder / "metrics.jsonl").is_file() or any(
         any(folder.glob(f"{begin}*/config.yaml")) for begin in (OF_A_SEED, OF_A_TRIAL)
     )

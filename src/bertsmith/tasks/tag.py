@@ -3,7 +3,8 @@
 All goes by words: the label of a word is learnt and predicted at its first piece, the other pieces
 have none. A sentence that is too long is read in overlapping windows, where each word is learnt and
 predicted once, in the window that sees the most text around it. A shorter one may be shown with what
-stands around it in its document, whose words are learnt and predicted with their own sentences.
+stands around it in its document, whose words are learnt and predicted with their own sentences. With crf
+the labels of a sentence are learnt and predicted as a whole, across its windows: see `model/crf.py`.
 Shape letters: T tokens, S sequences, W words of the batch, C labels.
 """
 
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from bertsmith.errors import SettingsError
 from bertsmith.model.batch import pack
+from bertsmith.model.crf import Crf
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
-from bertsmith.tasks.entities import Scores, Span, detect_scheme, read_spans, score_entities
+from bertsmith.tasks.entities import Scores, Span, allowed_neighbours, detect_scheme, read_spans, score_entities
 from bertsmith.tasks.rows import ListExamples, check_max_length, class_weights, label_id, sub_batches
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, in_documents, row_of
 from bertsmith.tasks.tag_words import Words, around, words_of
@@ -85,12 +87,13 @@ class TaggingAnswer:
 
 
 class TokenClassificationModel(nn.Module):
-    """The encoder with a head of C outputs a token."""
+    """The encoder with a head of C outputs a token, and with what labels score behind each other, if they do."""
 
-    def __init__(self, encoder: Encoder, num_outputs: int) -> None:
+    def __init__(self, encoder: Encoder, num_outputs: int, crf: Crf | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.tokens = TokenHead(encoder.config, num_outputs)
+        self.crf = crf
 
 
 class Tagging:
@@ -216,7 +219,8 @@ class Tagging:
             SettingsError: `max_length` is longer than the encoder's position table.
         """
         check_max_length(self.settings.max_length, encoder)
-        return TokenClassificationModel(encoder, len(self.labels))
+        crf = Crf(*allowed_neighbours(self.labels, self.has_entities)) if self.settings.crf else None
+        return TokenClassificationModel(encoder, len(self.labels), crf)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [W, C], at first pieces only."""
@@ -225,11 +229,14 @@ class Tagging:
         return logits_WC.float()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the weighted, smoothed cross-entropy over the words, in nats."""
-        return self.loss_from(self.logits(model, batch), batch)
+        """Sum of the weighted, smoothed cross-entropy over the words, in nats; with crf of that of the sentences."""
+        logits_WC = self.logits(model, batch)
+        if isinstance(model.crf, Crf):
+            return {self.name: -model.crf.log_likelihood(logits_WC, batch.labels["targets"], _lengths(batch))}
+        return self.loss_from(logits_WC, batch)
 
     def loss_from(self, logits_WC: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The same, of `logits`."""
+        """The same, of `logits`, without crf."""
         loss = nn.functional.cross_entropy(
             logits_WC,
             batch.labels["targets"],
@@ -239,20 +246,26 @@ class Tagging:
         )
         return {self.name: loss}
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """float32 [W, C] probabilities, on the CPU."""
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """float32 [W] probabilities and int64 [W] ids: each word's best label, with crf those of the best sentence."""
         positions_W = batch.labels["word_positions"]
         found_WC = torch.zeros(len(positions_W), len(self.labels))
         for start, inputs in sub_batches(batch.inputs):
             is_here_W = (positions_W >= start) & (positions_W < start + len(inputs.token_ids))
             part = Batch(inputs, {"word_positions": positions_W[is_here_W] - start}, {}, ())
-            found_WC[is_here_W.cpu()] = self.logits(model, part).softmax(-1).cpu()
-        return found_WC
+            found_WC[is_here_W.cpu()] = self.logits(model, part).cpu()
+        if not isinstance(model.crf, Crf):
+            scores_W, ids_W = found_WC.softmax(-1).max(-1)
+            return scores_W, ids_W
+        found_WC, lengths = found_WC.to(positions_W.device), _lengths(batch)
+        ids_W = model.crf.best(found_WC, lengths)
+        scores_W = model.crf.marginals(found_WC, lengths).gather(1, ids_W[:, None])[:, 0]
+        return scores_W.cpu(), ids_W.cpu()
 
-    def decode(self, output: Tensor, batch: Batch) -> list[TaggingAnswer]:
+    def decode(self, output: tuple[Tensor, Tensor], batch: Batch) -> list[TaggingAnswer]:
         """One answer a sentence."""
-        scores_W, ids_W = output.max(-1)
-        counts = [len(example.word_positions) for example in batch.examples]
+        scores_W, ids_W = output
+        counts = _lengths(batch)
         parts = zip(batch.examples, torch.split(scores_W, counts), torch.split(ids_W, counts), strict=True)
         return [self._answer(example, scores.numpy(), ids.tolist()) for example, scores, ids in parts]
 
@@ -344,6 +357,11 @@ class Tagging:
         if self.has_entities:
             return set(read_spans(tags))
         return {Span(word, word + 1, tag) for word, tag in enumerate(tags)}
+
+
+def _lengths(batch: Batch) -> list[int]:
+    """Words of each sentence, which stand one after the other whatever windows they were read in."""
+    return [len(example.word_positions) for example in batch.examples]
 
 
 def _entity_scores(answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> dict[str, Scores]:

@@ -39,12 +39,16 @@ class TaggingSettings:
     """Weights of the labels in the loss: none, auto (every label counts the same), or "B-PER=5,O=0.5"."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all labels."""
+    crf: bool = False
+    """Learn and answer the labels of a sentence as a whole, with scores for what stands behind what (CRF)."""
     metric: Literal["f1", "accuracy", "macro_f1"] | None = None
     """What picks the best checkpoint; None: f1 of entities, accuracy of labels."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise SettingsError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
+        if self.crf and (self.class_weights != "none" or self.label_smoothing > 0):
+            raise SettingsError("crf learns whole sentences: class_weights and label_smoothing are of single words.")
         for name, lowest in (("max_length", 3), ("doc_stride", 1)):
             if getattr(self, name) < lowest:
                 raise SettingsError(f"{name} must be at least {lowest}, not {getattr(self, name)}.")

@@ -1,7 +1,7 @@
 """What all runs of a fine-tuning have in common, and one run: from initial or pre-trained weights to a folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Teaching:
             if self.fold is not None:
                 write_predictions(settings.out / PREDICTIONS, self.task, evaluations["test"])
             metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-            _save(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
+            save_finetuned(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
             write_run_report(self.task, settings, configuration(settings, self.options), evaluations, training)
             return metrics, seeds.find_failure(self.task, evaluations, settings.out)
 
@@ -176,7 +176,7 @@ def say(screen: Console, line: str) -> None:
     screen.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _save(
+def save_finetuned(
     kind: Kind,
     task: FinetuneTask,
     model: nn.Module,
@@ -185,8 +185,17 @@ def _save(
     metrics: Mapping[str, Mapping[str, float]],
     data: Mapping[str, str],
     new_tensors: list[str],
+    *,
+    beside: Sequence[str] = (),
 ) -> None:
-    """The folder `model/` with its card. Its dropout is the configuration's, whatever fine-tuning used."""
+    """The folder `model/` with its card. Its dropout is the configuration's, whatever fine-tuning used.
+
+    Args:
+        metrics: split -> metric -> value.
+        data: file -> SHA-256.
+        new_tensors: those that `settings.model` did not have.
+        beside: the names of other tasks that were learnt with the same encoder.
+    """
     names = {Path(source).name: digest for source, digest in data.items()}
     is_random = settings.model.startswith(SIZE_PREFIX)
     origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
@@ -195,6 +204,8 @@ def _save(
         name, weight = source_name(settings.teacher), settings.distill_weight
         teaching = {"teacher": name, "distill_weight": weight, "temperature": settings.temperature}
         origin = f"{origin}, taught by `{name}`"
+    if beside:
+        origin = f"{origin}, together with {', '.join(beside)}"
     row = family(config.model_type)
     card = model_card(
         f"{row.class_prefix} for {task.name}",

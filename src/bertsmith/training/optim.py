@@ -9,12 +9,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from bertsmith.errors import SettingsError, did_you_mean
+from bertsmith.model.crf import Crf
 from bertsmith.model.encoder import Encoder, Layer
 from bertsmith.training.optimizers import BertAdam, Combined, Lamb, MatrixMuon, StableAdamW
 
 OptimizerName = Literal["adamw", "bert-original", "stable-adamw", "lamb", "muon"]
 ScheduleName = Literal["linear", "bert-original", "cosine", "wsd", "constant"]
 
+_CRF_RATE = 100.0
+"""What the learning rate is multiplied by for the scores between labels: they start from nothing, and have to grow to
+one or two in as many steps as an encoder, which is only moved a little, takes at its own rate."""
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d)
 
 
@@ -191,19 +195,19 @@ def _by_rate(
 
 
 def _rate_scales(model: nn.Module, layer_decay: float | None) -> dict[Tensor, float]:
-    """The share of the learning rate of all parameters that do not have the whole of it.
+    """What the learning rate is multiplied by, for all parameters that do not have it as it is.
 
     The highest of L layers is one step below the head, the lowest L, the embeddings L + 1. A layer whose weights are
     shared counts once. The norm behind the layers goes with the head.
     """
     found: dict[Tensor, float] = {}
-    if layer_decay is None:
-        return found
-    for encoder in model.modules():
-        if isinstance(encoder, Encoder):
-            for below, part in enumerate(reversed(list(encoder.layers)), start=1):
+    for module in model.modules():
+        if isinstance(module, Crf):
+            found |= dict.fromkeys(module.parameters(), _CRF_RATE)
+        if isinstance(module, Encoder) and layer_decay is not None:
+            for below, part in enumerate(reversed(list(module.layers)), start=1):
                 found |= dict.fromkeys(part.parameters(), layer_decay**below)
-            found |= dict.fromkeys(encoder.embedding_parameters(), layer_decay ** (len(encoder.layers) + 1))
+            found |= dict.fromkeys(module.embedding_parameters(), layer_decay ** (len(module.layers) + 1))
     return found
 
 

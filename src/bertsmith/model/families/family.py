@@ -14,6 +14,9 @@ from bertsmith.model.config import Structure
 
 RawConfig = dict[str, Any]
 
+_OWN = ("crf.",)
+"""What models of ours have and no architecture does: it is saved under our names, and Transformers passes it over."""
+
 
 def _as_it_is(raw: RawConfig) -> RawConfig:
     return raw
@@ -86,6 +89,8 @@ class Family:
         prefix = "" if architecture == self.bare else self.prefix
         if name.startswith("encoder."):
             return tuple(prefix + found for found in _below(self.encoder, name.removeprefix("encoder.")))
+        if architecture != self.bare and name.startswith(_OWN):
+            return (name,)
         head = self.heads[architecture]
         if architecture == self.bare or "pooled.out" in head:
             pooler = _below({ours: (theirs,) for ours, theirs in self.pooler.items()}, name)
@@ -119,7 +124,7 @@ class Family:
 
     def architecture_of(self, names: Iterable[str], written_as: Sequence[str]) -> str:
         """The architecture of a model with tensors of these names: of several, the one the folder was written as."""
-        outside = [name for name in names if not name.startswith("encoder.")]
+        outside = [name for name in names if not name.startswith(("encoder.", *_OWN))]
         heads = {name for name in outside if not any(_is_below(name, ours) for ours in self.pooler)}
         fitting = [
             architecture

@@ -1,0 +1,282 @@
+"""The verb `finetune together`: several tasks, each with its data and head, over one encoder (`together_task.py`).
+
+out/
+    config.yaml     the settings, as `--config` takes them
+    tasks.yaml      the tasks, as `--tasks` takes them
+    metrics.jsonl   what the training loop wrote
+    report.html     curves, figures of all tasks
+    checkpoints/    to resume from
+    NAME/model/     of each task the encoder with its head: a Hugging Face folder like any other
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from bertsmith.errors import SettingsError
+from bertsmith.files import atomic_write, sha256
+from bertsmith.model.config import EncoderConfig
+from bertsmith.settings import from_mapping, read_config, to_mapping, to_yaml
+from bertsmith.tasks.finetune import make_task
+from bertsmith.tasks.finetune_report import data_files
+from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.run_settings import RunSettings
+from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, task_kind
+from bertsmith.tasks.start import build_model, starting_point
+from bertsmith.tasks.teaching import save_finetuned, say, train_settings
+from bertsmith.tasks.together_task import Together, model_of, on_one_encoder
+from bertsmith.training.device import resolve_precision
+from bertsmith.training.distributed import ALONE
+from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.launch import read_launch
+from bertsmith.training.loop import Stage, train
+from bertsmith.training.plan import TrainResult
+from bertsmith.training.report import Table, data_table, training_sections, write_report
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_RESERVED = ("checkpoints", "model")
+"""What a run's folder holds beside those of its tasks, or is known by."""
+Metrics = Mapping[str, Mapping[str, float]]
+"""Split -> metric -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TogetherSettings(RunSettings):
+    """What to start from, which tasks to learn, and how long."""
+
+    model: str
+    """A BERT-like folder, a run's folder, a Hub id; or "size:mini" for random weights, with a tokenizer."""
+    tasks: Path
+    """A YAML, TOML or JSON file: for each task a name with its task, train, dev, test and the task's own options."""
+    tokenizer: str | None = None
+    """A tokenizer folder or vocab.txt; None: the model's own."""
+    dev_share: float = 0.1
+    """Share of the training texts of a task that is held back when it has no dev."""
+    sampling: float = 1.0
+    """How often a task is learnt: its batches to this power; 1: each row once an epoch, 0: all tasks as often."""
+    epochs: float = 3.0
+    """Passes over the training data of all tasks."""
+    learning_rate: float = 5e-5
+    """Peak of the schedule."""
+    layer_decay: float | None = None
+    """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
+    evaluate_every: str = "1 epoch"
+    """How often the dev data of all tasks are evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
+    early_stopping: int | None = None
+    """Stop after this many evaluations in a row without a new best mean; None: never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.sampling <= 1:
+            raise SettingsError(f"sampling must be in [0, 1], not {self.sampling}.")
+        for name in ("micro_batch_size", "auto_batch"):
+            if getattr(self, name):
+                raise SettingsError(f"{name} cuts a step, and together a step is one batch of one task: leave it out.")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the file of the tasks says of each, beside the options of its kind."""
+
+    task: str
+    train: str
+    dev: str | None = None
+    test: str | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the tasks: its kind, its options, and the settings as if it were learnt alone."""
+
+    kind: Kind
+    options: Any
+    settings: FinetuneSettings
+
+
+@dataclass(frozen=True)
+class TogetherResult:
+    """What it came to: metrics of the saved weights by task and split, and where things are."""
+
+    metrics: Mapping[str, Metrics]
+    folder: Path
+    training: TrainResult
+
+    def model(self, name: str) -> Path:
+        """The Hugging Face folder of a task."""
+        return self.folder / name / "model"
+
+
+def finetune_together(settings: TogetherSettings, *, console: Console | None = None) -> TogetherResult:
+    """Learn several tasks with one encoder, keep the weights that are best in the mean of their first metrics on dev.
+
+    Nothing is written before the data of all tasks, the tokenizer and the model have been read and fit together.
+
+    Args:
+        console: where progress is shown; None is standard error.
+
+    Raises:
+        InputError: data that cannot be read, unknown columns or labels.
+        SettingsError: fewer than two tasks, a name that is none for a folder, an unknown task or option; a metric that
+            should be small; several ranks; `out` holds a run and neither `resume` nor `overwrite` is set.
+        ModelError: a model that cannot be loaded, or does not fit its tokenizer.
+        Interrupted: Ctrl-C; the run can be resumed.
+    """
+    if read_launch().size > 1:
+        raise SettingsError("together a step is one batch of one task, which several ranks cannot share.")
+    parts = read_parts(settings)
+    first = next(iter(parts.values())).settings
+    learning = train_settings(first)  # refuses what is out of range before any data are read
+    device = ALONE.device(settings.device)
+    sources = [
+        source for part in parts.values() for source in (part.settings.train, part.settings.dev, part.settings.test)
+    ]
+    sources += [settings.model, settings.tokenizer, str(settings.tasks)]
+    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
+    config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
+    tasks = {name: make_task(one.kind, one.settings, one.options, tokenizer) for name, one in parts.items()}
+    together = Together(tasks, settings.batch_size, settings.sampling, settings.seed)
+    built = {name: build_model(task, config, weights, parts[name].settings) for name, task in tasks.items()}
+    model = on_one_encoder({name: own for name, (own, _) in built.items()})
+    data = {name: {str(path): sha256(path) for path in data_files(one.settings)} for name, one in parts.items()}
+    if settings.overwrite:
+        shutil.rmtree(settings.out, ignore_errors=True)
+    _write_configuration(settings)
+    screen = ALONE.console(console)
+    for (name, task), number in zip(tasks.items(), together.batches.numbers.tolist(), strict=True):
+        say(screen, f"{name}: {task.name}, {task.examples('train').num_examples(0):,} rows, {number:,} steps an epoch.")
+        for line in task.notes():
+            say(screen, f"{name}: {line}")
+    training = train(
+        model,
+        [Stage(together, batch_size=1)],
+        learning,
+        settings.out,
+        resume=settings.resume,
+        fingerprint=_fingerprint(settings, tasks, data),
+        console=screen,
+    )
+    metrics: dict[str, Metrics] = {}
+    precision = resolve_precision(settings.precision, device)
+    for name, task in tasks.items():
+        own = model_of(model, name)
+        splits = [split for split in ("dev", "test") if task.examples(split).num_examples(0)]
+        evaluations = {split: evaluate_task(own, task, split, device=device, precision=precision) for split in splits}
+        metrics[name] = {split: evaluation.metrics for split, evaluation in evaluations.items()}
+    _save(parts, tasks, model, config, metrics, data, {name: new for name, (_, new) in built.items()})
+    _write_report(settings, parts, metrics, training)
+    return TogetherResult(metrics, settings.out, training)
+
+
+def read_parts(settings: TogetherSettings) -> dict[str, _Part]:
+    """The tasks of the file, by name.
+
+    Raises:
+        SettingsError: fewer than two; a name that is none for a folder; an unknown task or option.
+    """
+    values = read_config(settings.tasks)
+    if len(values) < 2:
+        raise SettingsError(f"{settings.tasks}: {len(values)} tasks; together at least two are learnt.")
+    common = {one.name for one in fields(TogetherSettings)} & {one.name for one in fields(FinetuneSettings)} - {"out"}
+    shared = {name: getattr(settings, name) for name in common}
+    parts: dict[str, _Part] = {}
+    for name, given in values.items():
+        where = f"{settings.tasks}, {name}"
+        if not _NAME.fullmatch(name) or name in _RESERVED:
+            raise SettingsError(f"{where}: a task's name is also that of its folder: letters, digits, - and _.")
+        if not isinstance(given, Mapping):
+            raise SettingsError(f"{where}: a task has keys and values, such as task and train.")
+        own = {one.name for one in fields(_Source)}
+        source = from_mapping(_Source, {key: value for key, value in given.items() if key in own}, where)
+        kind = task_kind(source.task)
+        options = from_mapping(kind.settings, {key: value for key, value in given.items() if key not in own}, where)
+        alone = FinetuneSettings(
+            train=source.train, dev=source.dev, test=source.test, out=settings.out / name, **shared
+        )
+        parts[name] = _Part(kind, options, alone)
+    return parts
+
+
+def _fingerprint(
+    settings: TogetherSettings, tasks: Mapping[str, FinetuneTask], data: Mapping[str, Mapping[str, str]]
+) -> dict[str, str | int | float | bool | None]:
+    """What has to be equal on resume, beside the loop's own."""
+    of_tasks = {name: {"task": task.name, **to_mapping(task.settings)} for name, task in tasks.items()}
+    return {
+        "model": settings.model,
+        "tokenizer": next(iter(tasks.values())).tokenizer.fingerprint,
+        "dropout": settings.dropout,
+        "batch_size": settings.batch_size,
+        "sampling": settings.sampling,
+        "tasks": json.dumps(of_tasks, sort_keys=True),
+        "data": json.dumps(data, sort_keys=True),
+    }
+
+
+def _configuration(settings: TogetherSettings) -> dict[str, Any]:
+    return to_mapping(replace(settings, resume=False, overwrite=False))
+
+
+def _write_configuration(settings: TogetherSettings) -> None:
+    """`config.yaml` and `tasks.yaml`, unless a run that is resumed has them."""
+    if settings.resume and (settings.out / "config.yaml").is_file():
+        return
+    atomic_write(settings.out / "tasks.yaml", to_yaml(read_config(settings.tasks)))
+    note = "# bertsmith finetune together --config config.yaml\n"
+    atomic_write(settings.out / "config.yaml", note + to_yaml(_configuration(settings)))
+
+
+def _save(
+    parts: Mapping[str, _Part],
+    tasks: Mapping[str, FinetuneTask],
+    model: nn.ModuleDict,
+    config: EncoderConfig,
+    metrics: Mapping[str, Metrics],
+    data: Mapping[str, Mapping[str, str]],
+    new_tensors: Mapping[str, list[str]],
+) -> None:
+    """A model folder a task."""
+    model.to(torch.device("cpu"))
+    for name, task in tasks.items():
+        (parts[name].settings.out).mkdir(exist_ok=True)
+        save_finetuned(
+            parts[name].kind,
+            task,
+            model_of(model, name),
+            config,
+            parts[name].settings,
+            metrics[name],
+            data[name],
+            new_tensors[name],
+            beside=[other for other in tasks if other != name],
+        )
+
+
+def _write_report(
+    settings: TogetherSettings, parts: Mapping[str, _Part], metrics: Mapping[str, Metrics], training: TrainResult
+) -> None:
+    """`report.html`: the figures of all tasks, curves, data."""
+    rows = [
+        (name, key, *(of_splits[split].get(key, "") if split in of_splits else "" for split in ("dev", "test")))
+        for name, of_splits in metrics.items()
+        for key in dict.fromkeys(key for values in of_splits.values() for key in values)
+    ]
+    facts = {
+        f"{name}, {next(iter(values))} on {split}": f"{next(iter(values.values())):.4f}"
+        for name, of_splits in metrics.items()
+        for split, values in of_splits.items()
+    }
+    facts |= {"steps": f"{training.step:,}", "seconds": f"{training.seconds:,.0f}"}
+    sections = [
+        Table("Results", ("task", "metric", "dev", "test"), rows),
+        *training_sections(settings.out / "metrics.jsonl"),
+        data_table([path for part in parts.values() for path in data_files(part.settings)]),
+    ]
+    write_report(settings.out, "Fine-tuning: several tasks", sections, config=_configuration(settings), facts=facts)
