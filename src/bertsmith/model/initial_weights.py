@@ -79,30 +79,33 @@ def neighbour_heads(
         offsets: no more than there are heads.
         projection: from E to D, where the widths differ.
     """
-    width, narrow = qkv.in_features, tables[0].embedding_dim
+    width, (num_places, narrow) = qkv.in_features, tables[0].weight.shape
     head_size = width // num_heads
-    num_waves = min(head_size, narrow) // 2
+    # The same for all that share the table, as ELECTRA's two models do, whatever the size of their heads.
+    num_short = narrow // 4
     frequencies = torch.cat(
         [
-            _frequencies(2, LONGEST_READ, num_waves),
-            _frequencies(LONGEST_READ, tables[0].num_embeddings, (narrow + 1) // 2 - num_waves),
+            _frequencies(2, LONGEST_READ, num_short),
+            _frequencies(LONGEST_READ, num_places, (narrow + 1) // 2 - num_short),
         ]
     )
     sinusoidal_positions(tables[0], amplitude, frequencies)
+    num_read = min(head_size // 2, num_short)
+    read = torch.linspace(0, num_short - 1, num_read).round().long()
     # A norm divides by the embedding's deviation. A wave that agrees with itself then adds its amplitude's square.
     variance = sum(float(table.weight.detach().var()) for table in tables)
-    scale = math.sqrt(NEIGHBOUR_PEAK * math.sqrt(head_size) * variance / (num_waves * amplitude**2))
-    reader = scale * torch.eye(2 * num_waves, narrow)
+    scale = math.sqrt(NEIGHBOUR_PEAK * math.sqrt(head_size) * variance / (num_read * amplitude**2))
+    reader = scale * torch.eye(narrow)[torch.stack([2 * read, 2 * read + 1], dim=1).flatten()]
     if projection is not None:
         reader = reader @ torch.linalg.pinv(projection.weight.detach())
     deviation = 1 / math.sqrt(width)
     with torch.no_grad():
         queries, keys, values = qkv.weight.view(3, num_heads, head_size, width)
         for head, offset in enumerate(offsets):
-            turned = _turns(offset * frequencies[:num_waves]) @ reader.view(num_waves, 2, width)
+            turned = _turns(offset * frequencies[read]) @ reader.view(num_read, 2, width)
             for matrix, rows in ((queries[head], turned.flatten(0, 1)), (keys[head], reader)):
                 matrix.zero_()
-                matrix[: 2 * num_waves] = rows
+                matrix[: 2 * num_read] = rows
         for matrix in (values, attention_out.weight):
             nn.init.trunc_normal_(matrix, std=deviation, a=-2 * deviation, b=2 * deviation)
 
