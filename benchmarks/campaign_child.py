@@ -1,4 +1,6 @@
-"""A command in a fork of this process, and what is done to it while it saves a checkpoint. For kill_campaign.py.
+"""A command in forks of this process, one a rank, and what is done to it while it saves a checkpoint.
+
+For kill_campaign.py.
 
 The parent has imported the command line, so that an attempt costs the run alone. It may not have started a thread: a
 fork has only the thread that forked.
@@ -9,6 +11,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,10 +26,13 @@ from safetensors import SafetensorError
 from bertsmith.cli import main
 from bertsmith.files import free_bytes
 from bertsmith.training import checkpoint, loop
+from bertsmith.training.distributed import Agreement
 
 PRELOADED = ("bertsmith.cli.model_verbs", "torch._dynamo", "matplotlib.backends.backend_svg", "sklearn.metrics")
 """What a run imports late."""
 REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT)
+PATIENCE_SECONDS = 60.0
+"""How long the other ranks have to end by themselves: at once, but that rank 0 first ends what it does for all."""
 REMOVALS = {"os.remove", "os.rmdir", "shutil.rmtree"}
 CHANGES = REMOVALS | {"open", "os.mkdir", "os.chmod", "os.rename", "os.truncate"}
 """Python's audit events for calls that change a file or folder."""
@@ -50,10 +56,12 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Attempt:
-    """How a child ended, and what it had noted by then."""
+    """How the ranks ended, and what they had noted by then."""
 
-    code: int  # exit code, or minus the signal
+    codes: Sequence[int]  # by rank: exit code, or minus the signal
     notes: Sequence[dict[str, Any]]
+    have_met: bool  # whether all ranks had found each other before the first of them ended
+    seconds_behind: float  # from the first end that was not a success to the last end
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The notes of one kind, in order."""
@@ -69,28 +77,73 @@ def preload() -> None:
         raise SystemExit(f"a library has started a thread: {threads}. Set OMP_NUM_THREADS=1.")
 
 
-def attempt(command: Sequence[str], log: Path, trouble: Trouble | None = None, seconds: float | None = None) -> Attempt:
+def attempt(
+    command: Sequence[str],
+    log: Path,
+    trouble: Trouble | None = None,
+    seconds: float | None = None,
+    num_ranks: int = 1,
+    victim: int = 0,
+) -> Attempt:
     """Run a command to its end, or to a SIGKILL after so many seconds, or into trouble.
 
     Args:
-        log: gets what the command prints; `log`.notes what the child notes about its saves.
+        log: gets what the command prints; `log`.RANK.notes what a child notes about its saves.
+        trouble: of rank 0, which saves.
+        victim: the rank that is killed after `seconds`.
     """
-    notes = log.with_suffix(".notes")
-    notes.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        _run(command, log, notes, trouble)
+    notes = [log.with_suffix(f".{rank}.notes") for rank in range(num_ranks)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children: dict[int, int] = {}
+    for rank, path in enumerate(notes):
+        path.unlink(missing_ok=True)
+        child = os.fork()
+        if child == 0:
+            if num_ranks > 1:
+                where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
+                os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+            _run(command, log, path, trouble if rank == 0 else None)
+        children[rank] = child
+    codes, have_met, seconds_behind = _watched(children, notes, seconds, victim)
+    return Attempt(codes, [note for path in notes for note in _read(path)], have_met, seconds_behind)
+
+
+def _watched(
+    children: dict[int, int], notes: Sequence[Path], seconds: float | None, victim: int
+) -> tuple[list[int], bool, float]:
+    """Wait for children, by rank, and kill one in its time; and the others as torchrun would, if they cannot know."""
+    codes: dict[int, int] = {}
     end = None if seconds is None else time.monotonic() + seconds
+    first_death: float | None = None
+    have_met = True
     while True:
-        done, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
-        if done:
-            break
-        if end is not None and time.monotonic() >= end:
-            os.kill(child, signal.SIGKILL)
+        for rank, child in list(children.items()):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[rank] = os.waitstatus_to_exitcode(status)
+                del children[rank]
+        now = time.monotonic()
+        if first_death is None and any(codes.values()):
+            first_death = now
+            have_met = all(any(note["event"] == "met" for note in _read(path)) for path in notes)
+        if not children:
+            return [codes[rank] for rank in sorted(codes)], have_met, now - (first_death or now)
+        if first_death is not None and (not have_met or now > first_death + PATIENCE_SECONDS):
+            for child in children.values():
+                os.kill(child, signal.SIGKILL)
+        elif end is not None and now >= end:
+            if victim in children:
+                os.kill(children[victim], signal.SIGKILL)
             end = None
         time.sleep(0.001)
-    lines = notes.read_text().splitlines() if notes.exists() else []
-    return Attempt(os.waitstatus_to_exitcode(status), [json.loads(line) for line in lines])
+
+
+def _read(notes: Path) -> list[dict[str, Any]]:
+    """What a child has noted; the last line may be cut off by its end."""
+    lines = notes.read_text().split("\n")[:-1] if notes.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def _run(command: Sequence[str], log: Path, notes: Path, trouble: Trouble | None) -> NoReturn:
@@ -158,7 +211,13 @@ class _Watch:
                     os.posix_fallocate(file.fileno(), 0, free_bytes(folder) - self.trouble.number)
                 self.note("trouble", call="fill")
 
+        def met(*arguments: Any) -> Agreement:
+            agreement = Agreement(*arguments)  # which all ranks have come to
+            self.note("met")
+            return agreement
+
         loop.save_checkpoint, loop.load_checkpoint = noted_save, noted_load
+        loop.Agreement = met  # type: ignore[assignment, misc]
         checkpoint.save_file, os.fsync, checkpoint.ensure_free = noted_save_file, noted_fsync, full
         sys.addaudithook(self.audit)
 

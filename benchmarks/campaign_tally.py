@@ -18,6 +18,7 @@ class Tally:
     failures: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     places: list[str] = field(default_factory=list)  # "7 of 51": the seventh call of a save that has 51
+    longest_seconds: float = 0.0  # from the kill of a rank to the end of the last other
 
     def check(self, is_right: bool, what: str) -> None:
         """Note a failure."""
@@ -50,6 +51,7 @@ def report(out: Path, arguments: Mapping[str, Any], rows: Mapping[str, Tally]) -
         total.done += row["done"]
         total.failures += row["failures"]
         total.places += row["places"]
+        total.longest_seconds = max(total.longest_seconds, row.get("longest_seconds", 0.0))
         for count, times in row["counts"].items():
             total.counts[count] = total.counts.get(count, 0) + times
     lines = ["| what | times | failed | of them |", "|---|---:|---:|---|"]
@@ -57,6 +59,8 @@ def report(out: Path, arguments: Mapping[str, Any], rows: Mapping[str, Tally]) -
         parts = ", ".join(f"{times} {count}" for count, times in sorted(total.counts.items()))
         if total.places:
             parts += f"; {len(set(total.places))} different calls of {total.places[0].rpartition(' ')[2]}"
+        if total.longest_seconds:
+            parts += f"; the others ended within {total.longest_seconds:.2f} s"
         lines.append(f"| {name} | {total.done} | {len(total.failures)} | {parts} |")
     (out / "kill_campaign.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

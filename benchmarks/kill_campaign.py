@@ -1,17 +1,19 @@
 """Runs that are killed, files that are damaged, disks that refuse: is a checkpoint ever lost, or a wrong one used?
 
     python benchmarks/kill_campaign.py --out runs/kills [--only kills damage disk] [--verbs pretrain finetune]
-        [--kills 200] [--damages 1000] [--refusals 80] [--seed 0]
+        [--ranks 1 2] [--kills 200] [--damages 1000] [--refusals 80] [--seed 0]
 
 Tiny models learn on made-up sentences, a checkpoint every other step; what the same command gives when nothing happens
 to it is made first, by `python -m bertsmith`, and kept in the folder. An attempt is that command in a fork of a process
-that has imported it.
+that has imported it, or in a fork for each rank.
 
 kills   SIGKILL at a random instant, or before a call that changes a file while a checkpoint is saved (every such call
         in turn) or half-way through a file of tensors. Then the newest whole checkpoint has to be the last that was
         finished, or the one that was being written, bit for bit that of the undisturbed run, with no damaged one
         beside it; the next attempt has to go on from it. After some kills in a row the run is left alone and has to
-        end with the undisturbed run's weights and scores.
+        end with the undisturbed run's weights and scores. With 2 ranks (of gloo) it is rank 0 that is killed in a
+        save, and either of them at a random instant; the other has to end by itself, with an error. (Before the two
+        have met it cannot know, and is killed, which torchrun would do.)
 damage  one bit flipped, or the end cut off, at random, in each file of checkpoints and token stores in turn: whoever
         reads them with all hashes must notice. No process is needed.
 disk    a disk that fills up while a checkpoint is written (a tmpfs), a folder that becomes read-only (a bind mount;
@@ -31,41 +33,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from itertools import cycle
+from dataclasses import replace
+from itertools import cycle, product
 from pathlib import Path
-from typing import Any
 
 import torch
 from campaign_child import REFUSALS, Attempt, Trouble, attempt, hashes, preload
+from campaign_runs import Straight, observed, outcome_of, prepare, reference
 from campaign_tally import Tally, report
 
 from bertsmith.errors import BertsmithError, TrainingError
 from bertsmith.files import bring_back, is_leftover
 from bertsmith.text.corpus import open_corpus
 from bertsmith.training.checkpoint import Kind, find_fault, newest_checkpoint
-from bertsmith.training.progress import read_metrics
 
-WORDS = "the a of and to in it is was he she old king cat river house city blue red saw came went said one two".split()
 KILLS_IN_A_ROW = 8
 TMPFS_MIB = 64
 KINDS: tuple[Kind, ...] = ("step", "best", "stable")
-
-
-@dataclass(frozen=True)
-class Straight:
-    """A verb's command without --out, and what comes of it when nothing happens."""
-
-    verb: str
-    command: Sequence[str]
-    outcome: dict[str, Any]
-    files: dict[str, dict[str, str]]  # name of a checkpoint -> hashes of its tensors
-    calls: dict[str, int]  # calls that change a file in the save of each
-    seconds: float
 
 
 def main() -> int:
@@ -74,7 +61,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=["kills", "damage", "disk"], choices=("kills", "damage", "disk"))
     parser.add_argument("--verbs", nargs="+", default=["pretrain", "finetune"], choices=("pretrain", "finetune"))
-    parser.add_argument("--kills", type=int, default=200, help="over all verbs")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1], help="how many processes a run has; of kills")
+    parser.add_argument("--kills", type=int, default=200, help="over all verbs and ranks")
     parser.add_argument("--damages", type=int, default=1000)
     parser.add_argument(
         "--refusals",
@@ -87,89 +75,28 @@ def main() -> int:
     out: Path = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    commands = {verb: command for verb, command in prepare(out).items() if verb in arguments.verbs}
+    sizes = {*(arguments.ranks if "kills" in arguments.only else ()), *((1,) if "disk" in arguments.only else ())}
+    prepared = prepare(out, sizes)
+    commands = {verb: command for verb, command in prepared.items() if verb in arguments.verbs}
     rows: dict[str, Tally] = {}
-    if {"kills", "disk"} & {*arguments.only}:
+    if sizes:
         preload()
-        for verb, command in commands.items():
+        for (verb, command), num_ranks in product(commands.items(), sorted(sizes)):
             place = Path(tempfile.mkdtemp(prefix=f"{verb}-", dir=out))
             draw = random.Random(f"{verb} {arguments.seed}")
-            straight = observed(verb, command, place, out / "straight" / verb)
-            if "kills" in arguments.only:
-                rows |= kills(straight, place, arguments.kills // len(commands), arguments.seed, draw)
-            if "disk" in arguments.only:
+            straight = observed(verb, command, num_ranks, place, reference(out, verb, num_ranks))
+            if "kills" in arguments.only and num_ranks in arguments.ranks:
+                number = arguments.kills // (len(commands) * len(arguments.ranks))
+                rows |= kills(straight, place, number, arguments.seed, draw)
+            if "disk" in arguments.only and num_ranks == 1:
                 rows |= refusals(straight, place, arguments.refusals // len(commands), draw)
             shutil.rmtree(place)
     if "damage" in arguments.only:
         rows |= damages(out, arguments.damages, random.Random(f"damage {arguments.seed}"))
-    what = {name: getattr(arguments, name) for name in ("only", "verbs", "kills", "damages", "refusals", "seed")}
+    what = {
+        name: getattr(arguments, name) for name in ("only", "verbs", "ranks", "kills", "damages", "refusals", "seed")
+    }
     return report(out, what, rows)
-
-
-# What the runs are
-
-
-def prepare(out: Path) -> dict[str, list[str]]:
-    """Text, labels, tokenizer, store, and a run of each verb that nothing happens to; the commands without --out."""
-    store, labelled, straight = out / "store", out / "labelled.csv", out / "straight"
-    shared = ["--batch-size", "4", "--max-length", "32", "--save-every", "2 steps", "--device", "cpu"]
-    commands = {
-        "pretrain": ["pretrain", "--corpus", str(store), "--size", "tiny", "--budget", "12 steps", *shared],
-        "finetune": ["finetune", "classification", "--model", str(straight / "pretrain"), "--train", str(labelled)],
-    }
-    commands["pretrain"] += ["--schedule", "wsd", "--ema-decay", "0.9", "--evaluate-every", "4 steps"]
-    commands["finetune"] += ["--epochs", "2", "--dev-share", "0.5", "--evaluate-every", "3 steps", *shared]
-    if not (straight / "finetune" / "report.html").exists():
-        draw = random.Random(0)
-
-        def sentence() -> str:
-            return " ".join(draw.choices(WORDS, k=draw.randint(4, 12))).capitalize() + "."
-
-        (out / "text.txt").write_text(
-            "\n\n".join("\n".join(sentence() for _ in range(6)) for _ in range(60)) + "\n", encoding="utf-8"
-        )
-        texts = [sentence() for _ in range(48)]
-        rows = [f"{text},{'royal' if 'king' in text.lower() else 'other'}\n" for text in texts]
-        labelled.write_text("text,label\n" + "".join(rows))
-        text = [str(out / "text.txt"), "--document-separator", "blank-lines", "--overwrite"]
-        real("tokenizer", "train", *text, "--vocab-size", "300", "--out", str(out / "tokenizer"))
-        tokenizer = ["--tokenizer", str(out / "tokenizer"), "--heldout-share", "0.1", "--shard-bytes", "8000"]
-        real("corpus", "build", *text, *tokenizer, "--num-workers", "1", "--out", str(store))
-        for verb, command in commands.items():
-            shutil.rmtree(straight / verb, ignore_errors=True)
-            real(*command, "--out", str(straight / verb))
-    return commands
-
-
-def real(*command: str) -> None:
-    """The command line as users start it."""
-    subprocess.run([sys.executable, "-m", "bertsmith", *command], check=True, stdout=subprocess.DEVNULL)
-
-
-def observed(verb: str, command: Sequence[str], place: Path, reference: Path) -> Straight:
-    """An undisturbed run in a fork, which has to come to what the real one came to."""
-    began = time.monotonic()
-    run = attempt([*command, "--out", str(place / "run")], place / "log")
-    seconds = time.monotonic() - began
-    outcome = outcome_of(reference)
-    if run.code != 0 or outcome_of(place / "run") != outcome:
-        raise SystemExit(f"{verb}: a fork does not give what the command gives; see {place / 'log'}")
-    saved = run.of("saved")
-    files = {note["name"]: note["files"] for note in saved}
-    calls = {note["name"]: note["calls"] for note in saved}
-    shutil.rmtree(place / "run")
-    return Straight(verb, command, outcome, files, calls, seconds)
-
-
-def outcome_of(run: Path) -> dict[str, Any]:
-    """All tensors that a finished run has, and all that was evaluated; without times."""
-    return {
-        "files": {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.safetensors"))},
-        "scores": [
-            (line["step"], line["metrics"]) for line in read_metrics(run / "metrics.jsonl") if "metrics" in line
-        ],
-        "names": sorted(path.name for path in (*run.iterdir(), *(run / "checkpoints").iterdir())),
-    }
 
 
 # Kills
@@ -178,7 +105,8 @@ def outcome_of(run: Path) -> dict[str, Any]:
 def kills(straight: Straight, place: Path, number: int, seed: int, draw: random.Random) -> dict[str, Tally]:
     """Half of them at every call of a save in turn, the others at random instants, in runs of a few kills each.
 
-    The next seed goes on with the call behind the last of this one.
+    Of several ranks, the first alone saves; at a random instant it is any of them. The next seed goes on with the call
+    behind the last of this one.
     """
     num_calls = max(straight.calls.values())
     calls = range(seed * (number // 2), (seed + 1) * (number // 2))
@@ -193,13 +121,15 @@ def kills(straight: Straight, place: Path, number: int, seed: int, draw: random.
             trouble = due[-1]
             name = "at a write" if trouble else "at a random instant"
             seconds = None if trouble else draw.uniform(0, straight.seconds)
-            ended = run.go(trouble, seconds, rows[name])
-            if ended.code == 0:  # it was done before the kill
+            victim = 0 if trouble else draw.randrange(straight.num_ranks)
+            ended = run.go(trouble, seconds, rows[name], victim)
+            if ended.codes[victim] == 0:  # it was done before the kill
                 if trouble and killed == 0:
                     rows[name].check(trouble.save > 1, f"no save has a call number {trouble.number}")
                 due[-1] = trouble and replace(trouble, save=1)
                 break
-            rows[name].check(ended.code == -9, f"{run.where} ended with {ended.code}")
+            rows[name].check(ended.codes[victim] == -9, f"{run.where} ended with {ended.codes}")
+            check_others(run, ended, victim, rows[name])
             rows[name].done += 1
             for note in ended.of("trouble"):
                 rows[name].count(note["call"])
@@ -208,7 +138,21 @@ def kills(straight: Straight, place: Path, number: int, seed: int, draw: random.
             killed += 1
         run.finish(rows["runs left alone at last"])
         rows["runs left alone at last"].done += 1
-    return {f"kills, {straight.verb}: {name}": tally for name, tally in rows.items()}
+    return {f"kills, {straight.name}: {name}": tally for name, tally in rows.items()}
+
+
+def check_others(run: "Run", ended: Attempt, victim: int, tally: Tally) -> None:
+    """The ranks that were not killed have ended by themselves: with an error, or at the end of the run."""
+    others = [code for rank, code in enumerate(ended.codes) if rank != victim]
+    if others:
+        tally.count(f"rank {victim}")
+    if others and not ended.have_met:
+        tally.count("before they had met")
+        return
+    is_over = run.last == list(run.straight.files)[-1]
+    for code in others:
+        tally.check(code == 2 or (code == 0 and is_over), f"{run.where}: another rank ended with {code}")
+    tally.longest_seconds = max(tally.longest_seconds, ended.seconds_behind)
 
 
 class Run:
@@ -226,13 +170,13 @@ class Run:
     @property
     def where(self) -> str:
         """For messages."""
-        return f"{self.straight.verb} after {self.last}"
+        return f"{self.straight.name} after {self.last}"
 
-    def go(self, trouble: Trouble | None, seconds: float | None, tally: Tally) -> Attempt:
+    def go(self, trouble: Trouble | None, seconds: float | None, tally: Tally, victim: int = 0) -> Attempt:
         """Start or resume it, and check what it went on from and what it left."""
         before = self.newest(tally)
         command = [*self.straight.command, "--out", str(self.folder), "--resume"]
-        ended = attempt(command, self.log, trouble, seconds)
+        ended = attempt(command, self.log, trouble, seconds, self.straight.num_ranks, victim)
         for note in ended.of("resumed"):
             tally.check(note["name"] == before, f"{self.where}: resumed from {note['name']}, not from {before}")
         if ended.of("saved"):
@@ -271,8 +215,8 @@ class Run:
     def finish(self, tally: Tally) -> None:
         """Leave it alone until its end."""
         ended = self.go(None, None, tally)
-        tally.check(ended.code == 0, f"{self.where}: ended with {ended.code}; see {self.log}")
-        if ended.code == 0:
+        tally.check(not any(ended.codes), f"{self.where}: ended with {ended.codes}; see {self.log}")
+        if not any(ended.codes):
             tally.check(outcome_of(self.folder) == self.straight.outcome, f"{self.where}: another outcome")
 
 
@@ -308,14 +252,14 @@ def refusals(straight: Straight, place: Path, number: int, draw: random.Random) 
             is_cut = len(ended.of("saved")) < len(ended.of("begun"))
             if trouble.kind != "refuse" or trouble.code != errno.EROFS:  # what cannot be removed stays
                 tally.check(not left, f"{run.where}, {trouble}: left {left}")
-            tally.check(ended.code == (2 if is_cut else 0), f"{run.where}, {trouble}: code {ended.code}")
+            tally.check(ended.codes == [2 if is_cut else 0], f"{run.where}, {trouble}: code {ended.codes}")
             tally.done += len(hit)
             for note in hit if trouble.kind == "refuse" else ():
                 tally.count(note["call"])
                 tally.places.append(f"{trouble.number} of {num_calls}")
             run.finish(tally)
             tally.check(not any(map(is_leftover, os.listdir(run.folder / "checkpoints"))), f"{run.where}: leftovers")
-    return {f"disk, {straight.verb}: {name}": tally for name, tally in rows.items() if tally.done}
+    return {f"disk, {straight.name}: {name}": tally for name, tally in rows.items() if tally.done}
 
 
 @contextmanager

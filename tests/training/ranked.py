@@ -1,6 +1,7 @@
-"""Runs of several ranks, for test_distributed.py and tests/faults/test_ranks.py.
+"""Runs of several ranks, for test_distributed.py, test_sharding.py and tests/faults/test_ranks.py.
 
-python ranked.py all ROOT       each of SCENARIOS, its ranks as forks of this process (which has imported torch once)
+python ranked.py all ROOT       each of SCENARIOS but the sharded, or those named behind ROOT; the ranks are forks of
+                                this process (which has imported torch once)
 torchrun ranked.py try ROOT     two ranks, which the first time are slow; the second time one is killed in the 20th step
 
 A scenario leaves the run in ROOT/NAME/run, and what each rank saw in ROOT/NAME/rank-R.json.
@@ -13,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ from bertsmith.training.distributed import Ranks, joined
 from bertsmith.training.launch import read_launch
 from bertsmith.training.loop import Stage, TrainSettings, train
 from bertsmith.training.optim import OptimizerSettings
+from bertsmith.training.sharding import Shards
 
 VALUES: dict[str, Any] = {
     "budget": "50 steps",
@@ -77,6 +79,9 @@ def go(
         steps.append(len(steps))
 
     distributed.Ranks.sum_gradients = counted  # type: ignore[method-assign]
+    held: list[int] = []
+    for kind in (distributed.Ranks, Shards):
+        kind.clip = weighed(kind.clip, held)  # type: ignore[method-assign]
     task.before_loss = lambda batch: before_loss(len(steps), batch)
     optimizer = OptimizerSettings(learning_rate=0.02, weight_decay=0.1)
     settings = TrainSettings(optimizer=optimizer, **{**VALUES, **changes})
@@ -92,7 +97,18 @@ def go(
         found["model"] = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
     except (BertsmithError, Interrupted) as error:
         found["error"] = f"{type(error).__name__}: {error}"
-    return {**found, "seen": task.seen, "written": written}
+    return {**found, "seen": task.seen, "written": written, "held": max(held, default=0)}
+
+
+def weighed(clip: Callable[..., Any], held: list[int]) -> Callable[..., Any]:
+    """Clipping that notes how many weights this rank updates, and how many gradients it has."""
+
+    def noted(self: Any, parameters: Sequence[torch.nn.Parameter], max_norm: float) -> Any:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        held.append(sum(tensor.numel() for tensor in (*parameters, *gradients)))
+        return clip(self, parameters, max_norm)
+
+    return noted
 
 
 def watch(folder: Path) -> list[str]:
@@ -139,6 +155,11 @@ def end(rank: int, step: int, how: Callable[[], None]) -> Callable[[int, Any], N
     return before_loss
 
 
+def killed() -> None:
+    """As the system does it when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def slow_clock() -> float:
     """Rank 0's seconds pass; the others' are those of another world."""
     slow_clock.now += 0.25 if read_launch().rank == 0 else 1000.0  # type: ignore[attr-defined]
@@ -164,6 +185,8 @@ def short_answer() -> None:
 
 TIMED = {"budget": "30s", "evaluate_every": "7s", "save_every": "5s", "clock": slow_clock}
 
+SHARDED = {"shard_weights": True}
+
 # name: [(number of ranks, options of `go`, what is done first), ...], one run after the other in the same folder
 SCENARIOS: dict[str, list[tuple[int, dict[str, Any], Callable[[], None] | None]]] = {
     "one": [(1, {}, None)],
@@ -178,12 +201,23 @@ SCENARIOS: dict[str, list[tuple[int, dict[str, Any], Callable[[], None] | None]]
     "clocks": [(2, TIMED, None)],
     "stops early": [(2, {"early_stopping": 1, "evaluate_every": "1 step"}, None)],
     "no disk": [(2, {}, no_disk)],
-    "killed": [(2, {"before_loss": end(1, 19, lambda: os.kill(os.getpid(), signal.SIGKILL))}, None)],
-    "first killed": [(2, {"before_loss": end(0, 19, lambda: os.kill(os.getpid(), signal.SIGKILL))}, None)],
+    "killed": [(2, {"before_loss": end(1, 19, killed)}, None)],
+    "first killed": [(2, {"before_loss": end(0, 19, killed)}, None)],
     "hangs": [(2, {"before_loss": end(1, 19, lambda: time.sleep(7))}, short_answer)],
     "other data": [(2, {"own_data": True}, None)],
     "too small": [(4, {"batch_size": 3}, None)],
     "auto": [(2, {"auto_batch": True}, None)],
+    "sharded, two": [(2, SHARDED, None)],
+    "sharded, three": [(3, SHARDED, None)],
+    "sharded, spoilt": [(2, {"before_loss": spoil, "max_skipped_steps": 3, **SHARDED}, None)],
+    "sharded, stopped": [
+        (2, {**press(1, 16), **SHARDED}, None),
+        (2, press(0, 12), None),
+        (3, {**press(2, 5), **SHARDED}, None),
+        (1, SHARDED, None),
+    ],
+    "sharded, killed": [(2, {"before_loss": end(1, 19, killed), **SHARDED}, None)],
+    "sharded, first killed": [(2, {"before_loss": end(0, 19, killed), **SHARDED}, None)],
 }
 
 
@@ -242,11 +276,7 @@ def try_again(root: Path) -> None:
         if ranks.is_first:
             (root / f"try-{tries}").touch()
         done = max([0, *(checkpoint.step_of(path) for path in (root / "run" / "checkpoints").glob("step-*"))])
-        before_loss = (
-            end(1, 19 - done if tries == 1 else 1000, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            if tries
-            else end(1, 2, lambda: time.sleep(0.2))
-        )
+        before_loss = end(1, 19 - done if tries == 1 else 1000, killed) if tries else end(1, 2, lambda: time.sleep(0.2))
         found = go(root / "run", ranks, dropout=0.3, micro_batch_size=4, before_loss=before_loss)
         (root / f"rank-{read_launch().rank}.json").write_text(json.dumps(found))
         if found["error"]:
@@ -258,5 +288,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "try":
         try_again(Path(sys.argv[2]))
     else:
-        for each in sys.argv[3:] or SCENARIOS:
+        for each in sys.argv[3:] or (name for name in SCENARIOS if not name.startswith("sharded")):
             play(each, Path(sys.argv[2]))

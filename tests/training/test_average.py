@@ -24,7 +24,7 @@ def move(model: nn.Module) -> None:
 @pytest.mark.parametrize("decay", [0.05, 0.5, 0.999])
 def test_the_average_is_that_of_torch_with_the_decay_of_tensorflow(toy: SimpleNamespace, decay: float) -> None:
     model = toy.Model()
-    own = WeightAverage(model, decay)
+    own = WeightAverage(dict(model.named_parameters()), decay)
 
     def mean(average: Tensor, weight: Tensor, num_averaged: Tensor | int) -> Tensor:
         # The first of `num_averaged` is the copy of the initial weights.
@@ -46,7 +46,7 @@ def test_the_average_is_that_of_torch_with_the_decay_of_tensorflow(toy: SimpleNa
 
 def test_the_model_has_the_average_only_meanwhile(toy: SimpleNamespace) -> None:
     model = toy.Model()
-    average = WeightAverage(model, 0.9)
+    average = WeightAverage(dict(model.named_parameters()), 0.9)
     move(model)
     average.update(0)
     weights, means = values(model), {name: tensor.clone() for name, tensor in average.tensors.items()}
@@ -65,7 +65,7 @@ def test_the_model_has_the_average_only_meanwhile(toy: SimpleNamespace) -> None:
 def test_without_a_decay_there_is_nothing(toy: SimpleNamespace) -> None:
     model = toy.Model()
     before = values(model)
-    average = WeightAverage(model, None)
+    average = WeightAverage(dict(model.named_parameters()), None)
     average.update(0)
     with average.in_place():
         pass

@@ -75,6 +75,7 @@ def adapt(
             dropout=settings.dropout,
             precision=settings.precision,
             device=settings.device,
+            shard_weights=settings.shard_weights,
             num_workers=settings.num_workers,
             seed=settings.seed,
             resume=settings.resume,

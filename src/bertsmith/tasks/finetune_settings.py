@@ -125,6 +125,8 @@ class FinetuneSettings(RunSettings):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise SettingsError(f"{name} must be positive, not {value}.")
+        if self.adversarial is not None and self.shard_weights:
+            raise SettingsError("adversarial goes back through weights that shard_weights has let go: choose one.")
         if self.r_drop is not None and self.teacher is not None:
             raise SettingsError("r_drop and teacher both say what the answers should be: choose one.")
         if self.r_drop is not None and self.dropout == 0:

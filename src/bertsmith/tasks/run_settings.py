@@ -49,6 +49,8 @@ class LearningSettings:
     """auto, cpu, cuda or cuda:N."""
     compile: bool = False
     """Have torch.compile make kernels of the layers first: some seconds to a minute, then faster steps."""
+    shard_weights: bool = False
+    """With several ranks, each holds a part of the weights and of what the optimizer remembers (FSDP2)."""
     num_workers: int = 1
     """Threads that prepare batches ahead; the batches do not depend on it."""
     seed: int = 0
@@ -97,6 +99,7 @@ class LearningSettings:
             skip_spikes=self.skip_spikes,
             auto_batch=self.auto_batch,
             compile=self.compile,
+            shard_weights=self.shard_weights,
             num_workers=self.num_workers,
             precision=self.precision,
             device=self.device,

@@ -4,7 +4,7 @@ Polyak & Juditsky 1992; with the decay of TensorFlow's `ExponentialMovingAverage
 the first steps, so that the initial weights are soon forgotten.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,19 +15,17 @@ class WeightAverage:
     """The average of a model's parameters. Without a decay there is none: every method leaves all as it is.
 
     Args:
-        model: on the device where it is trained; its weights are the average's first.
+        parameters: by their names, on the device where they are trained; they are the average's first.
         decay: in (0, 1); what is kept of the average in a step.
     """
 
-    def __init__(self, model: nn.Module, decay: float | None) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float | None) -> None:
         self.decay = decay
         self.tensors: dict[str, Tensor] = {}
         """By name of the parameter, a tied one only under its first."""
         if decay is not None:
-            self.tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        self._weights: list[Tensor] = [
-            parameter for name, parameter in model.named_parameters() if name in self.tensors
-        ]
+            self.tensors = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._weights: list[Tensor] = [parameters[name] for name in self.tensors]
 
     def update(self, step: int) -> None:
         """Take in the weights after an update, which `step` others came before."""

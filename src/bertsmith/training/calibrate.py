@@ -140,7 +140,7 @@ def calibrate(
     memory = Memory.of(device)
     model.to(device)
     optimizer = build_optimizer(model, settings.optimizer)
-    average = WeightAverage(model, settings.ema_decay)
+    average = WeightAverage(dict(model.named_parameters()), settings.ema_decay)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     costs: list[StageCost] = []

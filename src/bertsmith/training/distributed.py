@@ -34,7 +34,8 @@ from bertsmith.errors import SettingsError, StorageError, TrainingError
 from bertsmith.training.device import is_out_of_memory, resolve_device
 from bertsmith.training.interrupt import StopRequest
 from bertsmith.training.launch import Launch, read_launch
-from bertsmith.training.loader import Share
+from bertsmith.training.loader import Share, Step
+from bertsmith.training.task import Batch, Task
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ class Ranks:
         if self.is_alone:
             return list(values)
         totals = torch.tensor(values, dtype=torch.float64)
-        with self._noticing_ends():
+        with self.noticing_ends():
             dist.all_reduce(totals, group=self._numbers)
         return [float(total) for total in totals]
 
@@ -124,7 +125,7 @@ class Ranks:
         if size == _FAILED:
             raise TrainingError(f"{self._name} has ended because rank 0 has, which says why.")
         content = torch.frombuffer(bytearray(data or size), dtype=torch.uint8)
-        with self._noticing_ends():
+        with self.noticing_ends():
             dist.broadcast(content, 0, group=self._patient)
         made: T = json.loads(content.numpy().tobytes())
         return made
@@ -153,9 +154,26 @@ class Ranks:
         for name, value in self.first(lambda: dict(values)).items():
             if values.get(name) != value:
                 raise TrainingError(f"{name} is {value} on rank 0, and {values.get(name)} on {self._name}.")
-        with self._noticing_ends(), torch.no_grad():
+        with self.noticing_ends(), torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                dist.broadcast(tensor, 0)
+                dist.broadcast(tensor, 0, group=self._numbers if tensor.is_cpu else None)
+
+    def passes(self, task: Task, step: Step) -> Iterator[tuple[int, Batch, bool]]:
+        """The micro-batches with their numbers in the whole step; all of them count."""
+        return ((number, batch, True) for number, batch in step.numbered)
+
+    def losses(self, model: nn.Module, task: Task, batch: Batch) -> dict[str, Tensor]:
+        """The task's sums."""
+        return task.loss(model, batch)
+
+    def backward(self, counted: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """Add gradients; sums over nothing are skipped, not multiplied by zero: they may be NaN."""
+        if counted:
+            torch.autograd.backward(torch.stack(list(counted)).sum())
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+        """Scale gradients that all ranks have down to a norm, and return what it was."""
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], losses: Sequence[Tensor]) -> None:
         """Sum the gradients over the ranks, and the losses with them, in place.
@@ -166,13 +184,13 @@ class Ranks:
         if self.is_alone:
             return
         summed = []
-        present = self.sum([parameter.grad is not None for parameter in parameters])
+        present = self.sum([parameter.grad is not None for parameter in parameters]) if parameters else []
         for parameter, count in zip(parameters, present, strict=True):
             if count:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 summed.append(parameter.grad)
-        with self._noticing_ends(), torch.no_grad():
+        with self.noticing_ends(), torch.no_grad():
             for group in _pieces([*summed, *losses]):
                 flat = torch.cat([tensor.reshape(-1) for tensor in group])
                 dist.all_reduce(flat)
@@ -187,13 +205,17 @@ class Ranks:
     def _tell(self, number: int) -> int:
         """A number of rank 0, on every rank."""
         told = torch.tensor([number])
-        with self._noticing_ends():
+        with self.noticing_ends():
             dist.broadcast(told, 0, group=self._patient)
         return int(told)
 
     @contextmanager
-    def _noticing_ends(self) -> Iterator[None]:
-        """Turn what torch raises when a rank is missing into an error with words."""
+    def noticing_ends(self) -> Iterator[None]:
+        """Turn what torch raises when a rank is missing into an error with words.
+
+        Raises:
+            TrainingError: a rank has ended, or does not answer.
+        """
         try:
             yield
         except RuntimeError as error:

@@ -19,12 +19,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
-from torch.optim import Optimizer
 
 from bertsmith.errors import Interrupted
-from bertsmith.model.encoder import compile_layers
 from bertsmith.training import plan
-from bertsmith.training.average import WeightAverage
 from bertsmith.training.checkpoint import Kind, find_best, load_checkpoint, read_state, save_checkpoint
 from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import ALONE, Agreement, Ranks
@@ -32,10 +29,10 @@ from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.faults import Guard
 from bertsmith.training.interrupt import StopRequest
 from bertsmith.training.loader import Loader, Step
-from bertsmith.training.optim import build_optimizer
 from bertsmith.training.plan import Stage, State, TrainResult, TrainSettings, check_stages
 from bertsmith.training.progress import Reporter
 from bertsmith.training.schedule import Budget, Interval, Spent, is_falling, rate
+from bertsmith.training.sharding import hold
 from bertsmith.training.step import StepResult, Totals, take_step
 from bertsmith.training.task import Task
 
@@ -149,14 +146,11 @@ class _Run:
         self.ranks, self.agreement, self.clock = ranks, agreement, agreement.now
         self.device = ranks.device(settings.device)
         self.precision = resolve_precision(settings.precision, self.device)
-        self.model = model.to(self.device)
+        model.to("cpu" if settings.shard_weights and not ranks.is_alone else self.device)
         self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
         ranks.begin_alike(model, self.fingerprint)
-        if settings.compile:
-            compile_layers(model)
-        self.is_compiling = settings.compile
-        self.optimizer = build_optimizer(model, settings.optimizer)
-        self.average = WeightAverage(model, settings.ema_decay)
+        self.held = hold(model, settings, ranks, self.device)
+        self.whole, self.is_compiling = self.held.whole, settings.compile
         self.stages, self.settings = stages, settings
         self.checkpoints = run_folder / "checkpoints"
         self.guard = Guard(settings, self.checkpoints)
@@ -186,7 +180,8 @@ class _Run:
         if saved["fingerprint"]["budget"] != self.settings.budget:
             # A run that had come to its end goes on with its last stage.
             self.state.stage = min(self.state.stage, len(self.stages) - 1)
-        load_checkpoint(path, self.model, self.optimizer, self.average.tensors)
+        load_checkpoint(path, self.whole.model, self.whole.optimizer, self.whole.average.tensors)
+        self.held.spread()
         self.last_evaluation_seconds = saved["last_evaluation_seconds"]
         self.metrics_bytes = saved["metrics_bytes"]
         self.resumed_from = path
@@ -201,7 +196,7 @@ class _Run:
             "device": str(self.device),
             "num_threads": torch.get_num_threads(),
             "num_ranks": self.ranks.launch.size,
-            "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "num_parameters": sum(parameter.numel() for parameter in self.whole.model.parameters()),
             "resumed_from": self.resumed_from.name if self.resumed_from else None,
         }
 
@@ -241,7 +236,7 @@ class _Run:
 
     def take_step(self, task: Task, step: Step, progress: float, asked: float, reporter: Reporter) -> None:
         """One update, or none, and where the run is afterwards. `asked` is when its data was asked for."""
-        state, optimizer = self.state, self.settings.optimizer
+        state, optimizer, trained = self.state, self.settings.optimizer, self.held.trained
         own = [step.counts.get(name, 0.0) for name in task.loss_weights]
         num_tokens, *sums = self.agreement.meet([step.num_tokens, *own])
         counts = dict(zip(task.loss_weights, sums, strict=True))
@@ -250,12 +245,12 @@ class _Run:
 
         def update(part: Step) -> StepResult:
             return take_step(
-                self.model,
+                trained.model,
                 task,
                 part,
-                self.optimizer,
+                trained.optimizer,
                 counts=counts,
-                ranks=self.ranks,
+                ranks=self.held.together,
                 learning_rate=self.learning_rate,
                 max_grad_norm=optimizer.max_grad_norm,
                 seed=self.settings.seed,
@@ -268,7 +263,7 @@ class _Run:
         result = self.guard.within_memory(task, step, state, reporter, update)
         is_taken = self.guard.judge(step, result, self.learning_rate, state, reporter)
         if is_taken:
-            self.average.update(state.step)
+            trained.average.update(state.step)
         state.step += 1
         state.tokens += int(num_tokens)
         state.epoch, state.position = step.epoch, step.position
@@ -316,10 +311,10 @@ class _Run:
         if not self.has_dev:
             return
         began = self.clock()
-        task = self.stages[-1].task
-        with self.average.in_place():
+        task, model = self.stages[-1].task, self.whole.model
+        with self.held.gathered(), self.whole.average.in_place():
             metrics = self.agreement.first(
-                lambda: evaluate_task(self.model, task, "dev", device=self.device, precision=self.precision).metrics
+                lambda: evaluate_task(model, task, "dev", device=self.device, precision=self.precision).metrics
             )
         state.metrics, state.evaluated_step = metrics, state.step
         objective, best = next(iter(metrics.values()), None), state.best_objective
@@ -330,8 +325,8 @@ class _Run:
         if is_best:
             state.best_objective, state.best_step, state.evaluations_without_gain = objective, state.step, 0
             if self.settings.keep_best:
-                with self.average.in_place():
-                    self._write(None, {"metrics": metrics}, kind="best", keep=1)
+                with self.held.gathered(), self.whole.average.in_place():
+                    self._write({"metrics": metrics}, optimizer=None, kind="best", keep=1)
         else:
             state.evaluations_without_gain += 1
             patience = self.settings.early_stopping
@@ -350,7 +345,7 @@ class _Run:
     def save(self, reporter: Reporter, keep: int = 2, kind: Kind = "step") -> Path:
         """Write a checkpoint of this moment; metrics.jsonl is complete up to it."""
         self.log(reporter)
-        began = self.clock()
+        began, whole = self.clock(), self.whole
         self.state.seconds = self.elapsed()
         saved = {
             "state": asdict(self.state),
@@ -358,23 +353,28 @@ class _Run:
             "last_evaluation_seconds": self.last_evaluation_seconds,
             "metrics_bytes": reporter.position,
         }
-        path = self._write(self.optimizer, saved, average=self.average.tensors, kind=kind, keep=keep)
+        with self.held.gathered(moments=True):
+            path = self._write(saved, optimizer=whole.optimizer, average=whole.average.tensors, kind=kind, keep=keep)
         self.last_save_seconds = self.clock() - began
         return path
 
-    def _write(self, optimizer: Optimizer | None, saved: Mapping[str, Any], **options: Any) -> Path:
+    def _write(self, saved: Mapping[str, Any], **options: Any) -> Path:
+        step, model = self.state.step, self.whole.model
+
         def write() -> str:
-            return save_checkpoint(self.checkpoints, self.state.step, self.model, optimizer, saved, **options).name
+            return save_checkpoint(self.checkpoints, step, model, state=saved, **options).name
 
         return self.checkpoints / self.agreement.first(write)
 
     def choose_weights(self) -> dict[str, float]:
         """Leave the best weights in the model, if they are kept, else the last, and return their metrics."""
-        path = self._find_best()
+        path, metrics = self._find_best(), self.state.metrics
         if path is None:
-            self.average.keep()
-            return self.state.metrics
-        metrics: dict[str, float] = load_checkpoint(path, self.model, None)["metrics"]
+            with self.held.gathered(everywhere=True):
+                self.whole.average.keep()
+        else:
+            metrics = load_checkpoint(path, self.whole.model, None)["metrics"]
+        self.whole.model.to(self.device)
         return metrics
 
     def _find_best(self) -> Path | None:

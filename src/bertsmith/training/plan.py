@@ -9,9 +9,12 @@ from bertsmith.errors import SettingsError, TrainingError
 from bertsmith.files import bring_back, clear_leftovers
 from bertsmith.training.checkpoint import Kind, newest_checkpoint, read_state, remove_checkpoints
 from bertsmith.training.device import Precision, ResolvedPrecision
-from bertsmith.training.optim import OptimizerSettings
+from bertsmith.training.optim import OptimizerName, OptimizerSettings
 from bertsmith.training.schedule import Budget, Spent, is_falling, is_stable
 from bertsmith.training.task import Task
+
+_BY_ELEMENT: tuple[OptimizerName, ...] = ("adamw", "bert-original")
+"""Optimizers that update each weight by itself."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class TrainSettings:
     dropout."""
     compile: bool = False
     """Have torch.compile make kernels of the encoder's layers in the first step, which is reported apart."""
+    shard_weights: bool = False
+    """With several ranks, each holds a part of the weights, gradients and moments (FSDP2), for models that do not fit
+    one device; the update is the same."""
     num_workers: int = 1
     """Threads that make batches ahead; changes nothing but speed."""
     precision: Precision = "auto"
@@ -74,6 +80,13 @@ class TrainSettings:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise SettingsError(f"ema_decay is {self.ema_decay}; it must be above 0 and below 1.")
+        if self.shard_weights and self.optimizer.optimizer not in _BY_ELEMENT:
+            raise SettingsError(
+                f"optimizer {self.optimizer.optimizer} computes with whole matrices, of which shard_weights leaves "
+                f"each rank a part. Use {' or '.join(_BY_ELEMENT)}."
+            )
+        if self.shard_weights and self.compile:
+            raise SettingsError("compile and shard_weights do not go together: leave one of them out.")
         if Budget.parse(self.budget).unit == "share":
             raise SettingsError(f'the budget "{self.budget}" is a share of itself; give a time or a number.')
         for every in (self.evaluate_every, self.save_every):
@@ -147,8 +160,8 @@ def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: Res
     """What must not change between the parts of a run that is resumed, by the names that users know.
 
     Not in it: what cannot change a weight (workers, logging, saving), when to evaluate and to stop
-    (`max_skipped_steps` among it), and the device and what fits its memory (`auto_batch`), so that a run
-    may move to another machine.
+    (`max_skipped_steps` among it), and the device and what fits its memory (`auto_batch`, `shard_weights`), so
+    that a run may move to another machine.
     """
     optimizer = asdict(settings.optimizer) | asdict(settings.optimizer.preset)
     values: dict[str, Any] = {"budget": settings.budget, "seed": settings.seed, "precision": precision}

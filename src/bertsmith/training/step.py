@@ -1,10 +1,10 @@
 """One optimizer update: accumulate over the micro-batches, check, clip, step."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from bertsmith import randomness
 from bertsmith.training.device import ResolvedPrecision, autocast, is_out_of_memory
-from bertsmith.training.distributed import ALONE, Ranks
+from bertsmith.training.distributed import ALONE
 from bertsmith.training.loader import Step
 from bertsmith.training.task import Batch, Task
 
@@ -27,6 +27,25 @@ class StepResult:
     counts: dict[str, float]
     grad_norm: float  # before clipping
     fault: Fault | None = None  # with one, weights and moments are as they were before
+
+
+class Together(Protocol):
+    """Those who make a step: `Ranks`, each with the whole model, or `Shards`, each with a piece of every tensor."""
+
+    def passes(self, task: Task, step: Step) -> Iterable[tuple[int, Batch, bool]]:
+        """This rank's micro-batches with their numbers in the whole step, and whether their losses count."""
+
+    def losses(self, model: nn.Module, task: Task, batch: Batch) -> dict[str, Tensor]:
+        """The task's sums."""
+
+    def backward(self, counted: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """Add the gradients of a micro-batch's share of the step; `others` are sums that count nothing in it."""
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], losses: Sequence[Tensor]) -> None:
+        """The gradients and losses of the step over all ranks, in place."""
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+        """Scale the gradients down to a norm, and return the norm that they had, of all that is trained."""
 
 
 class OutOfMemory(Exception):
@@ -44,7 +63,7 @@ def take_step(
     optimizer: Optimizer,
     *,
     counts: Mapping[str, float] | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Together = ALONE,
     learning_rate: float,
     max_grad_norm: float,
     seed: int,
@@ -73,16 +92,16 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
     counts = {name: count for name, count in (step.counts if counts is None else counts).items() if count > 0}
     loss_sums = {name: torch.zeros((), device=device) for name in counts}
-    for index, batch in step.numbered:
+    for index, batch, is_own in ranks.passes(task, step):
         torch.manual_seed(randomness.integer(seed, "dropout", number, index))
         with _noting_lack_of_memory(batch):
-            sums = _add_gradients(model, task, batch, counts, device, precision)
+            sums = _add_gradients(model, task, batch, counts, ranks, is_own, device, precision)
         for name, total in sums.items():
             loss_sums[name] = loss_sums[name] + total
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with _noting_lack_of_memory(None):
         ranks.sum_gradients(parameters, list(loss_sums.values()))
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+    norm = ranks.clip(parameters, max_grad_norm or math.inf)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
     with _noting_lack_of_memory(None):
@@ -125,17 +144,17 @@ def _add_gradients(
     task: Task,
     batch: Batch,
     counts: Mapping[str, float],
+    ranks: Together,
+    is_own: bool,
     device: torch.device,
     precision: ResolvedPrecision,
 ) -> dict[str, Tensor]:
     """Add a micro-batch's share of the step to the gradients, and return its sums, of the losses that counted."""
     with autocast(device, precision):
-        sums = task.loss(model, batch.to(device))
-    # A sum over nothing is skipped, not multiplied by zero: it may be NaN.
-    counted = {name: total.float() for name, total in sums.items() if batch.counts[name] > 0}
-    if counted:
-        parts = [total * (task.loss_weights[name] / counts[name]) for name, total in counted.items()]
-        torch.autograd.backward(torch.stack(parts).sum())
+        sums = ranks.losses(model, task, batch.to(device))
+    counted = {name: total.float() for name, total in sums.items() if is_own and batch.counts[name] > 0}
+    parts = [total * (task.loss_weights[name] / counts[name]) for name, total in counted.items()]
+    ranks.backward(parts, [sums[name].float() for name in counts if name in sums and name not in counted])
     return {name: total.detach() for name, total in counted.items()}
 
 
