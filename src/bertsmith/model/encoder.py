@@ -189,10 +189,10 @@ class Encoder(nn.Module):
             sinusoidal_positions(self.position_embedding, self.config.initializer_range)
 
     def start_with_neighbours(self) -> None:
-        """Let up to four heads of the first layer begin as `neighbour_heads`, where there is a position table.
+        """Let half of the first layer's heads, and at most four, begin as `neighbour_heads`, where there is a table.
 
-        Two look at the places before and after, two further ones at those behind these; where tokens see only what
-        is before them, at the last four.
+        They look at the places before and after, then at those behind these; where tokens see only what is before
+        them, at the last places. The other heads are left to see all of a text, which pairs of texts need.
         """
         if self.position_embedding is None:
             return
@@ -205,7 +205,7 @@ class Encoder(nn.Module):
             first.qkv,
             first.attention_out,
             first.num_heads,
-            ((-1, -2, -3, -4) if self._is_causal else (-1, 1, -2, 2))[: first.num_heads],
+            ((-1, -2, -3, -4) if self._is_causal else (-1, 1, -2, 2))[: max(1, first.num_heads // 2)],
             self.embedding_projection,
         )
 
