@@ -120,12 +120,7 @@ def make_on_daft(
             raise _as_error(failure)
         num_vain = num_vain + 1 if num_done == num_before else 0
         if num_vain == _ATTEMPTS:
-            why = f" ({lost})" if lost else ""
-            raise CorpusError(
-                f"Daft was asked {_ATTEMPTS} times for the shard {places[num_done].split}/{places[num_done].name}, and its "
-                f"workers were lost{why}. Where memory was short, run the same command with fewer --num-workers or a "
-                "smaller --shard-bytes: finished shards are kept."
-            ) from lost
+            raise _lost(places[num_done], lost) from lost
         if num_vain:
             time.sleep(_PAUSE_SECONDS)
 
@@ -156,6 +151,16 @@ def _ask(places: Sequence[ShardPlace], num_workers: int | None) -> Iterator[str]
     with daft.execution_config_ctx(default_morsel_size=1):
         for answer in answers.iter_rows():
             yield answer["failure"]
+
+
+def _lost(place: ShardPlace, error: Exception | None) -> CorpusError:
+    """What to say when nobody makes a shard. Of Ray's messages, which are long, the last line tells."""
+    why = str(error or "nothing was raised").strip().split("\n")[-1].strip().rstrip(".")
+    return CorpusError(
+        f"Daft was asked {_ATTEMPTS} times for the shard {place.split}/{place.name}, and its workers were lost: {why}. "
+        "Where memory was short, run the same command with fewer --num-workers or a smaller --shard-bytes: finished "
+        "shards are kept. On a Ray cluster every machine needs bertsmith, in the same version."
+    )
 
 
 def _ray_cores() -> int:
