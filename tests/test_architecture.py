@@ -40,6 +40,7 @@ MAX_FUNCTION_LINES = 80
 LONGER_FILES: dict[str, int] = {}
 LONGER_FUNCTIONS: dict[str, int] = {}
 LOCAL_IMPORTS: set[tuple[str, str]] = {
+    ("bertsmith.text.languages", "py3langid"),
     ("bertsmith.text.daft_engine", "daft"),
     ("bertsmith.text.daft_engine", "ray"),
     ("bertsmith.text.words", "jieba"),
