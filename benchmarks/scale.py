@@ -9,16 +9,18 @@ what is written are copies of earlier documents: exact ones, with other white sp
 hundred replaced. Each document says its number first, so that the finished store tells which ones it holds.
 
 `bertsmith corpus build` then runs in a process of its own over the first tenth, the first half, and all of it
-(--shares). Printed are its speed, what it removed beside what was planted, the originals that are missing, and the most
-memory that it and its workers had at a time: of each process what it has alone, and its share of what several have (Pss
-of Linux), looked at four times a second. Several engines build in turns, --rounds times each, and must give the same
-store. Writes `scale.json`, `scale.md`, and for the last build of each size and engine `memory-SHARE-ENGINE.csv`, of
-seconds and bytes. The text and the stores stay in --out until they are removed; a text that is there is used again.
+(--shares). Printed are its speed and CPU time, what it removed beside what was planted, the originals that are missing,
+and the most memory that it and its workers had at a time: of each process what it has alone, and its share of what
+several have (Pss of Linux), looked at four times a second. Several engines build in turns, --rounds times each, and
+must give the same store. Writes `scale.json`, `scale.md`, and for the last build of each size and engine
+`memory-SHARE-ENGINE.csv`, of seconds and bytes. The text and the stores stay in --out until they are removed; a text
+that is there is used again.
 """
 
 import argparse
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -100,13 +102,13 @@ def measure(
     store = arguments.out / f"store-{share:g}-{engine}"
     command = [sys.executable, "-m", "bertsmith", "corpus", "build", str(text), "--out", str(store), "--overwrite"]
     command += ["--tokenizer", str(tokenizer), "--num-workers", str(arguments.num_workers), "--engine", engine]
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), cpu_seconds()
     child = subprocess.Popen([*command, "--deduplicate", arguments.deduplicate], stderr=subprocess.DEVNULL)
     samples = []
     while child.poll() is None:
         samples.append((time.perf_counter() - began, memory_bytes(child.pid)))
         time.sleep(SAMPLE_SECONDS)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu_began
     if child.returncode:
         sys.exit(f"corpus build ended with {child.returncode}")
     lines = [f"{at:.2f},{used}\n" for at, used in samples]
@@ -115,13 +117,14 @@ def measure(
     removed = dict(selection.removed) if selection is not None else {}
     kept = kept_marks(store)
     originals = planted.documents - planted.exact - planted.near
-    print(f"{engine}: {planted.text_bytes / 1e6 / seconds:.2f} MB/s", flush=True)
+    print(f"{engine}: {planted.text_bytes / 1e6 / seconds:.2f} MB/s, {cpu:.0f} s of CPU time", flush=True)
     return {
         "share": share,
         "engine": engine,
         "text_bytes": planted.text_bytes,
         "documents": planted.documents,
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "mb_per_second": planted.text_bytes / 1e6 / seconds,
         "peak_bytes": max((used for _, used in samples), default=0),
         "exact_planted": planted.exact,
@@ -220,15 +223,22 @@ def kept_marks(store: Path) -> dict[str, int]:
     return counts
 
 
+def cpu_seconds() -> float:
+    """Of all processes that have ended below this one: a machine that does other work shows in it less than in time."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def memory_bytes(pid: int) -> int:
     """What a process and those that it has started have in memory; 0 when it has just ended."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        # By every thread of its own: Daft starts its workers from others than the first.
+        lists = [path.read_text(encoding="ascii") for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return 0
     found = re.search(r"^Pss:\s*([0-9]+) kB$", rollup, re.M)
-    return (int(found[1]) * 1024 if found else 0) + sum(memory_bytes(int(child)) for child in children)
+    return (int(found[1]) * 1024 if found else 0) + sum(memory_bytes(int(child)) for child in " ".join(lists).split())
 
 
 def report(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
@@ -236,8 +246,9 @@ def report(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Non
     lines = [
         f"`--deduplicate {arguments.deduplicate}`, {arguments.num_workers} workers:",
         "",
-        "| text | documents | engine | MB/s | peak memory | exact copies gone | near copies gone | originals missing |",
-        "|---:|---:|---|---:|---:|---:|---:|---:|",
+        "| text | documents | engine | MB/s | CPU time | peak memory | exact copies gone | near copies gone "
+        "| originals missing |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         exact, near = (
@@ -246,8 +257,8 @@ def report(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Non
         )
         lines.append(
             f"| {row['text_bytes'] / 1e6:,.0f} MB | {row['documents']:,} | {row['engine']} "
-            f"| {row['mb_per_second']:.2f} | {row['peak_bytes'] / 2**20:,.0f} MiB | {exact} | {near} "
-            f"| {row['originals_missing']:,} |"
+            f"| {row['mb_per_second']:.2f} | {row['cpu_seconds']:.0f} s "
+            f"| {row['peak_bytes'] / 2**20:,.0f} MiB | {exact} | {near} | {row['originals_missing']:,} |"
         )
     (arguments.out / "scale.md").write_text("\n".join(lines) + "\n")
     settings = {name: str(value) for name, value in vars(arguments).items()}

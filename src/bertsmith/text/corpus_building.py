@@ -28,7 +28,7 @@ import numpy as np
 
 from bertsmith.errors import CorpusError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, sealed, sha256, write_json
-from bertsmith.text.corpus import STORE_VERSION, Manifest, ShardRecord, Split, SplitRecord
+from bertsmith.text.corpus import STORE_VERSION, Manifest, SelectionRecord, ShardRecord, Split, SplitRecord
 from bertsmith.text.daft_engine import load_daft, make_on_daft
 from bertsmith.text.selection import Decision, SelectionSettings, decide, describe
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
@@ -90,9 +90,8 @@ def build_corpus(
             the memory that each worker needs ten times over.
         num_workers: processes; all cores when None. They are started only for a text of more than
             `shard_bytes`, by "spawn", so a script needs its `if __name__ == "__main__"`.
-        engine: what makes the shards, the same ones. "processes" are those of this machine; "daft" is Daft, which with
-            DAFT_RUNNER=ray in the environment does it on a Ray cluster. Then num_workers are those of all machines, and
-            `out` must be in a folder that they share.
+        engine: what makes the shards, the same ones: processes of this machine, or Daft, which with DAFT_RUNNER=ray in
+            the environment uses a Ray cluster: num_workers of all machines, which must share the folder of `out`.
         overwrite: replace the store in `out`.
         selection: which documents are left out. If any may be, the sources are read twice.
         progress: called in this process after every shard.
@@ -107,8 +106,6 @@ def build_corpus(
     loaded = load_tokenizer(tokenizer)
     scratch = place.absolute().parent / f".{place.name}.building"
     load_segmenter(word_segmenter)  # before anything is read: it may not be installed
-    if engine == "daft":
-        load_daft()
     workshop = Workshop(scratch, loaded.fingerprint, language, word_segmenter)
     read = partial(iter_documents, sources, text_column=text_column, document_separator=document_separator)
     try:
@@ -116,16 +113,12 @@ def build_corpus(
         decision = _decide(read, sources, selection, scratch)
         texts = (document.text for document in read())
         shards = _cut(_sides(texts if decision is None else decision.kept(texts), heldout_share), shard_bytes)
-        if engine == "daft":
-            made = make_on_daft(shards, workshop, num_workers)
-        else:
-            made = _build_all(shards, workshop, loaded, shard_bytes, num_workers or os.cpu_count() or 1)
+        made = _make(shards, workshop, loaded, shard_bytes, num_workers, engine)
         splits = _build_splits(made, workshop, loaded.vocab_size, progress)
         left_out = None if decision is None else decision.record()
         if not splits["train"].num_tokens:
             shutil.rmtree(scratch)
-            why = f" {left_out.summary()}" if left_out is not None and left_out.num_documents else ""
-            raise CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from.{why}")
+            raise _no_text(sources, left_out)
         manifest = Manifest(
             STORE_VERSION,
             loaded.fingerprint,
@@ -144,6 +137,11 @@ def build_corpus(
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     return manifest
+
+
+def _no_text(sources: Sequence[str], left_out: SelectionRecord | None) -> CorpusError:
+    why = f" {left_out.summary()}" if left_out is not None and left_out.num_documents else ""
+    return CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from.{why}")
 
 
 def _decide(
@@ -183,6 +181,8 @@ def _check_options(
         raise SettingsError("shard_bytes and num_workers must be at least 1")
     if engine not in get_args(Engine):
         raise SettingsError(f'engine: there is none called "{engine}". {did_you_mean(engine, get_args(Engine))}')
+    if engine == "daft":
+        load_daft()  # before anything is read: it may not be installed
     if place.exists() and not overwrite:
         raise CorpusError(f"{place} already exists. Choose another folder, or replace it with --overwrite.")
 
@@ -245,6 +245,20 @@ def _cut(sided: Iterable[tuple[Split, str]], shard_bytes: int) -> Iterator[Shard
     for split in held:
         if held[split]:
             yield take(split)
+
+
+def _make(
+    shards: Iterable[ShardText],
+    workshop: Workshop,
+    tokenizer: Tokenizer,
+    shard_bytes: int,
+    num_workers: int | None,
+    engine: Engine,
+) -> Iterator[tuple[Split, ShardRecord]]:
+    """Records of all shards, in order, from the engine of that name."""
+    if engine == "daft":
+        return make_on_daft(shards, workshop, num_workers)
+    return _build_all(shards, workshop, tokenizer, shard_bytes, num_workers or os.cpu_count() or 1)
 
 
 def _build_all(
