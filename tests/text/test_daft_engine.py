@@ -240,24 +240,34 @@ from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.selection import SelectionSettings
 
 def die(done):
-    if done.num_shards == 2:
+    if done.num_shards == 2 and sys.argv[4] == "SIGINT":
+        os.killpg(os.getpgid(0), signal.SIGINT)  # as a terminal does: the workers get it, too
+    elif done.num_shards == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    build_corpus(
-        [sys.argv[1]], sys.argv[2], sys.argv[3], engine="daft", num_workers=2, shard_bytes=14_000, heldout_share=0.1,
-        selection=SelectionSettings(deduplicate="near"), progress=die,
-    )
+    try:
+        build_corpus(
+            [sys.argv[1]], sys.argv[2], sys.argv[3], engine="daft", num_workers=2, shard_bytes=14_000,
+            heldout_share=0.1, selection=SelectionSettings(deduplicate="near"), progress=die,
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
 """
 
 
 @posix
-def test_killed_and_started_again(source: Path, tiny_tokenizer: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    """Workers of a build that was killed do not stay."""
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGINT", 130)])
+def test_killed_and_started_again(
+    source: Path, tiny_tokenizer: Path, tmp_path: Path, whole: dict[str, bytes], name: str, code: int
+) -> None:
+    """Workers of a build that was killed do not stay, and Ctrl-C ends it by no crash of Daft's."""
     (tmp_path / "program.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "program.py"), str(source), str(tiny_tokenizer), str(tmp_path / "store")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MARK_OF_THIS_TEST": str(tmp_path)}
-    assert subprocess.run(command, check=False, env=environment).returncode == -signal.SIGKILL
+    done = subprocess.run([*command, name], check=False, env=environment, start_new_session=True)
+    assert done.returncode == code
     assert list((tmp_path / ".store.building").glob("train/*/shard.json")) and not (tmp_path / "store").exists()
     patience = time.monotonic() + 60
     while marked(f"MARK_OF_THIS_TEST={tmp_path}"):

@@ -15,10 +15,10 @@ import multiprocessing
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -113,8 +113,8 @@ def build_corpus(
         decision = _decide(read, sources, selection, scratch)
         texts = (document.text for document in read())
         shards = _cut(_sides(texts if decision is None else decision.kept(texts), heldout_share), shard_bytes)
-        made = _make(shards, workshop, loaded, shard_bytes, num_workers, engine)
-        splits = _build_splits(made, workshop, loaded.vocab_size, progress)
+        with closing(_make(shards, workshop, loaded, shard_bytes, num_workers, engine)) as made:
+            splits = _build_splits(made, workshop, loaded.vocab_size, progress)
         left_out = None if decision is None else decision.record()
         if not splits["train"].num_tokens:
             shutil.rmtree(scratch)
@@ -254,7 +254,7 @@ def _make(
     shard_bytes: int,
     num_workers: int | None,
     engine: Engine,
-) -> Iterator[tuple[Split, ShardRecord]]:
+) -> Generator[tuple[Split, ShardRecord], None, None]:
     """Records of all shards, in order, from the engine of that name."""
     if engine == "daft":
         return make_on_daft(shards, workshop, num_workers)
@@ -263,7 +263,7 @@ def _make(
 
 def _build_all(
     shards: Iterable[ShardText], workshop: Workshop, tokenizer: Tokenizer, shard_bytes: int, num_workers: int
-) -> Iterator[tuple[Split, ShardRecord]]:
+) -> Generator[tuple[Split, ShardRecord], None, None]:
     """Records of all shards, in order. Full shards go to worker processes, remainders are made here."""
     pending: deque[tuple[Split, ShardRecord | Future[ShardRecord]]] = deque()
     with ExitStack() as stack:

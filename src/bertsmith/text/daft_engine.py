@@ -9,13 +9,16 @@ other was stopped.
 import json
 import os
 import platform
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import Any, final
 
 from bertsmith.errors import (
@@ -88,8 +91,8 @@ def load_daft() -> Any:
 
 def make_on_daft(
     shards: Iterable[ShardText], workshop: Workshop, num_workers: int | None
-) -> Iterator[tuple[Split, ShardRecord]]:
-    """Records of all shards, in order, as they are made.
+) -> Generator[tuple[Split, ShardRecord], None, None]:
+    """Records of all shards, in order, as they are made. Close it, so that nothing is at work when it ends early.
 
     Args:
         num_workers: processes; when None, one a core of this machine, or of all machines of the Ray cluster.
@@ -105,14 +108,15 @@ def make_on_daft(
         num_before = num_done
         missing = [place for place in places[num_done:] if place.made() is None]
         try:
-            # One look more than there are answers, for shards that were there before.
-            for failure in chain([""], _ask(missing, num_workers)):
-                if failure:
-                    break
-                while num_done < len(places) and (record := places[num_done].made()) is not None:
-                    places[num_done].text.unlink(missing_ok=True)
-                    yield places[num_done].split, record
-                    num_done += 1
+            with closing(_ask(missing, num_workers)) as answers:
+                # One look more than there are answers, for shards that were there before.
+                for failure in chain([""], answers):
+                    if failure:
+                        break
+                    while num_done < len(places) and (record := places[num_done].made()) is not None:
+                        places[num_done].text.unlink(missing_ok=True)
+                        yield places[num_done].split, record
+                        num_done += 1
         except Exception as error:
             # What a shard's own function raises comes back as text, so this is Daft's: a worker is lost.
             lost, failure = error, ""
@@ -133,7 +137,7 @@ def _put_down(shard: ShardText, workshop: Workshop) -> ShardPlace:
     return place
 
 
-def _ask(places: Sequence[ShardPlace], num_workers: int | None) -> Iterator[str]:
+def _ask(places: Sequence[ShardPlace], num_workers: int | None) -> Generator[str, None, None]:
     """Have shards made; for each, in any order, what `_Maker.make` says."""
     if not places:
         return
@@ -149,8 +153,29 @@ def _ask(places: Sequence[ShardPlace], num_workers: int | None) -> Iterator[str]
     answers = frame.select(kind(places[0].workshop).make(*(frame[name] for name in names)).alias("failure"))
     # A row at a time, or one worker would be given all rows, and none would be answered before the last.
     with daft.execution_config_ctx(default_morsel_size=1):
-        for answer in answers.iter_rows():
-            yield answer["failure"]
+        try:
+            for answer in answers.iter_rows():
+                yield answer["failure"]
+        finally:
+            _wait_for_threads()
+
+
+def _wait_for_threads() -> None:
+    """Let Daft's threads bring home the shards that are at work when a query ends early, by Ctrl-C for instance.
+
+    Before Python 3.14, a thread of another language that comes back when Python ends aborts the process.
+    """
+    num_quiet = 0
+    while num_quiet < 3:  # between two calls a thread may be out of Python for a moment
+        num_quiet = 0 if any(map(_is_of_daft, sys._current_frames().values())) else num_quiet + 1
+        time.sleep(0.05)
+
+
+def _is_of_daft(frame: FrameType | None) -> bool:
+    """Whether a thread waits for a worker of Daft."""
+    while frame is not None and frame.f_globals.get("__name__") != "daft.execution.udf":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _lost(place: ShardPlace, error: Exception | None) -> CorpusError:
