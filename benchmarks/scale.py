@@ -1,6 +1,7 @@
 """What a large corpus takes to build, and whether copies that were planted in it are found.
 
     python benchmarks/scale.py TEXT... --out runs/scale [--size 1GB] [--shares 0.1 0.5 1] [--deduplicate near]
+    python benchmarks/scale.py TEXT... --out runs/engines --shares 0.2 --engines processes daft --rounds 3
 
 A corpus of the given size is made of the documents of the sources, cut to about 300 words, over and over. Each time
 three words in ten are replaced by others of the same text, so that no two repetitions are alike by 5-grams. A share of
@@ -8,21 +9,25 @@ what is written are copies of earlier documents: exact ones, with other white sp
 hundred replaced. Each document says its number first, so that the finished store tells which ones it holds.
 
 `bertsmith corpus build` then runs in a process of its own over the first tenth, the first half, and all of it
-(--shares). Printed are its speed, what it removed beside what was planted, the originals that are missing, and the most
-memory that it and its workers had at a time: of each process what it has alone, and its share of what several have (Pss
-of Linux), looked at four times a second. Writes `scale.json`, `scale.md`, and for each size `memory-SHARE.csv`, seconds
-and bytes. The text and the stores stay in --out until they are removed; a text that is there is used again.
+(--shares). Printed are its speed and CPU time, what it removed beside what was planted, the originals that are missing,
+and the most memory that it and its workers had at a time: of each process what it has alone, and its share of what
+several have (Pss of Linux), looked at four times a second. Several engines build in turns, --rounds times each, and
+must give the same store. Writes `scale.json`, `scale.md`, and for the last build of each size and engine
+`memory-SHARE-ENGINE.csv`, of seconds and bytes. The text and the stores stay in --out until they are removed; a text
+that is there is used again.
 """
 
 import argparse
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +62,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", default="1GB", help="of the text, in UTF-8")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.5, 1.0], help="of the text, for each build")
+    parser.add_argument("--engines", choices=("processes", "daft"), nargs="+", default=["processes"], help="in turns")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each engine builds each part")
     parser.add_argument("--deduplicate", choices=("none", "exact", "near"), default="near")
     parser.add_argument("--exact-share", type=float, default=0.05, help="of the documents")
     parser.add_argument("--near-share", type=float, default=0.05, help="of the documents")
@@ -68,39 +75,56 @@ def main() -> None:
     tokenizer = arguments.tokenizer or arguments.out / "tokenizer"
     if not tokenizer.exists():
         train_tokenizer(arguments.sources, tokenizer, vocab_size=8192)
-    rows = [measure(arguments, share, tokenizer) for share in sorted(arguments.shares)]
+    rows = []
+    for share in sorted(arguments.shares):
+        text = arguments.out / f"text-{share:g}.jsonl"
+        began = time.perf_counter()
+        size = int(read_size(arguments.size) * share)
+        planted = read_planted(text) if text.exists() else write_text(text, size, arguments)
+        print(f"{text}: {planted} ({time.perf_counter() - began:.0f} s)", flush=True)
+        rows += [
+            measure(arguments, share, text, planted, tokenizer, engine)
+            for _ in range(arguments.rounds)
+            for engine in arguments.engines
+        ]
+        prints = {
+            read_manifest(arguments.out / f"store-{share:g}-{engine}").fingerprint for engine in arguments.engines
+        }
+        if len(prints) > 1:
+            sys.exit(f"the stores of {', '.join(arguments.engines)} differ")
     report(arguments, rows)
 
 
-def measure(arguments: argparse.Namespace, share: float, tokenizer: Path) -> dict[str, float]:
+def measure(
+    arguments: argparse.Namespace, share: float, text: Path, planted: Planted, tokenizer: Path, engine: str
+) -> dict[str, Any]:
     """One build, and what came of it."""
-    size = int(read_size(arguments.size) * share)
-    text, store = arguments.out / f"text-{share:g}.jsonl", arguments.out / f"store-{share:g}"
-    began = time.perf_counter()
-    planted = read_planted(text) if text.exists() else write_text(text, size, arguments)
-    print(f"{text}: {planted} ({time.perf_counter() - began:.0f} s)", flush=True)
+    store = arguments.out / f"store-{share:g}-{engine}"
     command = [sys.executable, "-m", "bertsmith", "corpus", "build", str(text), "--out", str(store), "--overwrite"]
-    options = ["--tokenizer", str(tokenizer), "--num-workers", str(arguments.num_workers)]
-    began = time.perf_counter()
-    child = subprocess.Popen([*command, *options, "--deduplicate", arguments.deduplicate], stderr=subprocess.DEVNULL)
+    command += ["--tokenizer", str(tokenizer), "--num-workers", str(arguments.num_workers), "--engine", engine]
+    began, cpu_began = time.perf_counter(), cpu_seconds()
+    child = subprocess.Popen([*command, "--deduplicate", arguments.deduplicate], stderr=subprocess.DEVNULL)
     samples = []
     while child.poll() is None:
         samples.append((time.perf_counter() - began, memory_bytes(child.pid)))
         time.sleep(SAMPLE_SECONDS)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu_began
     if child.returncode:
         sys.exit(f"corpus build ended with {child.returncode}")
     lines = [f"{at:.2f},{used}\n" for at, used in samples]
-    (arguments.out / f"memory-{share:g}.csv").write_text("seconds,bytes\n" + "".join(lines))
+    (arguments.out / f"memory-{share:g}-{engine}.csv").write_text("seconds,bytes\n" + "".join(lines))
     selection = read_manifest(store).selection
     removed = dict(selection.removed) if selection is not None else {}
     kept = kept_marks(store)
     originals = planted.documents - planted.exact - planted.near
+    print(f"{engine}: {planted.text_bytes / 1e6 / seconds:.2f} MB/s, {cpu:.0f} s of CPU time", flush=True)
     return {
         "share": share,
+        "engine": engine,
         "text_bytes": planted.text_bytes,
         "documents": planted.documents,
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "mb_per_second": planted.text_bytes / 1e6 / seconds,
         "peak_bytes": max((used for _, used in samples), default=0),
         "exact_planted": planted.exact,
@@ -199,24 +223,32 @@ def kept_marks(store: Path) -> dict[str, int]:
     return counts
 
 
+def cpu_seconds() -> float:
+    """Of all processes that have ended below this one: a machine that does other work shows in it less than in time."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def memory_bytes(pid: int) -> int:
     """What a process and those that it has started have in memory; 0 when it has just ended."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        # By every thread of its own: Daft starts its workers from others than the first.
+        lists = [path.read_text(encoding="ascii") for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return 0
     found = re.search(r"^Pss:\s*([0-9]+) kB$", rollup, re.M)
-    return (int(found[1]) * 1024 if found else 0) + sum(memory_bytes(int(child)) for child in children)
+    return (int(found[1]) * 1024 if found else 0) + sum(memory_bytes(int(child)) for child in " ".join(lists).split())
 
 
-def report(arguments: argparse.Namespace, rows: Sequence[dict[str, float]]) -> None:
+def report(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
     """On the screen, as Markdown and as JSON."""
     lines = [
         f"`--deduplicate {arguments.deduplicate}`, {arguments.num_workers} workers:",
         "",
-        "| text | documents | MB/s | peak memory | exact copies removed | near copies removed | originals missing |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| text | documents | engine | MB/s | CPU time | peak memory | exact copies gone | near copies gone "
+        "| originals missing |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         exact, near = (
@@ -224,7 +256,8 @@ def report(arguments: argparse.Namespace, rows: Sequence[dict[str, float]]) -> N
             for kind in ("exact", "near")
         )
         lines.append(
-            f"| {row['text_bytes'] / 1e6:,.0f} MB | {row['documents']:,} | {row['mb_per_second']:.2f} "
+            f"| {row['text_bytes'] / 1e6:,.0f} MB | {row['documents']:,} | {row['engine']} "
+            f"| {row['mb_per_second']:.2f} | {row['cpu_seconds']:.0f} s "
             f"| {row['peak_bytes'] / 2**20:,.0f} MiB | {exact} | {near} | {row['originals_missing']:,} |"
         )
     (arguments.out / "scale.md").write_text("\n".join(lines) + "\n")

@@ -40,13 +40,17 @@ MAX_FUNCTION_LINES = 80
 LONGER_FILES: dict[str, int] = {}
 LONGER_FUNCTIONS: dict[str, int] = {}
 LOCAL_IMPORTS: set[tuple[str, str]] = {
+    ("bertsmith.text.languages", "py3langid"),
+    ("bertsmith.text.daft_engine", "daft"),
+    ("bertsmith.text.daft_engine", "ray"),
     ("bertsmith.text.words", "jieba"),
     ("bertsmith.tasks.search", "optuna"),
     ("bertsmith.tasks.benchmark_peer", "transformers"),
 }
 """(module, imported module): optional extras only. Nothing is built on `transformers`; the benchmark races it."""
-BROAD_EXCEPT = {"bertsmith.text.tokenizer"}
-"""Modules that may catch Exception. The tokenizers library raises nothing more precise for bad files."""
+BROAD_EXCEPT = {"bertsmith.text.tokenizer", "bertsmith.text.daft_engine"}
+"""Modules that may catch Exception. The tokenizers library raises nothing more precise for bad files; what a shard ends
+with on another machine has to come back as text, and for a lost worker Daft and Ray raise dozens of things."""
 
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "transformers"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "hasattr", "print"}

@@ -163,7 +163,7 @@ def test_the_templates_for_clusters_can_be_read(workplace: Path, monkeypatch: py
         parse(command)
         assert "--resume" in command
 
-    # Ray is not installed here: what is given to it is.
+    # No cluster is started: what would be given to Ray is looked at.
     class Trainer:
         def __init__(self, learn: Any, train_loop_config: dict[str, Any], **others: Any) -> None:
             self.fit = lambda: learn(train_loop_config)

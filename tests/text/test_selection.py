@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertsmith.cli import main
-from bertsmith.errors import CorpusError, SettingsError
+from bertsmith.errors import CorpusError, MissingExtraError, SettingsError
 from bertsmith.text import corpus_building, selection
 from bertsmith.text.corpus import Manifest, open_corpus, read_manifest
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.doctor import check_corpus
+from bertsmith.text.languages import Languages
 from bertsmith.text.selection import REASONS, Decision, SelectionSettings, decide
 from bertsmith.text.sources import Document, iter_documents
 
@@ -188,6 +189,26 @@ def test_each_filter_takes_what_it_should(reason: str, tmp_path: Path) -> None:
     decision = decided(documents, FILTERED[reason][1], tmp_path)
     assert reasons(documents, FILTERED[reason][1], tmp_path / "again") == expected
     assert decision.record().removed == {reason: 1}
+
+
+def test_other_languages_go(tmp_path: Path) -> None:
+    """By what the text begins with; what has no letters is in none."""
+    pytest.importorskip("py3langid", reason="the extra languages is not installed")
+    german = "Der alte König saß am Fluss und las seiner kleinen Katze ein Buch vor."
+    documents = [GOOD, german, "老国王坐在河边,看见一只小猫。", "1, 2, 3: 42!", (GOOD + " ") * 20 + german * 40]
+    for codes, kept in ((("en",), {0, 3, 4}), (("zh", "de"), {1, 2, 3})):
+        decision = decided(documents, SelectionSettings(keep_languages=codes), tmp_path / codes[0])
+        assert set(np.flatnonzero(decision.reasons == 0).tolist()) == kept
+        assert decision.record().removed == {"other languages": 5 - len(kept)}
+    with pytest.raises(SettingsError, match=r'"klingon" is not a language known here\. .*Choices: .*zh'):
+        decided(documents, SelectionSettings(keep_languages=("klingon",)), tmp_path / "klingon")
+
+
+def test_languages_need_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    monkeypatch.setattr(selection, "load_languages", Languages)
+    with pytest.raises(MissingExtraError, match=r'pip install "bertsmith\[languages\]"'):
+        decided([GOOD], SelectionSettings(keep_languages=("en",)), tmp_path)
 
 
 def test_limits_belong_to_what_stays(tmp_path: Path) -> None:

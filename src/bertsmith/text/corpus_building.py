@@ -15,25 +15,29 @@ import multiprocessing
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
-from bertsmith.errors import CorpusError, SettingsError
+from bertsmith.errors import CorpusError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, sealed, sha256, write_json
-from bertsmith.text.corpus import STORE_VERSION, Manifest, ShardRecord, Split, SplitRecord
+from bertsmith.text.corpus import STORE_VERSION, Manifest, SelectionRecord, ShardRecord, Split, SplitRecord
+from bertsmith.text.daft_engine import load_daft, make_on_daft
 from bertsmith.text.selection import Decision, SelectionSettings, decide, describe
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
 from bertsmith.text.shingles import text_hash
 from bertsmith.text.sources import Document, DocumentSeparator, expand_sources, iter_documents
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.text.words import WordSegmenter, load_segmenter
+
+Engine = Literal["processes", "daft"]
 
 _FEWEST_TO_HOLD_OUT = 10
 # Two, because the held-out side needs a second document for next sentence prediction too.
@@ -65,6 +69,7 @@ def build_corpus(
     heldout_share: float = 0.01,
     shard_bytes: int = 8 * 1024**2,
     num_workers: int | None = None,
+    engine: Engine = "processes",
     overwrite: bool = False,
     selection: SelectionSettings = _ALL,
     progress: Callable[[BuildProgress], None] | None = None,
@@ -85,17 +90,19 @@ def build_corpus(
             the memory that each worker needs ten times over.
         num_workers: processes; all cores when None. They are started only for a text of more than
             `shard_bytes`, by "spawn", so a script needs its `if __name__ == "__main__"`.
+        engine: what makes the shards, the same ones: processes of this machine, or Daft, which with DAFT_RUNNER=ray in
+            the environment uses a Ray cluster: num_workers of all machines, which must share the folder of `out`.
         overwrite: replace the store in `out`.
         selection: which documents are left out. If any may be, the sources are read twice.
         progress: called in this process after every shard.
 
     Raises:
         CorpusError: `out` exists, or there is no text, or a worker died.
-        SettingsError: heldout_share not in [0, 1), or no such word segmenter.
-        MissingExtraError: the word segmenter is not installed.
+        SettingsError: heldout_share not in [0, 1), no such word segmenter or engine, or no Ray cluster.
+        MissingExtraError: the word segmenter or the engine is not installed.
     """
     place = Path(out)
-    _check_options(place, heldout_share, shard_bytes, num_workers, overwrite)
+    _check_options(place, heldout_share, shard_bytes, num_workers, engine, overwrite)
     loaded = load_tokenizer(tokenizer)
     scratch = place.absolute().parent / f".{place.name}.building"
     load_segmenter(word_segmenter)  # before anything is read: it may not be installed
@@ -106,12 +113,12 @@ def build_corpus(
         decision = _decide(read, sources, selection, scratch)
         texts = (document.text for document in read())
         shards = _cut(_sides(texts if decision is None else decision.kept(texts), heldout_share), shard_bytes)
-        splits = _build_splits(shards, workshop, loaded, shard_bytes, num_workers or os.cpu_count() or 1, progress)
+        with closing(_make(shards, workshop, loaded, shard_bytes, num_workers, engine)) as made:
+            splits = _build_splits(made, workshop, loaded.vocab_size, progress)
         left_out = None if decision is None else decision.record()
         if not splits["train"].num_tokens:
             shutil.rmtree(scratch)
-            why = f" {left_out.summary()}" if left_out is not None and left_out.num_documents else ""
-            raise CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from.{why}")
+            raise _no_text(sources, left_out)
         manifest = Manifest(
             STORE_VERSION,
             loaded.fingerprint,
@@ -132,6 +139,11 @@ def build_corpus(
     return manifest
 
 
+def _no_text(sources: Sequence[str], left_out: SelectionRecord | None) -> CorpusError:
+    why = f" {left_out.summary()}" if left_out is not None and left_out.num_documents else ""
+    return CorpusError(f"there is no text in {', '.join(sources)}: nothing to build a corpus from.{why}")
+
+
 def _decide(
     read: partial[Iterator[Document]], sources: Sequence[str], selection: SelectionSettings, scratch: Path
 ) -> Decision | None:
@@ -143,32 +155,34 @@ def _decide(
 
 
 def _build_splits(
-    shards: Iterable[ShardText],
+    made: Iterable[tuple[Split, ShardRecord]],
     workshop: Workshop,
-    tokenizer: Tokenizer,
-    shard_bytes: int,
-    num_workers: int,
+    vocab_size: int,
     progress: Callable[[BuildProgress], None] | None,
 ) -> dict[str, SplitRecord]:
-    """Make all shards; the records of both splits."""
+    """Have all shards made; the records of both splits."""
     records: dict[Split, list[ShardRecord]] = {"train": [], "heldout": []}
-    counts = {split: np.zeros(tokenizer.vocab_size, dtype=np.int64) for split in records}
-    for split, record in _build_all(shards, workshop, tokenizer, shard_bytes, num_workers):
+    counts = {split: np.zeros(vocab_size, dtype=np.int64) for split in records}
+    for split, record in made:
         records[split].append(record)
         tokens = np.load(workshop.folder / split / record.name / "tokens.npy", mmap_mode="r", allow_pickle=False)
-        counts[split] += np.bincount(tokens, minlength=tokenizer.vocab_size)
+        counts[split] += np.bincount(tokens, minlength=vocab_size)
         if progress is not None:
             progress(_progress([*records["train"], *records["heldout"]]))
     return {split: _split_record(records[split], counts[split]) for split in records}
 
 
 def _check_options(
-    place: Path, heldout_share: float, shard_bytes: int, num_workers: int | None, overwrite: bool
+    place: Path, heldout_share: float, shard_bytes: int, num_workers: int | None, engine: Engine, overwrite: bool
 ) -> None:
     if not 0 <= heldout_share < 1:
         raise SettingsError(f"heldout_share must be at least 0 and under 1, not {heldout_share}")
     if shard_bytes < 1 or (num_workers is not None and num_workers < 1):
         raise SettingsError("shard_bytes and num_workers must be at least 1")
+    if engine not in get_args(Engine):
+        raise SettingsError(f'engine: there is none called "{engine}". {did_you_mean(engine, get_args(Engine))}')
+    if engine == "daft":
+        load_daft()  # before anything is read: it may not be installed
     if place.exists() and not overwrite:
         raise CorpusError(f"{place} already exists. Choose another folder, or replace it with --overwrite.")
 
@@ -233,9 +247,23 @@ def _cut(sided: Iterable[tuple[Split, str]], shard_bytes: int) -> Iterator[Shard
             yield take(split)
 
 
+def _make(
+    shards: Iterable[ShardText],
+    workshop: Workshop,
+    tokenizer: Tokenizer,
+    shard_bytes: int,
+    num_workers: int | None,
+    engine: Engine,
+) -> Generator[tuple[Split, ShardRecord], None, None]:
+    """Records of all shards, in order, from the engine of that name."""
+    if engine == "daft":
+        return make_on_daft(shards, workshop, num_workers)
+    return _build_all(shards, workshop, tokenizer, shard_bytes, num_workers or os.cpu_count() or 1)
+
+
 def _build_all(
     shards: Iterable[ShardText], workshop: Workshop, tokenizer: Tokenizer, shard_bytes: int, num_workers: int
-) -> Iterator[tuple[Split, ShardRecord]]:
+) -> Generator[tuple[Split, ShardRecord], None, None]:
     """Records of all shards, in order. Full shards go to worker processes, remainders are made here."""
     pending: deque[tuple[Split, ShardRecord | Future[ShardRecord]]] = deque()
     with ExitStack() as stack:

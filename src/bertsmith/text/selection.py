@@ -31,6 +31,7 @@ from bertsmith.errors import CorpusError, InputError, SettingsError, did_you_mea
 from bertsmith.files import atomic_file, atomic_folder, clear_leftovers, read_json, sha256, write_json
 from bertsmith.settings import to_mapping
 from bertsmith.text.corpus import SelectionRecord
+from bertsmith.text.languages import Languages, load_languages
 from bertsmith.text.near_duplicates import LEAST_SIMILARITY, NUM_HASHES, find_near_duplicates, signature
 from bertsmith.text.quality import repeated_line_share, repeated_ngram_share, symbol_share
 from bertsmith.text.shingles import HashedWords, text_hash
@@ -43,13 +44,14 @@ REASONS = (
     "symbols",
     "repeated lines",
     "repeated n-grams",
+    "other languages",
     "exact duplicates",
     "near duplicates",
 )
 """Why a document is left out, in the order in which it is asked; the first that applies is counted."""
 
 # Raised when other documents would be left out, so that a build that was interrupted before decides anew.
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 _ARRAYS = ("hashes", "reasons")
 _EXACT, _NEAR = (REASONS.index(reason) + 1 for reason in ("exact duplicates", "near duplicates"))
 
@@ -73,6 +75,9 @@ class SelectionSettings:
     """Leave out documents with a larger share of lines that stood there before; Gopher: 0.3."""
     max_repeated_ngram_share: float | None = None
     """Leave out documents with a larger share of characters in 5-grams that stood there before; Gopher: 0.15."""
+    keep_languages: tuple[str, ...] = ()
+    """Leave out documents in other languages than these (en, zh, ...; one option each), by their first 1,000
+    characters. Those without letters stay."""
 
     def __post_init__(self) -> None:
         """Raises SettingsError for a value out of range."""
@@ -105,7 +110,7 @@ class SelectionSettings:
             self.max_repeated_line_share,
             self.max_repeated_ngram_share,
         )
-        is_active = [value is not None for value in filters]
+        is_active = [*(value is not None for value in filters), bool(self.keep_languages)]
         is_active += [self.deduplicate != "none", self.deduplicate == "near"]
         return [reason for reason, active in zip(REASONS, is_active, strict=True) if active]
 
@@ -157,9 +162,15 @@ def decide(
     Args:
         read: gives all documents, in the same order every time.
         sources: what they are read from, as the text of each depends on it: see `describe`.
+
+    Raises:
+        MissingExtraError: languages are to be told, and what does so is not installed.
+        SettingsError: there is no such language.
     """
+    languages = _languages(settings)
+    rules = [str(_RULES_VERSION), unicodedata.unidata_version, *([languages.name] if languages is not None else [])]
     about = {
-        "rules": f"{_RULES_VERSION} {unicodedata.unidata_version}",
+        "rules": " ".join(rules),
         "settings": to_mapping(settings),
         "sources": list(sources),
     }
@@ -216,12 +227,13 @@ def _sha256(folder: Path) -> dict[str, str]:
 def _pass(documents: Iterable[str], settings: SelectionSettings, place: Path) -> tuple[np.ndarray, np.ndarray]:
     """Hashes and reasons of all documents; signatures, 128 bytes a document, are written to `place`."""
     hashes, normalized, reasons, signed = array("Q"), array("Q"), array("B"), array("Q")
+    languages = _languages(settings)
     finds_near = settings.deduplicate == "near"
     needs_words = finds_near or settings.max_repeated_ngram_share is not None
     with atomic_file(place) if finds_near else nullcontext() as file:
         for number, document in enumerate(documents):
             words = HashedWords.of(document) if needs_words else None
-            reason = _reason(document, settings, words)
+            reason = _reason(document, settings, words, languages)
             hashes.append(text_hash(document))
             reasons.append(reason)
             if settings.deduplicate != "none":
@@ -238,7 +250,16 @@ def _pass(documents: Iterable[str], settings: SelectionSettings, place: Path) ->
     return np.frombuffer(hashes, dtype=np.uint64), found
 
 
-def _reason(document: str, settings: SelectionSettings, words: HashedWords | None) -> int:
+def _languages(settings: SelectionSettings) -> Languages | None:
+    """What tells languages apart, if that is asked for."""
+    if not settings.keep_languages:
+        return None
+    languages = load_languages()
+    languages.check(settings.keep_languages)
+    return languages
+
+
+def _reason(document: str, settings: SelectionSettings, words: HashedWords | None, languages: Languages | None) -> int:
     """The first reason of quality, by its place in REASONS plus 1; 0 for none. The cheapest are asked first."""
     length = len(document.strip())
     if settings.min_characters is not None and length < settings.min_characters:
@@ -251,7 +272,10 @@ def _reason(document: str, settings: SelectionSettings, words: HashedWords | Non
     if limit is not None and repeated_line_share(document) > limit:
         return 4
     limit = settings.max_repeated_ngram_share
-    return 5 if limit is not None and words is not None and repeated_ngram_share(words) > limit else 0
+    if limit is not None and words is not None and repeated_ngram_share(words) > limit:
+        return 5
+    is_other = languages is not None and languages.language(document) not in (None, *settings.keep_languages)
+    return 6 if is_other else 0
 
 
 def _mark_exact(reasons: np.ndarray, normalized: np.ndarray) -> None:

@@ -142,13 +142,18 @@ class Workshop:
 
     def finished(self, shard: ShardText) -> ShardRecord | None:
         """The record of a shard that an interrupted build has left, if it is the same and whole."""
-        folder = self.folder / shard.split / shard.name
+        record = self.whole(shard.split, shard.name)
+        return record if record is not None and record.input_sha256 == self.input_sha256(shard) else None
+
+    def whole(self, split: Split, name: str) -> ShardRecord | None:
+        """The record of the shard of that name, of whatever text, if all its files are there."""
+        folder = self.folder / split / name
         try:
             record = ShardRecord(**read_json(folder / "shard.json"))
             sizes = {array: (folder / f"{array}.npy").stat().st_size for array in ARRAYS}
         except (InputError, TypeError, OSError):
             return None
-        return record if sizes == record.sizes and record.input_sha256 == self.input_sha256(shard) else None
+        return record if sizes == record.sizes else None
 
     def make(self, shard: ShardText, tokenizer: Tokenizer) -> ShardRecord:
         """Build a shard and write its folder."""
