@@ -11,6 +11,7 @@ from bertsmith.tasks.pretrain_examples import DataMode
 from bertsmith.tasks.run_settings import LearningSettings, RunSettings
 
 ObjectiveName = Literal["mlm+nsp", "mlm+sop", "mlm", "rtd", "clm"]
+PositionInit = Literal["neighbours", "sinusoidal", "normal"]
 
 LEARNING_RATES: Mapping[str, float] = {
     "tiny": 2e-3,
@@ -37,7 +38,7 @@ class PretrainOptions(LearningSettings):
     """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
     initializer_range: float = 0.02
     """Deviation of the initial weights. BERT's 0.02 is for a width of 768; try 0.06 for tiny."""
-    position_init: Literal["neighbours", "sinusoidal", "normal"] = "neighbours"
+    position_init: PositionInit = "neighbours"
     """How a new model starts to know places, before it is trained: sines and cosines and heads that look at the
     neighbours, with which it learns from context much sooner; sines and cosines alone; or all random, BERT's own."""
     objective: ObjectiveName | None = None
