@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -114,6 +114,7 @@ SCHEDULES = ["linear", "bert-original", "cosine", "wsd", "constant"]
     schedule=st.sampled_from(SCHEDULES),
     decay_share=st.floats(0, 0.99),
 )
+@example(progress=1.0, step=0, share=0.0, warmup_steps=None, schedule="wsd", decay_share=0.0)
 def test_rates_stay_between_zero_and_the_peak(
     progress: float, step: int, share: float, warmup_steps: int | None, schedule: str, decay_share: float
 ) -> None:

@@ -148,8 +148,8 @@ def is_stable(progress: float, step: int, settings: OptimizerSettings) -> bool:
 def is_falling(progress: float, step: int, settings: OptimizerSettings) -> bool:
     """Whether the rate of "wsd" has begun to fall; no other schedule has a moment where it does."""
     start = _decay_start(_warmup(progress, step, settings), settings)
-    # The small number is for 1 - 0.2 beside 1000 / 1250.
-    return settings.preset.schedule == "wsd" and progress > start + 1e-9
+    # The small number is for 1 - 0.2 beside 1000 / 1250. At its end a run has fallen, in however short a time.
+    return settings.preset.schedule == "wsd" and (progress > start + 1e-9 or progress >= 1)
 
 
 def _warmup(progress: float, step: int, settings: OptimizerSettings) -> float:
