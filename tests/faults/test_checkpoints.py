@@ -219,6 +219,28 @@ def test_what_the_disk_refuses_leaves_the_last_checkpoint_and_says_how_much_is_n
     assert newest_checkpoint(tmp_path) == old
 
 
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_that_step(
+    toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when the next one is due, or at the end: nothing is written beside the steps (row 9)."""
+    task, save_file = toy.Task(), checkpoint.save_file
+
+    def fail(tensors: Any, path: Path) -> None:
+        if path.parent.name.startswith(".step-00000004"):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    settings = loop.TrainSettings(
+        budget="12 steps", batch_size=8, device="cpu", precision="fp32", num_workers=0, save_every="2 steps"
+    )
+    with pytest.raises(StorageError, match="step-00000004: no space left"):
+        loop.train(toy.Model(), [loop.Stage(task)], settings, tmp_path, console=Console(quiet=True))
+    assert len(task.seen) == 4
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == "step-00000002"
+
+
 @pytest.mark.slow
 def test_a_command_that_may_not_write_more_ends_with_2_and_can_be_resumed(
     tiny_tokenizer: Path,

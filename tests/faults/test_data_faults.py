@@ -1,11 +1,14 @@
 """Data that is broken, huge, or has no spaces: each bad row by its line, and no more memory than was said."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 
 from bertsmith.cli import main
@@ -15,6 +18,7 @@ from bertsmith.tasks.data_check import CheckSettings, check_data
 from bertsmith.text import reading
 from bertsmith.text.reading import open_text
 from bertsmith.text.sources import iter_documents, iter_rows
+from bertsmith.text.tokenizer_training import Kind, Sample, _code_points, train_tokenizer
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
 
@@ -98,6 +102,37 @@ def test_every_bad_row_of_a_file_is_counted_by_its_line_and_the_others_are_read(
     assert f"{file}:3" in capsys.readouterr().err
 
 
+def test_rows_that_are_in_two_splits_or_there_twice_are_named(make_files: MakeFiles) -> None:
+    rows = [f"the {name} number {place},{name}" for place in range(8) for name in ("cat", "dog")]
+    train = ["text,label", *rows, rows[2], "the cat number 3,dog"]
+    test = ["text,label", rows[4], "a bird,bird"]
+    folder = make_files({"a.csv": "\n".join(train), "b.csv": "\n".join(test)})
+    report = check_data("classification", CheckSettings(train=str(folder / "a.csv"), test=str(folder / "b.csv")))
+    found = {(finding.split, finding.kind): finding.places[0].replace(f"{folder}/", "") for finding in report.findings}
+    assert found == {
+        ("train", "copies"): "a.csv:18 = a.csv:4",
+        ("train", "contradictions"): "a.csv:8 (cat), a.csv:19 (dog): the cat number 3",
+        ("test", "leak"): "b.csv:2 = a.csv:6",
+        ("test", "unseen"): '"bird": 1',
+    }
+
+
+def test_an_answer_that_is_not_at_its_place_is_named(make_files: MakeFiles) -> None:
+    """One that begins before the text's end and goes past it, and one that begins behind it."""
+    qas = [
+        {"id": f"q{place}", "question": f"which {place} ?", "answers": [{"text": "red house", "answer_start": start}]}
+        for place, start in enumerate((4, 8, 400))
+    ]
+    content = json.dumps({"data": [{"paragraphs": [{"context": "the red house", "qas": qas}]}]})
+    file = make_files({"a.json": content}) / "a.json"
+    report = check_data("answering", CheckSettings(train=str(file)))
+    assert [(finding.kind, finding.count) for finding in report.findings] == [("misplaced", 2)]
+    assert [place.split(",")[1].split(":")[0] for place in report.findings[0].places] == [
+        " question q1",
+        " question q2",
+    ]
+
+
 @pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.tsv", "\t")])
 def test_every_bad_row_of_a_table_is_collected(make_files: MakeFiles, name: str, mark: str) -> None:
     lines = [b"text,label", b"one,a", b"two,b,c", b"thr\xffee,b", b"four", b"five,b"]
@@ -160,6 +195,26 @@ def test_a_text_may_be_as_long_as_is_said(make_files: MakeFiles, monkeypatch: py
 
 
 # Bounded memory (row 26)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_tokenizer_learns_from_a_sample_of_an_unspaced_line_and_says_so(
+    make_files: MakeFiles, tmp_path: Path, kind: Kind
+) -> None:
+    text = UNSPACED * 30_000
+    file = make_files({"a.txt": text}) / "a.txt"
+    tokenizer = train_tokenizer([str(file)], tmp_path / "out", kind=kind, vocab_size=400, limit_bytes=2**18)
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (record["num_documents"], record["seen_bytes"]) == (1, len(text.encode()))
+    assert 0 < record["used_bytes"] <= record["limit_bytes"] == 2**18
+    assert max(len(piece) for piece in tokenizer.tokens(range(tokenizer.vocab_size))) <= 303  # bytes of 101 characters
+
+
+def test_counts_have_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a character that is there 2 ** 33 times: numpy is told so, as text of that size takes too long."""
+    bincount = np.bincount
+    monkeypatch.setattr(np, "bincount", lambda points: bincount(points) * 2**32)
+    assert _code_points(Sample(["aab"], 1, 3, 3)) == {"a": 2**33, "b": 2**32}
 
 
 @LINUX

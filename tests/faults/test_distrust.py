@@ -1,9 +1,11 @@
 """Files that somebody else made: nothing in them is run, and whatever is in them is read, or refused by a message."""
 
 import copy
+import io
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bertsmith.errors import BertsmithError, CorpusError, InputError, ModelError
-from bertsmith.files import read_json
+from bertsmith.files import read_json, sealed, write_json
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_encoder, save_model
 from bertsmith.model.sizes import named_size
@@ -112,6 +114,12 @@ def test_pickles_in_place_of_any_file_are_refused_unread(
         (folder / name).write_bytes(pickled)
         with pytest.raises(BertsmithError):
             load_task(folder)
+    # Where there is nothing else, too.
+    folder = damaged(model_folder, "model.safetensors", b"")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickled)
+    with pytest.raises(ModelError, match=r"only pytorch_model\.bin, which may run code"):
+        load_encoder(folder)
     (folder / "train.csv").write_bytes(pickled)
     with pytest.raises(InputError):
         classify_data.read_rows(str(folder / "train.csv"), classify_data.ClassificationSettings())
@@ -228,6 +236,129 @@ def test_any_config_is_read_or_refused(
     refused_or_read(lambda: load_encoder(folder))
 
 
+def test_code_that_a_config_names_is_not_run(
+    model_folder: Path, canary: Path, damaged: Callable[[Path, str, bytes], Path]
+) -> None:
+    """Keys at which Transformers would import a file of the folder, or a kernel from the Hub (row 17)."""
+    config = json.loads((model_folder / "config.json").read_text())
+    config |= {
+        "auto_map": {name: "canary.Model" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")},
+        "trust_remote_code": True,
+        "_attn_implementation": "organisation/kernel",
+        "_attn_implementation_internal": "organisation/kernel",
+        "custom_pipelines": {"classification": {"impl": "canary.Model", "pt": ["AutoModel"]}},
+    }
+    folder = damaged(model_folder, "config.json", json.dumps(config).encode())
+    (folder / "canary.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nclass Model: pass\n")
+    encoder, found = load_encoder(folder)
+    plain, expected = load_encoder(model_folder)
+    assert found == expected
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in encoder.state_dict().items())
+    load_tokenizer(folder)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": -32}, "hidden_size must be at least 1"),
+        ({"hidden_size": 10**9}, "hidden_size must be at least 1 and at most"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be positive"),
+        ({"hidden_dropout_prob": float("nan")}, r"hidden_dropout_prob must be in \[0, 1\)"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_by_its_name(
+    model_folder: Path, damaged: Callable[[Path, str, bytes], Path], changes: dict[str, Any], message: str
+) -> None:
+    config = json.loads((model_folder / "config.json").read_text())
+    folder = damaged(model_folder, "config.json", json.dumps({**config, **changes}).encode())
+    with pytest.raises(ModelError, match=message):
+        load_encoder(folder)
+
+
+def test_a_config_of_many_levels_is_refused(model_folder: Path, damaged: Callable[[Path, str, bytes], Path]) -> None:
+    folder = damaged(model_folder, "config.json", b'{"model_type": ' + b"[" * 200_000 + b"]" * 200_000 + b"}")
+    with pytest.raises(ModelError, match="nested too deeply"):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "inner/outside.safetensors", ".."])
+def test_an_index_names_nothing_outside_its_folder(
+    model_folder: Path, damaged: Callable[[Path, str, bytes], Path], name: str
+) -> None:
+    """Whole weights are there, so that it would be read (row 18)."""
+    folder = damaged(model_folder, "model.safetensors", b"")
+    (folder / "model.safetensors").unlink()
+    if name.endswith("safetensors"):
+        place = folder.parent / "outside.safetensors"
+        if name.startswith("inner"):
+            place = folder / name
+            place.parent.mkdir()
+        elif name.startswith("/"):
+            name = str(place)
+        shutil.copyfile(model_folder / "model.safetensors", place)
+    names = load_file(model_folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, name)}))
+    with pytest.raises(ModelError, match=r"is not the name of a file beside the index|not a whole safetensors file"):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("name", ["../00000", "/", "a/b"])
+def test_a_store_names_nothing_outside_its_folder(
+    store: Path, damaged: Callable[[Path, str, bytes], Path], name: str
+) -> None:
+    """With a hash that is right, which whoever changes a manifest can write."""
+    whole = json.loads((store / "manifest.json").read_text())
+    del whole["sha256"]
+    tokenizer, shard = copy.deepcopy(whole), copy.deepcopy(whole)
+    tokenizer["tokenizer_sha256"][name] = "0"
+    shard["splits"]["train"]["shards"][0]["name"] = name
+    for manifest in (tokenizer, shard):
+        folder = damaged(store, "manifest.json", b"")
+        write_json(folder / "manifest.json", sealed(manifest))
+        with pytest.raises(CorpusError, match=r"names of files|a shard's folder"):
+            open_corpus(folder, "train")
+
+
+MALFORMED: dict[str, Callable[[dict[str, Any], bytes], bytes]] = {
+    "a header larger than the file": lambda header, data: (2**40).to_bytes(8, "little") + b"{}" + data,
+    "parts that overlap": lambda header, data: packed(
+        {name: {**entry, "data_offsets": [0, size(entry)]} for name, entry in header.items()}, data
+    ),
+    "a part behind the end": lambda header, data: packed(
+        {**header, "more": {"dtype": "F32", "shape": [4], "data_offsets": [len(data), len(data) + 16]}}, data
+    ),
+    "a shape of more than is there": lambda header, data: packed(
+        {name: {**entry, "shape": [2**40, *entry["shape"]]} for name, entry in header.items()}, data
+    ),
+    "bytes that nobody owns": lambda header, data: packed(header, data + b"more"),
+}
+
+
+def size(entry: dict[str, Any]) -> int:
+    start, end = entry["data_offsets"]
+    return int(end - start)
+
+
+def packed(header: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_weights_are_refused_with_their_path(
+    model_folder: Path, damaged: Callable[[Path, str, bytes], Path], what: str
+) -> None:
+    content = (model_folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    folder = damaged(model_folder, "model.safetensors", MALFORMED[what](header, content[8 + length :]))
+    with pytest.raises(ModelError, match=r"damaged/model\.safetensors: not a whole safetensors file"):
+        load_encoder(folder)
+
+
 @FUZZ
 @given(data=st.data())
 def test_any_weights_are_read_or_refused(
@@ -299,6 +430,45 @@ def test_every_change_in_a_store_is_found(
     message = name if name.endswith(".npy") else name.partition("/")[0]
     with pytest.raises(CorpusError, match=message.replace(".", r"\.")):
         open_corpus(damaged(store, name, content), split, verify=True)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda content: content[:-1], lambda content: content + b"\0"], ids=["cut", "longer"]
+)
+def test_a_file_of_another_size_is_found_whenever_a_store_is_opened(
+    store: Path, damaged: Callable[[Path, str, bytes], Path], change: Callable[[bytes], bytes]
+) -> None:
+    """Without a look at the hashes, and before anything is read (row 15)."""
+    for path in sorted(store.glob("train/*/*.npy")):
+        name = str(path.relative_to(store))
+        folder = damaged(store, name, change(path.read_bytes()))
+        with pytest.raises(CorpusError, match=rf"{re.escape(name)} has \d+ bytes, the manifest says \d+"):
+            open_corpus(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("array", "place", "value"),
+    [
+        ("sentences", 0, 1),
+        ("sentences", 1, -1),
+        ("sentences", 2, 10**9),
+        ("sentences", -1, 10**9),
+        ("documents", 0, 1),
+        ("documents", -1, 10**9),
+    ],
+)
+def test_offsets_that_do_not_fit_are_found_whenever_a_store_is_opened(
+    store: Path, damaged: Callable[[Path, str, bytes], Path], array: str, place: int, value: int
+) -> None:
+    """Without a look at the hashes: what they point to would be outside of the tokens (row 15)."""
+    name = f"train/00000/{array}.npy"
+    offsets = np.load(store / name)
+    offsets[place] = value
+    content = io.BytesIO()
+    np.save(content, offsets)
+    folder = damaged(store, name, content.getvalue())
+    with pytest.raises(CorpusError, match=rf"{array}\.npy is damaged: its offsets do not rise from 0 to \d+"):
+        open_corpus(folder, "train")
 
 
 @FUZZ

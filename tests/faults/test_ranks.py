@@ -1,21 +1,27 @@
 """Runs under torchrun itself: stopped, killed and started again, they end with the weights of a run left alone.
 
-(Ranks that die, hang or cannot save without torchrun, and other numbers of ranks: tests/training/test_distributed.py.)
+And the order of the examples, whatever makes them. (Ranks that die or cannot save without torchrun, and whole runs with
+other numbers of ranks: tests/training/test_distributed.py.)
 """
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from bertsmith.cli import main
+from bertsmith.errors import SettingsError
 from bertsmith.training.checkpoint import newest_checkpoint, step_of
+from bertsmith.training.launch import Launch
+from bertsmith.training.loader import Loader, Share, Step
 from bertsmith.training.progress import read_metrics
 
 RANKED = Path(__file__).parents[1] / "training" / "ranked.py"
@@ -67,6 +73,56 @@ def test_a_run_that_was_stopped_and_then_lost_a_rank_ends_as_if_it_had_not(tmp_p
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0]["model"] == ranks[1]["model"]
+
+
+@pytest.mark.slow
+def test_the_others_end_when_a_rank_hangs(tmp_path: Path) -> None:
+    """Rank 1 sleeps in the 20th step; rank 0 waits five seconds for it."""
+    subprocess.run([sys.executable, RANKED, "all", tmp_path, "hangs"], env=ENVIRONMENT, timeout=120, check=True)
+    found = json.loads((tmp_path / "hangs" / "rank-0-0.json").read_text())
+    assert "rank 0 of 2 cannot go on: another rank has ended or does not answer" in found["error"]
+    assert "with --resume the run goes on from its last checkpoint" in found["error"]
+    path = newest_checkpoint(tmp_path / "hangs" / "run" / "checkpoints")
+    assert path is not None and step_of(path) == 14
+
+
+# The order of the examples (row 3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 8])
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(("epoch", "position"), [(0, 0), (1, 16)])
+def test_any_number_of_ranks_and_workers_makes_the_same_examples_in_the_same_order(
+    toy: SimpleNamespace, size: int, num_workers: int, epoch: int, position: int
+) -> None:
+    """From the start of a run, and from where one was stopped; an epoch is six steps of eight and one of two."""
+    task = toy.Task(size=50)
+
+    def steps(share: Share, workers: int) -> list[Step]:
+        options = {"batch_size": 8, "micro_batch_size": 2, "seed": 3, "num_workers": workers, "share": share}
+        loader = Loader(task.examples("train"), task.collate, **options)
+        found = loader.steps(epoch, position)
+        try:
+            return list(itertools.islice(found, 15))
+        finally:
+            found.close()
+
+    alone = steps(Share(), 0)
+    ranks = [steps(Share(rank, size), num_workers) for rank in range(size)]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert [part.sample_ids for part in parts] == [whole.sample_ids] * size
+        made = sorted(
+            (number, [row.index for row in batch.examples]) for part in parts for number, batch in part.numbered
+        )
+        assert [index for _, ids in made for index in ids] == whole.sample_ids
+    next_epoch = [index for step in alone if step.epoch == epoch + 1 for index in step.sample_ids]
+    assert sorted(next_epoch) == list(range(50))
+
+
+def test_a_step_that_not_all_ranks_can_share_is_refused() -> None:
+    Launch(0, 4).check([4, 7], auto_batch=False)
+    with pytest.raises(SettingsError, match="batch_size is 3, and 4 ranks share it: it must be at least 4"):
+        Launch(0, 4).check([8, 3], auto_batch=False)
 
 
 @pytest.fixture

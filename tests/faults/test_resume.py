@@ -12,10 +12,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from bertsmith.cli import main
 from bertsmith.errors import Interrupted, TrainingError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import PooledHead
+from bertsmith.training import loop
 from bertsmith.training.checkpoint import newest_checkpoint, read_state
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 from bertsmith.training.optim import OptimizerName, OptimizerSettings, ScheduleName
@@ -457,6 +459,45 @@ def test_data_that_changed_is_named(toy: SimpleNamespace, tmp_path: Path) -> Non
     run.go(until=3, fingerprint={"corpus": "aaaa"})
     with pytest.raises(TrainingError, match="corpus was aaaa and is now bbbb"):
         run.go(fingerprint={"corpus": "bbbb"})
+
+
+@pytest.mark.slow
+def test_a_command_ends_with_130_and_goes_on_only_with_the_data_that_it_began_with(
+    tiny_tokenizer: Path,
+    tiny_documents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """SIGTERM in the second step; then the store is another one, and the first again (rows 14, 15)."""
+    store, other, run = (tmp_path / name for name in ("store", "other", "run"))
+    less = tmp_path / "less.txt"
+    less.write_text(tiny_documents.read_text().partition("\n\n")[2])
+    build = ["--tokenizer", str(tiny_tokenizer), "--document-separator", "blank-lines", "--heldout-share", "0.1"]
+    for source, folder in ((tiny_documents, store), (less, other)):
+        assert main(["corpus", "build", str(source), *build, "--out", str(folder)]) == 0
+    command = ["pretrain", "--corpus", str(store), "--out", str(run), "--size", "tiny", "--budget", "4 steps"]
+    command += ["--batch-size", "4", "--max-length", "32", "--evaluation-samples", "4", "--device", "cpu"]
+    steps, take_step = [0], loop.take_step
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return take_step(*arguments, **options)
+
+    monkeypatch.setattr(loop, "take_step", stopped)
+    assert main(command) == 130
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    store.rename(tmp_path / "first")
+    other.rename(store)
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 2
+    assert "step-00000002: data was " in capsys.readouterr().err
+    store.rename(other)
+    (tmp_path / "first").rename(store)
+    assert main([*command, "--resume"]) == 0
+    assert steps == [4]
 
 
 def test_what_changes_no_weight_may_change(toy: SimpleNamespace, tmp_path: Path) -> None:
