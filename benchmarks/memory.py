@@ -3,9 +3,9 @@
     pip install accelerate
     python benchmarks/memory.py --corpus STORE --out runs/speed [--size base] [--batch-size 16] [--max-length 128]
 
-The same samples for some steps, MLM + NSP, dropout 0.1, as in pretraining.py. Counted is what a process has resident
-at its peak (Linux; on a GPU what torch has allocated there), less what it had before the model was made. Writes
-`memory.json`.
+The same samples for some steps, MLM + NSP, dropout 0.1, as in pretraining.py, and again with gradient checkpointing on
+both sides. Counted is what a process has resident at its peak (Linux; on a GPU what torch has allocated there), less
+what it had before the model was made. Writes `memory.json`; `ratio` is that of the first two.
 """
 
 import argparse
@@ -23,11 +23,12 @@ import transformers
 from peer import our_steps, padded, trainer_seconds
 from pretraining import FILLERS, RATE, build, features
 
+from bertsmith.model.encoder import recompute_layers
 from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.loader import Loader
 from bertsmith.training.optim import OptimizerSettings, build_optimizer
 
-SIDES = ("ours", "theirs")
+SIDES = ("ours", "theirs", "ours, checkpointing", "theirs, checkpointing")
 
 
 def main() -> None:
@@ -39,41 +40,47 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--side", choices=SIDES, help="this side alone, in this process")
     arguments = parser.parse_args()
     if arguments.side is not None:
-        print(peak(arguments))
+        print(*measured(arguments))
         return
-    peaks = {}
+    peaks, seconds = {}, {}
     for side in SIDES:
         output = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--side", side], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
-        peaks[side] = int(output.split()[-1])
+        peak, took = output.split()[-2:]
+        peaks[side], seconds[side] = int(peak), float(took)
+        print(
+            f"{side}: {peaks[side] / 2**30:.2f} GiB, {peaks[side] / peaks['ours']:.2f} times ours; {took} s", flush=True
+        )
     result = {
         **{name: getattr(arguments, name) for name in ("size", "batch_size", "max_length", "dropout", "steps")},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peak_bytes": peaks,
+        "seconds": seconds,
         "ratio": peaks["ours"] / peaks["theirs"],
     }
     (arguments.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
-    ours, theirs = (peaks[side] / 2**30 for side in SIDES)
-    print(f"ours {ours:.2f}, theirs {theirs:.2f} GiB: {ours / theirs:.2f} times")
 
 
-def peak(arguments: argparse.Namespace) -> int:
-    """Bytes of one side at its peak, above what there was before."""
+def measured(arguments: argparse.Namespace) -> tuple[int, float]:
+    """Bytes of one side at its peak, above what there was before, and the seconds of its timed steps."""
     device = resolve_device()
     precision = resolve_precision("auto", device)
     idle = resident()
     task, model, theirs = build(arguments)
-    if arguments.side == "ours":
+    if arguments.side.endswith("checkpointing"):
+        recompute_layers(model)
+        theirs.gradient_checkpointing_enable()
+    if arguments.side.startswith("ours"):
         del theirs
         optimizer = build_optimizer(model.to(device), OptimizerSettings(learning_rate=RATE))
-        for _ in our_steps(
+        steps = our_steps(
             model,
             task,
             optimizer,
@@ -82,14 +89,14 @@ def peak(arguments: argparse.Namespace) -> int:
             learning_rate=RATE,
             precision=precision,
             seed=0,
-        ):
-            pass
+        )
+        seconds = sum(step_seconds for _, step_seconds in steps)
     else:
         del model
         loader = Loader(task.examples("train"), task.collate, batch_size=arguments.batch_size, seed=0)
         with closing(loader.steps()) as steps:
             rows = [row for step in islice(steps, arguments.steps) for row in features(step.micro_batches[0])]
-        trainer_seconds(
+        seconds = trainer_seconds(
             theirs,
             rows,
             partial(padded, fillers=FILLERS),
@@ -98,7 +105,7 @@ def peak(arguments: argparse.Namespace) -> int:
             precision=precision,
             groups_lengths=False,
         )
-    return resident() - idle
+    return resident() - idle, round(seconds, 2)
 
 
 def resident() -> int:

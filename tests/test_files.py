@@ -8,7 +8,10 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, reject
@@ -51,6 +54,39 @@ def test_new_files_have_the_modes_that_open_would_give(tmp_path: Path) -> None:
     mode = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names(tmp_path)}
     assert mode["file"] == mode["plain"]
     assert mode["folder"] == mode["plain-folder"]
+
+
+def test_all_is_on_the_disk_before_it_has_its_name_and_then_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and folder is forced to the disk under its temporary name; after the renaming the folder around it."""
+    events: list[tuple[str, int]] = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def forced(descriptor: int) -> None:
+        events.append(("fsync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def named(move: Callable[[Any, Any], None], source: Any, target: Any) -> None:
+        events.append(("name", os.stat(source).st_ino))
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", forced)
+    monkeypatch.setattr(os, "rename", partial(named, rename))
+    monkeypatch.setattr(os, "replace", partial(named, replace))
+    around = ("fsync", tmp_path.stat().st_ino)
+    with files.atomic_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("x")
+        (folder / "file").write_text("y")
+    whole = tmp_path / "folder"
+    *before, name, after = events
+    assert set(before) == {("fsync", path.stat().st_ino) for path in (whole, *whole.rglob("*"))}
+    assert (name, after) == (("name", whole.stat().st_ino), around)
+    events.clear()
+    files.atomic_write(tmp_path / "file", "x")
+    inode = (tmp_path / "file").stat().st_ino
+    assert events == [("fsync", inode), ("name", inode), around]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])

@@ -179,6 +179,22 @@ def test_a_spike_is_what_the_rule_of_olmo_calls_one(toy: SimpleNamespace, tmp_pa
     assert window == [*norms[:74], bad["grad_norm"], *norms[74:]]
 
 
+def test_a_spike_that_is_skipped_changes_nothing(toy: SimpleNamespace, tmp_path: Path) -> None:
+    task, model = toy.Task(size=400), toy.Model()
+    spoil(task, {75}, 200.0)
+    before_loss, before_step = task.before_loss, []
+
+    def remember(batch: Any) -> None:
+        before_step.append(weights(model))
+        before_loss(batch)
+
+    task.before_loss = remember
+    run(model, task, tmp_path, settings("90 steps", skip_spikes=6.0, max_skipped_steps=9))
+    assert [line["step"] for line in lines(tmp_path, "bad_step")] == [75]
+    unchanged = [step for step in range(60, 90) if before_step[step] == before_step[step - 1]]
+    assert unchanged == [75]
+
+
 def test_the_window_is_of_the_last_128_norms(toy: SimpleNamespace, tmp_path: Path) -> None:
     result = run(toy.Model(), toy.Task(), tmp_path, settings("140 steps", skip_spikes=50.0, max_skipped_steps=1))
     norms = [line["grad_norm"] for line in lines(tmp_path, "train")]
@@ -281,7 +297,14 @@ def test_no_memory_is_an_error_that_says_what_to_change(
         f"step 1: memory ran out in a micro-batch of 8 sequences ({sum(first)} tokens, the longest {max(first)})"
         in str(caught.value)
     )
-    for word in ("micro_batch_size below 8", "--auto-batch", "max_length", "bf16", "not yet written"):
+    for word in (
+        "micro_batch_size below 8",
+        "--auto-batch",
+        "max_length",
+        "--gradient-checkpointing",
+        "bf16",
+        "not yet written",
+    ):
         assert word in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from bertsmith.model import attention as attention_module
 from bertsmith.model import encoder as encoder_module
 from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder, compile_layers
+from bertsmith.model.encoder import Encoder, compile_layers, recompute_layers
 from bertsmith.model.heads import PooledHead, TokenHead, VocabularyHead
 from bertsmith.model.initial_weights import sinusoidal_positions
 from bertsmith.model.sizes import named_size
@@ -270,6 +270,33 @@ def test_chosen_tokens_are_as_they_are_among_all(family: str) -> None:
     torch.testing.assert_close(chosen_states, states, rtol=0, atol=1e-5)
     for gradient, expected in zip(chosen_gradients, gradients, strict=True):
         torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_computed_again_give_the_same_and_keep_less(dropout: float) -> None:
+    kept = encoder(CONFIG.with_dropout(dropout, dropout, None)).train()
+    lean = copy.deepcopy(kept)
+    recompute_layers(lean)
+    batch, outputs, sizes = some_batch((9, 3, 17, 17)), [], []
+    for model in (kept, lean):
+        saved: dict[int, int] = {}
+
+        def note(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = model(batch, torch.arange(0, 46, 2))
+        output.square().sum().backward(retain_graph=True)
+        output.sum().backward()  # as adversarial training goes through a graph twice
+        outputs.append(output.detach())
+        sizes.append(sum(saved.values()))
+    assert torch.equal(*outputs)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(kept.parameters(), lean.parameters(), strict=True))
+    assert sizes[1] < sizes[0] / 2
+    with torch.no_grad():
+        assert torch.equal(lean.eval()(batch), kept.eval()(batch))
 
 
 # torch looks at every argument's gradient while it compiles, and warns of what it does itself.

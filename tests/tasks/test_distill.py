@@ -272,10 +272,30 @@ def test_classification_mixes_labels_and_teacher(tokenizer: Tokenizer, tmp_path:
     batch = batch_of(taught)
     assert batch.counts == {"classification": 6.0, "soft": 6.0}
     with torch.inference_mode():
-        mine, theirs = (task.logits(model, batch) for model in (student, taught.teacher.model))
+        mine, theirs = (task.logits(model, batch) for model in (student, taught.teachers[0].model))
     hard = nn.CrossEntropyLoss()(mine, batch.labels["targets"])
     soft = nn.KLDivLoss(reduction="batchmean")((mine / 4).log_softmax(-1), (theirs / 4).softmax(-1)) * 16
     torch.testing.assert_close(step_loss(taught, student, batch), 0.7 * hard + 0.3 * soft)
+
+
+def test_of_several_teachers_the_mean_of_their_probabilities_is_learnt(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    task = classification(tokenizer)
+    student = task.build(encoder(tokenizer, 1)).eval()
+    folders = ", ".join(saved(task, tmp_path / name, layers=layers) for name, layers in (("a", 3), ("b", 2)))
+    taught = distil(task, folders, weight=0.3, temperature=4.0)
+    assert "a has 3 layers" in taught.notes()[0] and "the teacher b has 2 layers" in taught.notes()[0]
+    batch = batch_of(taught)
+    mine = task.logits(student, batch)
+    with torch.no_grad():
+        first, second = (task.logits(one.model, batch) for one in taught.teachers)
+    assert not torch.allclose(first, second)
+    both = ((first / 4).softmax(-1) + (second / 4).softmax(-1)) / 2
+    hard = nn.CrossEntropyLoss()(mine, batch.labels["targets"])
+    soft = nn.KLDivLoss(reduction="batchmean")((mine / 4).log_softmax(-1), both) * 16
+    weights = list(student.parameters())
+    expected = torch.autograd.grad(0.7 * hard + 0.3 * soft, weights, allow_unused=True, retain_graph=True)
+    found = torch.autograd.grad(step_loss(taught, student, batch), weights, allow_unused=True)
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_regression_learns_the_teachers_number(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -284,7 +304,7 @@ def test_a_regression_learns_the_teachers_number(tokenizer: Tokenizer, tmp_path:
     taught = distil(task, saved(task, tmp_path / "t"), weight=0.25, temperature=4.0)
     batch = batch_of(taught)
     with torch.inference_mode():
-        mine, theirs = (task.logits(model, batch)[:, 0] for model in (student, taught.teacher.model))
+        mine, theirs = (task.logits(model, batch)[:, 0] for model in (student, taught.teachers[0].model))
     expected = 0.75 * nn.MSELoss()(mine, batch.labels["targets"]) + 0.25 * nn.MSELoss()(mine, theirs)
     torch.testing.assert_close(step_loss(taught, student, batch), expected)
 
@@ -297,7 +317,7 @@ def test_tagging_learns_at_the_first_piece_of_every_word(tokenizer: Tokenizer, t
     assert batch.counts["soft"] == 3 + 4 + 5 < len(batch.inputs.token_ids)
     at = batch.labels["word_positions"]
     with torch.inference_mode():
-        mine, theirs = (one.tokens(one.encoder(batch.inputs))[at] for one in (student, taught.teacher.model))
+        mine, theirs = (one.tokens(one.encoder(batch.inputs))[at] for one in (student, taught.teachers[0].model))
     hard = nn.CrossEntropyLoss()(mine, batch.labels["targets"])
     soft = nn.KLDivLoss(reduction="batchmean")((mine / 2).log_softmax(-1), (theirs / 2).softmax(-1)) * 4
     torch.testing.assert_close(step_loss(taught, student, batch), 0.5 * hard + 0.5 * soft)
@@ -313,7 +333,7 @@ def test_answering_minimises_the_loss_of_run_squad_w_distillation(tokenizer: Tok
     for example in examples:
         batch = taught.collate([example])
         with torch.inference_mode():
-            mine, theirs = (task.predict(one, batch) for one in (student, taught.teacher.model))
+            mine, theirs = (task.predict(one, batch) for one in (student, taught.teachers[0].model))
         (start, end), divide = batch.labels["targets"][0], nn.KLDivLoss(reduction="batchmean")
         parts = []
         for column, target in ((0, start), (1, end)):
@@ -342,7 +362,7 @@ def take_one_step(task: Any, model: nn.Module, batches: list[Batch]) -> dict[str
 def test_the_teacher_learns_nothing_and_is_not_saved(tokenizer: Tokenizer, tmp_path: Path) -> None:
     task = classification(tokenizer)
     taught = distil(task, saved(task, tmp_path / "t", layers=3), weight=1.0, temperature=2.0)
-    teacher = taught.teacher.model
+    teacher = taught.teachers[0].model
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     student = taught.build(encoder(tokenizer, 1))
     names = set(student.state_dict())
@@ -388,7 +408,7 @@ def test_labels_in_another_order_are_put_right(tokenizer: Tokenizer, tmp_path: P
     batch = batch_of(task)
     with torch.inference_mode():
         expected = other.logits(theirs, batch)
-        torch.testing.assert_close(task.logits(taught.teacher.model, batch), expected[:, [1, 0]])
+        torch.testing.assert_close(task.logits(taught.teachers[0].model, batch), expected[:, [1, 0]])
     assert not torch.allclose(expected[:, 0], expected[:, 1])
 
 

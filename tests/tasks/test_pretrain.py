@@ -99,6 +99,14 @@ def test_a_compiled_run_learns_the_same_and_tells_its_first_step_apart(
         pretrain(settings_for(store, tmp_path / "True", budget="6 steps", resume=True))
 
 
+def test_layers_that_are_computed_again_change_nothing(store: Path, tmp_path: Path) -> None:
+    kept = pretrain(settings_for(store, tmp_path / "kept", budget="6 steps"))
+    settings = settings_for(store, tmp_path / "lean", budget="6 steps", gradient_checkpointing=True)
+    assert pretrain(settings).metrics == kept.metrics
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("lean", "kept"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 def test_transformers_loads_the_model_with_equal_logits(run: Path) -> None:
     theirs = AutoModelForPreTraining.from_pretrained(run / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "model")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as backward_config
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bertsmith.errors import ModelError
 from bertsmith.model.attention import Layout, Reach, attention, attention_weights
@@ -117,6 +118,17 @@ def compile_layers(model: nn.Module) -> None:
             part.compile(dynamic=True)
 
 
+def recompute_layers(model: nn.Module) -> None:
+    """Have every encoder inside `model` keep no more of a layer than its input, and run it again for its gradient.
+
+    Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): a forward pass more for each step, in a fraction of the
+    memory. Dropout draws the same numbers again, so that losses and gradients are the same.
+    """
+    for part in model.modules():
+        if isinstance(part, Encoder):
+            part.recomputes_layers = True
+
+
 class Encoder(nn.Module):
     """Token, position and segment embeddings, then `num_hidden_layers` layers."""
 
@@ -139,6 +151,7 @@ class Encoder(nn.Module):
         )
         self.final_norm = nn.LayerNorm(width, eps, bias=structure.has_bias) if structure.is_pre_norm else None
         self._is_causal = structure.is_causal
+        self.recomputes_layers = False
         initialise(self, config.initializer_range)
         if structure.is_pre_norm:
             # Every layer adds to the residual; so that their sum does not grow with the depth (Radford et al. 2019,
@@ -178,7 +191,11 @@ class Encoder(nn.Module):
         layout = Layout(batch.lengths, config.num_attention_heads, hidden_TD.device)
         for number, (layer, (reach, rotate)) in enumerate(self._walk(batch), start=1):
             is_last = number == config.num_hidden_layers
-            hidden_TD = layer(hidden_TD, layout, reach, rotate, positions_M=positions_M if is_last else None)
+            inputs = hidden_TD, layout, reach, rotate, positions_M if is_last else None
+            if self.recomputes_layers and torch.is_grad_enabled():
+                hidden_TD = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                hidden_TD = layer(*inputs)
         if self.final_norm is not None:
             hidden_TD = self.final_norm(hidden_TD)
         return hidden_TD

@@ -104,16 +104,20 @@ class Distillation(TaskAround):
     def __init__(
         self,
         task: Teachable,
-        teacher: Teacher,
+        teachers: Sequence[Teacher],
         soft_losses: Sequence[SoftLoss],
         *,
         hard_weight: float = 1.0,
         temperature: float,
         remarks: Sequence[str] = (),
     ) -> None:
-        """`hard_weight` multiplies the weights of the task's own losses; `remarks` are added to the notes."""
+        """`hard_weight` multiplies the weights of the task's own losses; `remarks` are added to the notes.
+
+        Of several teachers the soft losses are the means, whose gradient is that of the loss against the mean of what
+        they say: of their probabilities, or numbers.
+        """
         super().__init__(task)
-        self.teacher = teacher
+        self.teachers = teachers
         self._taught = task
         self._soft_losses = soft_losses
         self._temperature = temperature
@@ -126,16 +130,19 @@ class Distillation(TaskAround):
     @property
     def fingerprint(self) -> str:
         """What a run must be resumed with unchanged."""
-        values = [self.teacher.weights, self._temperature, self.loss_weights]
+        values = [[one.weights for one in self.teachers], self._temperature, self.loss_weights]
         return json.dumps(values, sort_keys=True)
 
     def notes(self) -> list[str]:
         """What is learnt of whom."""
-        config = self.teacher.encoder.config
         weights = ", ".join(f"{name} {weight:g}" for name, weight in self.loss_weights.items())
+        sizes = [
+            f"{one.name} has {one.encoder.config.num_hidden_layers} layers of width {one.encoder.config.hidden_size}"
+            for one in self.teachers
+        ]
         return [
-            f"The teacher {self.teacher.name} has {config.num_hidden_layers} layers of width {config.hidden_size}; "
-            f"temperature {self._temperature:g}, weights of the losses: {weights}.",
+            f"The teacher {', the teacher '.join(sizes)}; temperature {self._temperature:g}, weights of the losses: "
+            f"{weights}.",
             *self._remarks,
         ]
 
@@ -146,16 +153,19 @@ class Distillation(TaskAround):
         return Batch(batch.inputs, batch.labels, counts, batch.examples)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The task's sums and the soft ones, from one pass through the student and one through the teacher."""
+        """The task's sums and the soft ones, from one pass through the student and one through each teacher."""
         student = self._taught.logits(model, batch)
+        device = batch.inputs.token_ids.device
         with torch.no_grad():
-            teacher = self._taught.logits(self.teacher.model.to(batch.inputs.token_ids.device), batch)
+            teachers = [self._taught.logits(one.model.to(device), batch) for one in self.teachers]
         losses = self._taught.loss_from(student, batch)
-        return {**losses, **{one.name: one.total(student, teacher) for one in self._soft_losses}}
+        for one in self._soft_losses:
+            losses[one.name] = torch.stack([one.total(student, teacher) for teacher in teachers]).mean()
+        return losses
 
 
-def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float) -> Distillation:
-    """A fine-tuning task with a teacher that was trained for it.
+def distil(task: FinetuneTask, folders: str, *, weight: float, temperature: float) -> Distillation:
+    """A fine-tuning task with a teacher that was trained for it, or several.
 
     Classification and tagging learn the probabilities of the labels, of each text or labelled word; answering those
     of start and end, over the tokens of a sequence; embedding those of which text belongs to which; a regression, and
@@ -163,7 +173,7 @@ def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float
 
     Args:
         task: of the student; its settings and data are what counts.
-        folder: of the teacher: a run's, a model's, or a Hub id.
+        folders: of the teacher: a run's, a model's, or a Hub id; of several, with commas between.
         weight: in [0, 1], of the soft targets; the labels have the rest.
 
     Raises:
@@ -171,9 +181,27 @@ def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float
             sequences.
         SettingsError: tagging with crf, here or there.
     """
+    check_answers_stand_alone(task, "teacher")
+    teachers = [_teacher(folder, _model_for(task, folder)) for folder in teacher_names(folders)]
+
+    def total(student: Tensor, teacher: Tensor) -> Tensor:
+        if tells_numbers(task):
+            return F.mse_loss(student, teacher, reduction="sum")
+        return divergence(as_choices(task, student), as_choices(task, teacher), temperature)
+
+    soft = SoftLoss("soft", weight, num_targets, total)
+    return Distillation(task, teachers, [soft], hard_weight=1 - weight, temperature=temperature)
+
+
+def teacher_names(folders: str) -> list[str]:
+    """What `teacher` names: a folder or a Hub id, or several with commas between."""
+    return [folder.strip() for folder in folders.split(",")]
+
+
+def _model_for(task: FinetuneTask, folder: str) -> nn.Module:
+    """A teacher's model, if it can answer the task as the student has it."""
     theirs, model = load_task(folder)
     where = f"teacher {folder}"
-    check_answers_stand_alone(task, "teacher")
     check_answers_stand_alone(theirs, "teacher")
     if theirs.name != task.name:
         raise ModelError(f"{where}: it was trained for {theirs.name}, not for {task.name}")
@@ -185,14 +213,7 @@ def distil(task: FinetuneTask, folder: str, *, weight: float, temperature: float
         kinds = theirs.target.problem_type, task.target.problem_type
         if kinds[0] != kinds[1]:
             raise ModelError(f"{where}: its problem_type is {kinds[0]}, the student's {kinds[1]}")
-
-    def total(student: Tensor, teacher: Tensor) -> Tensor:
-        if tells_numbers(task):
-            return F.mse_loss(student, teacher, reduction="sum")
-        return divergence(as_choices(task, student), as_choices(task, teacher), temperature)
-
-    soft = SoftLoss("soft", weight, num_targets, total)
-    return Distillation(task, _teacher(folder, model), [soft], hard_weight=1 - weight, temperature=temperature)
+    return model
 
 
 def tells_numbers(task: FinetuneTask) -> bool:
@@ -278,7 +299,7 @@ def distil_pretraining(
         remarks = [f"Its hidden states are not learnt: the student's are {hidden_size} wide."]
     elif cosine_weight:
         soft_losses.append(SoftLoss("cosine", cosine_weight, lambda batch: float(sum(batch.inputs.lengths)), of_hidden))
-    return Distillation(task, teacher, soft_losses, temperature=temperature, remarks=remarks)
+    return Distillation(task, [teacher], soft_losses, temperature=temperature, remarks=remarks)
 
 
 def source_name(folder: str) -> str:

@@ -26,7 +26,7 @@ from bertsmith.files import sha256
 from bertsmith.tasks import folds, search, seeds
 from bertsmith.tasks.adapt import adapt
 from bertsmith.tasks.augment import check_augmentation
-from bertsmith.tasks.distill import Distillation, distil
+from bertsmith.tasks.distill import Distillation, distil, teacher_names
 from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.folds import Fold
@@ -277,7 +277,8 @@ def _summary(task: FinetuneTask) -> str:
 def _sources(settings: FinetuneSettings) -> Iterator[str | Path | None]:
     """All that is read of what may lie on this machine."""
     yield from (settings.train, settings.dev, settings.test, settings.model, settings.tokenizer)
-    yield from (settings.teacher, settings.augment_model)
+    yield settings.augment_model
+    yield from teacher_names(settings.teacher) if settings.teacher is not None else ()
     yield from data_files(settings)
 
 

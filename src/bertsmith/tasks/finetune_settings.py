@@ -41,7 +41,7 @@ class FinetuneSettings(RunSettings):
     adapt: str | None = None
     """First go on with pre-training on the texts of the training rows, for so long ("3 epochs", "10m"); None: no."""
     teacher: str | None = None
-    """A model fine-tuned for the same task and labels, whose answers are learnt too; None: the data alone."""
+    """A model fine-tuned for the same task and labels, whose answers are learnt too, or several: A,B; None: none."""
     distill_weight: float = 0.5
     """Weight of the teacher's answers in the loss, in [0, 1]; the labels have the rest."""
     temperature: float = 2.0

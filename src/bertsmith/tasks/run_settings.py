@@ -49,6 +49,8 @@ class LearningSettings:
     """auto, cpu, cuda or cuda:N."""
     compile: bool = False
     """Have torch.compile make kernels of the layers first: some seconds to a minute, then faster steps."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again for its gradient instead of keeping it: much less memory, some 30 % more time."""
     shard_weights: bool = False
     """With several ranks, each holds a part of the weights and of what the optimizer remembers (FSDP2)."""
     num_workers: int = 1
@@ -99,6 +101,7 @@ class LearningSettings:
             skip_spikes=self.skip_spikes,
             auto_batch=self.auto_batch,
             compile=self.compile,
+            gradient_checkpointing=self.gradient_checkpointing,
             shard_weights=self.shard_weights,
             num_workers=self.num_workers,
             precision=self.precision,

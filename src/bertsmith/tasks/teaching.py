@@ -18,7 +18,7 @@ from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks import seeds
 from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import model_card
-from bertsmith.tasks.distill import Distillation, source_name
+from bertsmith.tasks.distill import Distillation, source_name, teacher_names
 from bertsmith.tasks.finetune_report import write_run_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, save_task
@@ -201,9 +201,10 @@ def save_finetuned(
     origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
     teaching: dict[str, Any] = {}
     if settings.teacher is not None:
-        name, weight = source_name(settings.teacher), settings.distill_weight
+        name = ", ".join(source_name(one) for one in teacher_names(settings.teacher))
+        weight = settings.distill_weight
         teaching = {"teacher": name, "distill_weight": weight, "temperature": settings.temperature}
-        origin = f"{origin}, taught by `{name}`"
+        origin = f"{origin}, taught by `{name.replace(', ', '`, `')}`"
     if beside:
         origin = f"{origin}, together with {', '.join(beside)}"
     row = family(config.model_type)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from bertsmith.model.encoder import recompute_layers
 from bertsmith.training.average import WeightAverage
 from bertsmith.training.checkpoint import Kind, save_checkpoint
 from bertsmith.training.device import ResolvedPrecision, resolve_device, resolve_precision
@@ -139,6 +140,8 @@ def calibrate(
     precision = resolve_precision(settings.precision, device)
     memory = Memory.of(device)
     model.to(device)
+    if settings.gradient_checkpointing:
+        recompute_layers(model)
     optimizer = build_optimizer(model, settings.optimizer)
     average = WeightAverage(dict(model.named_parameters()), settings.ema_decay)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

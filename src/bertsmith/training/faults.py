@@ -129,8 +129,8 @@ class Guard:
             )
         smaller = f"a micro_batch_size below {step.micro_batch_size} (or --auto-batch), " * (step.micro_batch_size > 1)
         return (
-            f"step {state.step + 1}: memory ran out in {_in_words(failed)}. Use {smaller}a smaller max_length, or "
-            f"precision bf16 where the hardware has it. The last checkpoint is {last}."
+            f"step {state.step + 1}: memory ran out in {_in_words(failed)}. Use {smaller}a smaller max_length, "
+            f"--gradient-checkpointing, or precision bf16 where the hardware has it. The last checkpoint is {last}."
         )
 
 

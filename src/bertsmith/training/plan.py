@@ -53,6 +53,9 @@ class TrainSettings:
     dropout."""
     compile: bool = False
     """Have torch.compile make kernels of the encoder's layers in the first step, which is reported apart."""
+    gradient_checkpointing: bool = False
+    """Keep no more of each layer than its input, and compute it again for its gradient: much less memory, the same
+    update, some 30 % more time."""
     shard_weights: bool = False
     """With several ranks, each holds a part of the weights, gradients and moments (FSDP2), for models that do not fit
     one device; the update is the same."""
@@ -160,8 +163,8 @@ def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: Res
     """What must not change between the parts of a run that is resumed, by the names that users know.
 
     Not in it: what cannot change a weight (workers, logging, saving), when to evaluate and to stop
-    (`max_skipped_steps` among it), and the device and what fits its memory (`auto_batch`, `shard_weights`), so
-    that a run may move to another machine.
+    (`max_skipped_steps` among it), and the device and what fits its memory (`auto_batch`,
+    `gradient_checkpointing`, `shard_weights`), so that a run may move to another machine.
     """
     optimizer = asdict(settings.optimizer) | asdict(settings.optimizer.preset)
     values: dict[str, Any] = {"budget": settings.budget, "seed": settings.seed, "precision": precision}

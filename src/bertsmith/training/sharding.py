@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from bertsmith.model.encoder import Layer, compile_layers
+from bertsmith.model.encoder import Layer, compile_layers, recompute_layers
 from bertsmith.training.average import WeightAverage
 from bertsmith.training.distributed import Ranks
 from bertsmith.training.loader import Step
@@ -218,6 +218,8 @@ class Shards:
 
 def hold(model: nn.Module, settings: TrainSettings, ranks: Ranks, device: torch.device) -> Held:
     """A model that learns on the device; with `shard_weights` and other ranks, in pieces."""
+    if settings.gradient_checkpointing:
+        recompute_layers(model)
     if settings.shard_weights and not ranks.is_alone:
         return Shards(model, settings, ranks, device)
     return Whole(model, settings, ranks)
