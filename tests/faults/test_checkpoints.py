@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, killed while they are written, refused by the disk, or in the way."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -61,6 +62,24 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     with pytest.warns(RuntimeWarning, match=f"{bad.name} is damaged") as warnings:
         assert newest_checkpoint(tmp_path) == good
     assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "inner/outside", ".."])
+def test_a_manifest_names_nothing_outside_its_folder(toy: SimpleNamespace, tmp_path: Path, name: str) -> None:
+    path = save_checkpoint(tmp_path / "checkpoints", 1, *toy.trained(), {})
+    (path / "inner").mkdir()
+    target = path / (name if name != "/outside" else str(tmp_path / "outside"))
+    if name != "..":
+        target.write_text("x")
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]  # as a checkpoint of an earlier version
+    manifest["files"][str(target) if name == "/outside" else name] = {
+        "bytes": 1,
+        "sha256": hashlib.sha256(b"x").hexdigest(),
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    fault = find_fault(path)
+    assert fault is not None and fault.endswith("which is no file of its folder")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ shape is compared with the file's header before anything is allocated for it.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -35,6 +36,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 # The last three are what sentence-transformers keeps beside a model.
 _HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors", "bertsmith.json"]
 _HUB_FILES += ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 # A field that may be None -> the property with what None means, for who reads the folder.
 _MEANT = {"embedding_size": "embedding_width", "embedding_dropout_prob": "embedding_dropout"}
@@ -109,7 +111,8 @@ def resolve(path: str | Path) -> Path:
 def read_config(path: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
     """The encoder's config, and all of config.json (`architectures`, `id2label`, ...).
 
-    Fields that would change the arithmetic into something we do not do are refused; others are ignored.
+    Fields that would change the arithmetic into something we do not do are refused; others are ignored, those that
+    name code with a warning.
     Where there are weights, the config must fit them: so that nobody allocates what a wrong number asks for.
 
     Raises:
@@ -123,6 +126,13 @@ def read_config(path: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
         raise ModelError(f"{error}. A model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ModelError(f'{file}: no "model_type"; is this the config of a model?')
+    if code := [key for key in _CODE_KEYS if raw.get(key)]:
+        warnings.warn(
+            f"{file}: {', '.join(code)} may make other programs run code from there or from elsewhere; here nothing is "
+            "run, and the model is read as what its model_type says",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     architectures = raw.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise ModelError(f"{file}: architectures must be a list of names, not {json.dumps(architectures)}")

@@ -126,6 +126,8 @@ def find_fault(path: Path) -> str | None:
             return f"its format is {manifest['format']}, this version reads {_FORMAT}"
         for name, expected in manifest["files"].items():
             file = path / name
+            if file.parent != path or name == "..":
+                return f"manifest.json names {name!r}, which is no file of its folder"
             if not file.is_file():
                 return f"{name} is missing"
             if file.stat().st_size != expected["bytes"]:
