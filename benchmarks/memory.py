@@ -76,7 +76,7 @@ def measured(arguments: argparse.Namespace) -> tuple[int, float]:
     task, model, theirs = build(arguments)
     if arguments.side.endswith("checkpointing"):
         recompute_layers(model)
-        theirs.gradient_checkpointing_enable()
+        theirs.activation_checkpointing_enable()
     if arguments.side.startswith("ours"):
         del theirs
         optimizer = build_optimizer(model.to(device), OptimizerSettings(learning_rate=RATE))

@@ -363,8 +363,9 @@ class _GroupedProducts(torch.autograd.Function):
         (gradient_TNH,) = gradients
         tail = num_heads, head_size = gradient_TNH.shape[1:]
         result_T3NH = gradient_TNH.new_empty(len(gradient_TNH), 3, num_heads, head_size)
+        saved = ctx.saved_tensors  # once: gradient checkpointing lets nobody read them twice
         for i, group in enumerate(ctx.layout.groups):
-            qkv_3BLH, weights_BLL, keep_BLL = ctx.saved_tensors[3 * i : 3 * i + 3]
+            qkv_3BLH, weights_BLL, keep_BLL = saved[3 * i : 3 * i + 3]
             query_BLH, key_BLH, value_BLH = qkv_3BLH
             gradient_GLNH = group.take_with_zeros(gradient_TNH).reshape(group.count, group.length, *tail)
             gradient_BLH = gradient_GLNH.transpose(1, 2).flatten(0, 1)
