@@ -27,6 +27,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "bert mlm, n-grams": {"family": "bert", "objective": "mlm", "mask_unit": "ngram"},
     "modernbert mlm": {"family": "modernbert"},
     "bert mlm+sop": {"family": "bert", "objective": "mlm+sop"},
+    "albert mlm+sop, original": {"family": "albert", "data_mode": "original"},
     "bert mlm+nsp, original": {"family": "bert", "data_mode": "original"},
     "bert mlm, doc-sentences": {"family": "bert", "objective": "mlm", "data_mode": "doc-sentences"},
     "roberta mlm": {"family": "roberta"},

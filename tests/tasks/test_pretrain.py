@@ -99,6 +99,18 @@ def test_a_compiled_run_learns_the_same_and_tells_its_first_step_apart(
         pretrain(settings_for(store, tmp_path / "True", budget="6 steps", resume=True))
 
 
+def test_batches_grow_up_to_their_size(store: Path, tmp_path: Path) -> None:
+    settings = settings_for(store, tmp_path / "a", initial_batch_size=2, batch_warmup_share=0.5, long_length=48)
+    sizes = [(phase.batch_size, phase.max_length, phase.end) for phase in settings.phases]
+    assert sizes == [(2, 32, 0.25), (4, 32, 0.5), (8, 32, 0.9), (5, 48, 1.0)]
+    settings = replace(settings, long_length=None)
+    assert [(phase.batch_size, phase.end) for phase in settings.phases] == [(2, 0.25), (4, 0.5), (8, 1.0)]
+    grown, whole = pretrain(settings).training, pretrain(settings_for(store, tmp_path / "b")).training
+    assert grown.step == whole.step == 12
+    sequences = 3 * 2 + 3 * 4 + 6 * 8
+    assert grown.tokens / whole.tokens == pytest.approx(sequences / (12 * 8), rel=0.1)
+
+
 def test_layers_that_are_computed_again_change_nothing(store: Path, tmp_path: Path) -> None:
     kept = pretrain(settings_for(store, tmp_path / "kept", budget="6 steps"))
     settings = settings_for(store, tmp_path / "lean", budget="6 steps", gradient_checkpointing=True)
@@ -251,6 +263,10 @@ def test_refusals(store: Path, run: Path, tiny_documents: Path, tiny_tokenizer: 
         pretrain(settings_for(store, tmp_path / "size", size="tinny"))
     with pytest.raises(CorpusError, match="no corpus"):
         pretrain(settings_for(tmp_path / "nowhere", tmp_path / "x"))
+    with pytest.raises(SettingsError, match="initial_batch_size must be at least 1 and below batch_size 8, not 8"):
+        settings_for(store, tmp_path / "y", initial_batch_size=8)
+    with pytest.raises(SettingsError, match=r"batch_warmup_share must be above 0 and below 0\.9"):
+        settings_for(store, tmp_path / "y", initial_batch_size=2, batch_warmup_share=0.95, long_length=64)
     with pytest.raises(SettingsError, match="long_length"):
         settings_for(store, tmp_path / "y", max_length=64, long_length=32)
     assert not (tmp_path / "long").exists(), "nothing half-written"

@@ -213,9 +213,10 @@ def _stages(
 ) -> tuple[StagePlan, ...]:
     """The phases of a run that learns for `amount` of the unit of its budget."""
     unit = Budget.parse(settings.budget).unit
-    shares = [1.0] if settings.long_length is None else [1 - settings.long_share, settings.long_share]
-    stages = []
-    for share, length, cost in zip(shares, settings.lengths, measured.calibration.stages, strict=True):
+    stages: list[StagePlan] = []
+    begin = 0.0
+    for phase, cost in zip(settings.phases, measured.calibration.stages, strict=True):
+        share, begin = phase.end - begin, phase.end
         steps_per_epoch = max(1.0, cost.steps_per_epoch * times_as_long)
         a_step = cost.pace.seconds(1, cost.mean_tokens)
         steps_of = {
@@ -230,7 +231,7 @@ def _stages(
         operations = training_operations(measured.config, measured.objective, text, masked, settings.generator_share)
         stages.append(
             StagePlan(
-                max_length=length,
+                max_length=phase.max_length,
                 cost=cost,
                 steps=steps,
                 tokens=steps * cost.mean_tokens,

@@ -125,16 +125,18 @@ class Prepared:
     """The same with their teacher; none without it."""
 
     def stages(self) -> list[Stage]:
-        """One phase, or two with the same number of tokens in a step."""
-        settings, tasks = self.settings, self.taught or self.tasks
-        if len(tasks) == 1:
-            return [Stage(tasks[0])]
-        shrink = settings.lengths[1] / settings.lengths[0]
-        batch_size = max(1, round(settings.batch_size / shrink))
-        micro_batch_size = settings.micro_batch_size and max(1, round(settings.micro_batch_size / shrink))
+        """The settings' phases, each with the task of its length."""
+        settings = self.settings
+        task_of = dict(zip(settings.lengths, self.taught or self.tasks, strict=True))
         return [
-            Stage(tasks[0], progress_end=1 - settings.long_share),
-            Stage(tasks[1], batch_size=batch_size, micro_batch_size=micro_batch_size),
+            Stage(
+                task_of[phase.max_length],
+                batch_size=phase.batch_size,
+                micro_batch_size=settings.micro_batch_size
+                and max(1, round(settings.micro_batch_size * settings.max_length / phase.max_length)),
+                progress_end=phase.end,
+            )
+            for phase in settings.phases
         ]
 
 

@@ -24,6 +24,16 @@ LEARNING_RATES: Mapping[str, float] = {
 """Defaults for batches of 32 to 256 sequences; the paper's 1e-4 is for base and large with 256."""
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run with its own sequences and steps."""
+
+    max_length: int
+    batch_size: int
+    end: float
+    """Of the budget, the share that is used when it ends."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions(LearningSettings):
     """What to build, what it learns, and for how long."""
@@ -51,6 +61,10 @@ class PretrainOptions(LearningSettings):
     """When to stop: 10m, 3h, "50M tokens", "20000 steps" or "2 epochs"."""
     batch_size: int = 64
     """Sequences in an optimizer step; with only 8 or 16 a new model may never get past guessing by frequency."""
+    initial_batch_size: int | None = None
+    """Sequences in the first steps, doubled step by step up to batch_size; None: batch_size from the first step."""
+    batch_warmup_share: float = 0.2
+    """Share of the budget in which they grow, in equal parts."""
     max_length: int = 128
     """Tokens in a sequence, [CLS] and [SEP] included."""
     long_length: int | None = None
@@ -94,6 +108,16 @@ class PretrainOptions(LearningSettings):
             raise SettingsError(f"long_length {self.long_length} must be above max_length {self.max_length}.")
         if not 0 < self.long_share < 1:
             raise SettingsError(f"long_share must lie between 0 and 1, not {self.long_share}.")
+        if self.initial_batch_size is not None and not 0 < self.initial_batch_size < self.batch_size:
+            raise SettingsError(
+                f"initial_batch_size must be at least 1 and below batch_size {self.batch_size}, "
+                f"not {self.initial_batch_size}."
+            )
+        room = 1.0 if self.long_length is None else 1 - self.long_share
+        if self.initial_batch_size is not None and not 0 < self.batch_warmup_share < room:
+            raise SettingsError(
+                f"batch_warmup_share must be above 0 and below {room:g}, not {self.batch_warmup_share}."
+            )
         if not 0 < self.generator_share <= 1:
             raise SettingsError(f"generator_share must be in (0, 1], not {self.generator_share}.")
         check_max_length(self.max_length)
@@ -114,9 +138,25 @@ class PretrainOptions(LearningSettings):
         return 1.0 if self.teacher is None else 2.0
 
     @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The parts of the run: batches that grow, then whole ones, then longer sequences of about as many tokens."""
+        sizes = []
+        size = self.batch_size if self.initial_batch_size is None else self.initial_batch_size
+        while size < self.batch_size:
+            sizes.append(size)
+            size *= 2
+        part = self.batch_warmup_share / max(1, len(sizes))
+        phases = [Phase(self.max_length, size, part * number) for number, size in enumerate(sizes, start=1)]
+        if self.long_length is None:
+            return (*phases, Phase(self.max_length, self.batch_size, 1.0))
+        fewer = max(1, round(self.batch_size * self.max_length / self.long_length))
+        whole = Phase(self.max_length, self.batch_size, 1 - self.long_share)
+        return (*phases, whole, Phase(self.long_length, fewer, 1.0))
+
+    @property
     def lengths(self) -> tuple[int, ...]:
-        """The length of each phase."""
-        return (self.max_length,) if self.long_length is None else (self.max_length, self.long_length)
+        """The lengths of the phases, each once."""
+        return tuple(dict.fromkeys(phase.max_length for phase in self.phases))
 
 
 @dataclass(frozen=True, kw_only=True)
