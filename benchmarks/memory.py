@@ -10,7 +10,6 @@ what it had before the model was made. Writes `memory.json`; `ratio` is that of 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from contextlib import closing
@@ -26,6 +25,7 @@ from pretraining import FILLERS, RATE, build, features
 from bertsmith.model.encoder import recompute_layers
 from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.loader import Loader
+from bertsmith.training.memory import forget_peak_memory, peak_memory_bytes
 from bertsmith.training.optim import OptimizerSettings, build_optimizer
 
 SIDES = ("ours", "theirs", "ours, checkpointing", "theirs, checkpointing")
@@ -79,6 +79,7 @@ def measured(arguments: argparse.Namespace) -> tuple[int, float]:
         theirs.activation_checkpointing_enable()
     if arguments.side.startswith("ours"):
         del theirs
+        forget()
         optimizer = build_optimizer(model.to(device), OptimizerSettings(learning_rate=RATE))
         steps = our_steps(
             model,
@@ -93,6 +94,7 @@ def measured(arguments: argparse.Namespace) -> tuple[int, float]:
         seconds = sum(step_seconds for _, step_seconds in steps)
     else:
         del model
+        forget()
         loader = Loader(task.examples("train"), task.collate, batch_size=arguments.batch_size, seed=0)
         with closing(loader.steps()) as steps:
             rows = [row for step in islice(steps, arguments.steps) for row in features(step.micro_batches[0])]
@@ -112,7 +114,15 @@ def resident() -> int:
     """Bytes at the peak so far, on the GPU if there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory_bytes()
+
+
+def forget() -> None:
+    """Let the peak begin again with what is there now: making the models took some, too."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        forget_peak_memory()
 
 
 if __name__ == "__main__":

@@ -210,7 +210,11 @@ class Encoder(nn.Module):
 
         They look at the places before and after, then at those behind these; where tokens see only what is before
         them, at the last places. The other heads are left to see all of a text, which pairs of texts need.
+        Layers that share their weights (ALBERT's) would all look there, and learn much less: they have waves alone.
         """
+        if len(self.layers) < self.config.num_hidden_layers:
+            self.start_with_waves()
+            return
         if self.position_embedding is None:
             return
         first = self.layers[0]
