@@ -76,7 +76,8 @@ def measured(arguments: argparse.Namespace) -> tuple[int, float]:
     task, model, theirs = build(arguments)
     if arguments.side.endswith("checkpointing"):
         recompute_layers(model)
-        theirs.activation_checkpointing_enable()
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # since 5.23, and before
+        next(getattr(theirs, name) for name in names if hasattr(theirs, name))()
     if arguments.side.startswith("ours"):
         del theirs
         forget()

@@ -250,7 +250,9 @@ def test_code_that_a_config_names_is_not_run(
     }
     folder = damaged(model_folder, "config.json", json.dumps(config).encode())
     (folder / "canary.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nclass Model: pass\n")
-    with pytest.warns(RuntimeWarning, match=r"config.json: auto_map, custom_pipelines, trust_remote_code, _attn_impl"):
+    with pytest.warns(
+        RuntimeWarning, match=r"config.json: auto_map, custom_pipelines, trust_remote_code, _attn_implementation, "
+    ):
         encoder, found = load_encoder(folder)
     plain, expected = load_encoder(model_folder)
     assert found == expected

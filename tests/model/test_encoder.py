@@ -311,8 +311,10 @@ def test_layers_computed_again_give_the_same_and_keep_less(dropout: float, monke
 
 # torch looks at every argument's gradient while it compiles, and warns of what it does itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_compiled_layers_serve_batches_of_any_lengths(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dropout", "recomputes"), [(0.0, False), (0.3, False), (0.3, True)])
+def test_compiled_layers_serve_batches_of_any_lengths(
+    dropout: float, recomputes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same numbers by the same kernels, however long sequences are; traced, but not turned into C++, which takes a
     minute."""
     torch._dynamo.reset()
@@ -321,6 +323,8 @@ def test_compiled_layers_serve_batches_of_any_lengths(dropout: float, monkeypatc
     eager = encoder(CONFIG.with_dropout(dropout, dropout, None)).train()
     compiled = copy.deepcopy(eager)
     compile_layers(compiled)
+    if recomputes:
+        recompute_layers(compiled)
     numbers = []
     for seed, lengths in enumerate([(9, 3, 17), (5, 5), (2, 20, 11, 6), (7,), (3, 3, 8)]):
         outputs, gradients = [], []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from bertsmith.tasks.distill import (
     divergence,
     load_pretrained_teacher,
     source_name,
+    teacher_names,
 )
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -535,6 +537,26 @@ def test_a_student_with_fewer_layers_is_an_ordinary_model(run: FinetuneResult, d
     assert losses.keys() == {"classification", "soft"}
     metrics = evaluate(student.folder, str(data / "test.csv"), precision="fp32", device="cpu")
     assert metrics == pytest.approx(student.metrics["test"])
+
+
+def test_several_teachers_are_on_the_card_and_what_no_folder_is_called_is_refused(
+    run: FinetuneResult, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "a, b"  # a comma in a name is no border
+    shutil.copytree(run.folder, other)
+    assert teacher_names(str(other)) == [str(other)]
+    both = f"{run.folder},{shutil.copytree(run.folder, tmp_path / 'other')}"
+    changed = settings(
+        data, tmp_path, model=str(run.folder), tokenizer=None, teacher=both, epochs=1, out=tmp_path / "s"
+    )
+    student = finetune("classification", changed, OPTIONS, console=QUIET)
+    assert json.loads((student.model / "bertsmith.json").read_text())["teacher"] == "teacher, other"
+    assert "from `teacher`, taught by `teacher`, `other`." in (student.model / "README.md").read_text()
+    assert finetune("classification", replace(changed, resume=True), OPTIONS, console=QUIET).metrics == student.metrics
+    with pytest.raises(SettingsError, match="has an empty name"):
+        finetune("classification", replace(changed, teacher=f"{run.folder},", overwrite=True), OPTIONS, console=QUIET)
+    with pytest.raises(SettingsError, match="a pre-training has one teacher"):
+        load_pretrained_teacher(both, load_tokenizer(run.model), 16)
 
 
 def test_layers_of_random_weights_are_a_number(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:

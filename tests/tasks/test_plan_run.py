@@ -61,7 +61,7 @@ def measured(settings: PretrainSettings, **changes: Any) -> PretrainMeasured:
     """A machine that takes 0.1 seconds for a step of 1,000 tokens, of which an epoch has 50."""
     prepared = prepare(settings)
     stage = StageCost(8, 8, 50, 9, Pace(0.1, 0.0), 1000.0, 8.0, 125_000.0, {"mlm": 150.0, "nsp": 8.0}, 1e-4, 1 << 30)
-    stages = (stage,) * len(settings.lengths)
+    stages = (stage,) * len(settings.phases)
     calibration = Calibration(1000, 1000, True, 1 << 30, stages, 2.0, 3000, 1.0, 1000, 0.5)
     return PretrainMeasured(5.0, replace(calibration, **changes), prepared.config, "mlm+nsp", 100, 10_000)
 
@@ -100,6 +100,11 @@ def test_a_budget_of_time_is_shared_out(planned: Any) -> None:
     assert one.stages[0].steps == pytest.approx(forecast.learning_seconds / 0.1, abs=1)
     assert one.cost == pytest.approx(3.0 * forecast.seconds / 3600)
     assert planned(budget="1h").cost is None
+
+
+def test_batches_that_grow_have_their_phases(planned: Any) -> None:
+    stages = planned(budget="100 steps", batch_size=64, initial_batch_size=8, batch_warmup_share=0.2).stages
+    assert [stage.steps for stage in stages] == [7, 7, 6, 80]
 
 
 def test_two_phases_have_their_shares(planned: Any) -> None:

@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
 from bertsmith.deploy.predict import load
-from bertsmith.errors import CorpusError, InputError, ModelError, SettingsError, TrainingError
+from bertsmith.errors import CorpusError, InputError, Interrupted, ModelError, SettingsError, TrainingError
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.tasks.masking import Masker, Masking
@@ -27,6 +31,7 @@ from bertsmith.tasks.pretrain_task import unigram_baseline
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import load_tokenizer
+from bertsmith.training import loop
 from bertsmith.training.progress import read_metrics
 
 
@@ -109,6 +114,38 @@ def test_batches_grow_up_to_their_size(store: Path, tmp_path: Path) -> None:
     assert grown.step == whole.step == 12
     sequences = 3 * 2 + 3 * 4 + 6 * 8
     assert grown.tokens / whole.tokens == pytest.approx(sequences / (12 * 8), rel=0.1)
+
+
+def test_batches_that_grow_go_on_with_the_text_wherever_they_are_stopped(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch shows each example once, whatever the sizes of its steps."""
+    seen: dict[str, list[list[int]]] = {"straight": [], "stopped": []}
+    stops: set[int] = set()
+    take_step = loop.take_step
+
+    def noting(model: Any, task: Any, step: Any, *arguments: Any, **options: Any) -> Any:
+        seen[name].append(step.sample_ids)
+        if len(seen[name]) in stops:
+            os.kill(os.getpid(), signal.SIGINT)
+        return take_step(model, task, step, *arguments, **options)
+
+    monkeypatch.setattr(loop, "take_step", noting)
+    options = {"budget": "1 epochs", "initial_batch_size": 2, "batch_warmup_share": 0.5}
+    name = "straight"
+    pretrain(settings_for(store, tmp_path / name, **options))
+    sizes = [len(step) for step in seen[name]]
+    growths = [number for number in range(1, len(sizes) - 1) if sizes[number] > sizes[number - 1]]
+    assert len(growths) == 2
+    assert sorted(chain.from_iterable(seen[name])) == list(range(sum(sizes)))
+    name, stops = "stopped", {growths[0], growths[1] + 1}  # at the border of two phases, and just behind one
+    for is_resumed in (False, True):
+        with pytest.raises(Interrupted):
+            pretrain(settings_for(store, tmp_path / name, resume=is_resumed, **options))
+    pretrain(settings_for(store, tmp_path / name, resume=True, **options))
+    assert seen["stopped"] == seen["straight"]
+    ours, theirs = (load_file(tmp_path / each / "model" / "model.safetensors") for each in seen)
+    assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
 
 
 def test_layers_that_are_computed_again_change_nothing(store: Path, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 # The last three are what sentence-transformers keeps beside a model.
 _HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors", "bertsmith.json"]
 _HUB_FILES += ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
-_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+_KERNEL_KEYS = ("_attn_implementation", "_attn_implementation_internal")  # a kernel from the Hub, if there is a slash
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 # A field that may be None -> the property with what None means, for who reads the folder.
 _MEANT = {"embedding_size": "embedding_width", "embedding_dropout_prob": "embedding_dropout"}
@@ -126,7 +127,8 @@ def read_config(path: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
         raise ModelError(f"{error}. A model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ModelError(f'{file}: no "model_type"; is this the config of a model?')
-    if code := [key for key in _CODE_KEYS if raw.get(key)]:
+    code = [key for key in _CODE_KEYS if raw.get(key)] + [key for key in _KERNEL_KEYS if "/" in str(raw.get(key))]
+    if code:
         warnings.warn(
             f"{file}: {', '.join(code)} may make other programs run code from there or from elsewhere; here nothing is "
             "run, and the model is read as what its model_type says",

@@ -130,7 +130,8 @@ class Distillation(TaskAround):
     @property
     def fingerprint(self) -> str:
         """What a run must be resumed with unchanged."""
-        values = [[one.weights for one in self.teachers], self._temperature, self.loss_weights]
+        weights = [one.weights for one in self.teachers]
+        values = [weights[0] if len(weights) == 1 else weights, self._temperature, self.loss_weights]
         return json.dumps(values, sort_keys=True)
 
     def notes(self) -> list[str]:
@@ -194,8 +195,15 @@ def distil(task: FinetuneTask, folders: str, *, weight: float, temperature: floa
 
 
 def teacher_names(folders: str) -> list[str]:
-    """What `teacher` names: a folder or a Hub id, or several with commas between."""
-    return [folder.strip() for folder in folders.split(",")]
+    """What `teacher` names: a folder, with a comma in its name or not, or a Hub id; or several with commas between.
+
+    Raises:
+        SettingsError: one of them is empty.
+    """
+    names = [folders] if Path(folders).exists() else [folder.strip() for folder in folders.split(",")]
+    if not all(names):
+        raise SettingsError(f'teacher "{folders}" has an empty name; give folders with single commas between.')
+    return names
 
 
 def _model_for(task: FinetuneTask, folder: str) -> nn.Module:
@@ -250,7 +258,10 @@ def load_pretrained_teacher(folder: str, tokenizer: Tokenizer, max_length: int) 
 
     Raises:
         ModelError: no such model, one without that head or causal; another tokenizer; too few positions.
+        SettingsError: several teachers.
     """
+    if len(teacher_names(folder)) > 1:
+        raise SettingsError(f"teacher {folder}: a pre-training has one teacher; only fine-tuning may have several.")
     where, place = f"teacher {folder}", model_folder(folder)
     config, _ = read_config(place)
     if family(config.model_type).structure.is_causal:

@@ -216,7 +216,6 @@ def _stages(
     stages: list[StagePlan] = []
     begin = 0.0
     for phase, cost in zip(settings.phases, measured.calibration.stages, strict=True):
-        share, begin = phase.end - begin, phase.end
         steps_per_epoch = max(1.0, cost.steps_per_epoch * times_as_long)
         a_step = cost.pace.seconds(1, cost.mean_tokens)
         steps_of = {
@@ -225,7 +224,8 @@ def _stages(
             "steps": amount,
             "epochs": amount * steps_per_epoch,
         }
-        steps = max(1, math.ceil(share * steps_of[unit] - 1e-9))
+        steps = max(1, math.ceil(phase.end * steps_of[unit] - 1e-9) - math.ceil(begin * steps_of[unit] - 1e-9))
+        begin = phase.end
         text = TextShape(cost.mean_sequences, cost.mean_tokens, cost.mean_token_pairs)
         masked = cost.mean_counts["clm" if measured.objective == "clm" else "mlm"]
         operations = training_operations(measured.config, measured.objective, text, masked, settings.generator_share)

@@ -64,7 +64,9 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
         ModelError: vocabulary, length and model do not fit together.
         Interrupted: Ctrl-C; the run can be resumed.
     """
-    read_launch().check([settings.batch_size], auto_batch=settings.auto_batch, overwrite=settings.overwrite)
+    read_launch().check(
+        [phase.batch_size for phase in settings.phases], auto_batch=settings.auto_batch, overwrite=settings.overwrite
+    )
     with joined(settings.device) as ranks:
         return pretrain_on(ranks, settings, console=console)
 
@@ -174,6 +176,7 @@ _DECIDING = (
     "max_length",
     "long_length",
     "long_share",
+    "initial_batch_size",
     "mask_probability",
     "mask_count",
     "mask_unit",

@@ -62,9 +62,9 @@ class PretrainOptions(LearningSettings):
     batch_size: int = 64
     """Sequences in an optimizer step; with only 8 or 16 a new model may never get past guessing by frequency."""
     initial_batch_size: int | None = None
-    """Sequences in the first steps, doubled step by step up to batch_size; None: batch_size from the first step."""
+    """Sequences in the first steps, doubled again and again up to batch_size; None: batch_size from the first step."""
     batch_warmup_share: float = 0.2
-    """Share of the budget in which they grow, in equal parts."""
+    """Share of the budget in which they grow, in equal parts, where there is initial_batch_size."""
     max_length: int = 128
     """Tokens in a sequence, [CLS] and [SEP] included."""
     long_length: int | None = None

@@ -29,7 +29,7 @@ from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.faults import Guard
 from bertsmith.training.interrupt import StopRequest
 from bertsmith.training.loader import Loader, Step
-from bertsmith.training.plan import Stage, State, TrainResult, TrainSettings, check_stages
+from bertsmith.training.plan import Stage, State, TrainResult, TrainSettings, check_stages, first_of_task
 from bertsmith.training.progress import Reporter
 from bertsmith.training.schedule import Budget, Interval, Spent, is_falling, rate
 from bertsmith.training.sharding import hold
@@ -110,9 +110,8 @@ def _train_stage(run: "_Run", reporter: Reporter) -> None:
             progress = run.progress()
             run.keep_stable(reporter, progress)
             if run.agreement.is_stopping:
-                path = run.save(reporter)
                 raise Interrupted(
-                    f"Stopped after step {run.state.step:,}; the run is saved in {path}. "
+                    f"Stopped after step {run.state.step:,}; the run is saved in {run.save(reporter)}. "
                     "Run the same command with --resume to go on."
                 )
             if run.state.is_evaluation_due:
@@ -208,7 +207,7 @@ class _Run:
             batch_size=stage.batch_size or self.settings.batch_size,
             micro_batch_size=self.state.micro_batch_limit or stage.micro_batch_size or self.settings.micro_batch_size,
             seed=self.settings.seed,
-            stream=self.state.stage,
+            stream=first_of_task(self.stages, self.state.stage),
             num_workers=self.settings.num_workers,
             share=self.ranks.share,
             pins_memory=self.device.type == "cuda",
@@ -225,14 +224,15 @@ class _Run:
         return self.budget.progress(self._spent(), reserve)
 
     def next_stage(self) -> None:
-        """Go to the start of the next stage's data, unless the run was stopped early."""
-        if not self.state.is_stopped_early:
-            self.state.stage += 1
-            if self.state.stage < len(self.stages):
-                self.state.epoch = self.state.position = 0
-                self.state.epochs_before_stage = self.state.epochs
-                # Text of another length has other norms, and needs other memory.
-                self.state.grad_norms, self.state.micro_batch_limit = [], None
+        """Go on with the next stage, at the start of its data if they are others, unless the run was stopped early."""
+        state = self.state
+        if not state.is_stopped_early:
+            state.stage += 1
+            if state.stage < len(self.stages):
+                state.grad_norms = []  # batches of another size, and text of another length, have others
+                if first_of_task(self.stages, state.stage) == state.stage:
+                    state.epoch = state.position = 0
+                    state.epochs_before_stage, state.micro_batch_limit = state.epochs, None
 
     def take_step(self, task: Task, step: Step, progress: float, asked: float, reporter: Reporter) -> None:
         """One update, or none, and where the run is afterwards. `asked` is when its data was asked for."""

@@ -159,6 +159,11 @@ def check_stages(stages: Sequence[Stage]) -> None:
         raise SettingsError(f"the stages end at {ends} of the run; these shares must rise, and the last be 1.")
 
 
+def first_of_task(stages: Sequence[Stage], number: int) -> int:
+    """The first stage with the task of this one, which goes on with its examples."""
+    return next(first for first, stage in enumerate(stages) if stage.task is stages[number].task)
+
+
 def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: ResolvedPrecision) -> dict[str, Any]:
     """What must not change between the parts of a run that is resumed, by the names that users know.
 
