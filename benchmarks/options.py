@@ -25,8 +25,8 @@ from bertsmith.text.tokenizer import load_tokenizer
 
 ROWS: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "batches that grow from 16": {"initial_batch_size": 16},
-    "64 tokens at first": {"max_length": 64, "long_length": 128, "long_share": 0.3, "batch_size": 128},
+    "batches of one size": {"initial_batch_size": None},
+    "128 tokens all along": {"max_length": 128, "long_length": None, "batch_size": 64},
     "15 % hidden": {"mask_probability": 0.15},
     "30 % hidden": {"mask_probability": 0.3},
     "dropout 0.1": {"dropout": 0.1},
