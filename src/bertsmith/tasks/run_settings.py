@@ -50,7 +50,7 @@ class LearningSettings:
     compile: bool = False
     """Have torch.compile make kernels of the layers first: some seconds to a minute, then faster steps."""
     gradient_checkpointing: bool = False
-    """Compute each layer again for its gradient instead of keeping it: much less memory, some 30 % more time."""
+    """Compute each layer again for its gradient instead of keeping it: much less memory, some 35 % more time."""
     shard_weights: bool = False
     """With several ranks, each holds a part of the weights and of what the optimizer remembers (FSDP2)."""
     num_workers: int = 1

@@ -55,7 +55,7 @@ class TrainSettings:
     """Have torch.compile make kernels of the encoder's layers in the first step, which is reported apart."""
     gradient_checkpointing: bool = False
     """Keep no more of each layer than its input, and compute it again for its gradient: much less memory, the same
-    update, some 30 % more time."""
+    update, some 35 % more time."""
     shard_weights: bool = False
     """With several ranks, each holds a part of the weights, gradients and moments (FSDP2), for models that do not fit
     one device; the update is the same."""
