@@ -243,9 +243,9 @@ class Encoder(nn.Module):
         """
         maps = []
 
-        def note(layer: nn.Module, inputs: tuple[Tensor, Layout, Reach, Rotation | None]) -> None:
+        def note(layer: nn.Module, inputs: tuple[Tensor, Layout, Reach, Rotation | None, Tensor | None]) -> None:
             assert isinstance(layer, Layer)
-            hidden_TD, _, reach, rotate = inputs
+            hidden_TD, _, reach, rotate, _ = inputs
             maps.append(attention_weights(layer.queries_keys_values(hidden_TD, rotate), reach))
 
         hooks = [layer.register_forward_pre_hook(note) for layer in self.layers]

@@ -130,7 +130,7 @@ class Guard:
         smaller = f"a micro_batch_size below {step.micro_batch_size} (or --auto-batch), " * (step.micro_batch_size > 1)
         lean = "" if self.settings.gradient_checkpointing else "--gradient-checkpointing, "
         return (
-            f"step {state.step + 1}: memory ran out in {_in_words(failed)}. Use {smaller}{lean}a smaller max_length, "
+            f"step {state.step + 1}: memory ran out in {_in_words(failed)}. Use {smaller}a smaller max_length, {lean}"
             f"or precision bf16 where the hardware has it. The last checkpoint is {last}."
         )
 
