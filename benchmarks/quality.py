@@ -27,6 +27,7 @@ from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, save_model
 from bertsmith.model.sizes import named_size
+from bertsmith.settings import from_mapping, read_config
 from bertsmith.tasks.objectives import make_task, with_objective
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_model import PretrainingModel
@@ -38,6 +39,7 @@ from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.progress import read_metrics
 from bertsmith.training.schedule import Budget
 
+RECIPE = Path(__file__).parent.parent / "recipes" / "novels.yaml"
 MAX_LENGTH = 128
 PEER_BATCH_SIZE = 32
 PEER_RATE = 1e-3
@@ -54,25 +56,9 @@ def main() -> None:
     parser.add_argument("--size", default="mini")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    settings = PretrainSettings(
-        corpus=arguments.corpus,
-        out=arguments.out / "ours",
-        size=arguments.size,
-        budget=arguments.budget,
-        max_length=64,
-        long_length=MAX_LENGTH,
-        long_share=0.3,
-        batch_size=128,
-        initial_batch_size=32,
-        mask_probability=0.2,
-        optimizer="muon",
-        schedule="wsd",
-        decay_share=0.2,
-        warmup_share=0.05,
-        learning_rate=1e-3,
-        dropout=0.0,
-        seed=arguments.seed,
-    )
+    own = {name: getattr(arguments, name) for name in ("budget", "size", "seed")}
+    where = {"corpus": str(arguments.corpus), "out": str(arguments.out / "ours")}
+    settings = from_mapping(PretrainSettings, {**read_config(RECIPE)["pretrain"], **own, **where}, str(RECIPE))
     if not (settings.out / "model").is_dir():
         pretrain(settings)
     tokenizer = load_tokenizer(arguments.corpus / "tokenizer")

@@ -201,10 +201,9 @@ def save_finetuned(
     origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
     teaching: dict[str, Any] = {}
     if settings.teacher is not None:
-        name = ", ".join(source_name(one) for one in teacher_names(settings.teacher))
-        weight = settings.distill_weight
-        teaching = {"teacher": name, "distill_weight": weight, "temperature": settings.temperature}
-        origin = f"{origin}, taught by `{name.replace(', ', '`, `')}`"
+        teachers, weight = [source_name(one) for one in teacher_names(settings.teacher)], settings.distill_weight
+        teaching = {"teacher": ", ".join(teachers), "distill_weight": weight, "temperature": settings.temperature}
+        origin = f"{origin}, taught by {', '.join(f'`{name}`' for name in teachers)}"
     if beside:
         origin = f"{origin}, together with {', '.join(beside)}"
     row = family(config.model_type)
