@@ -81,7 +81,7 @@ def main() -> None:
             batch_size=arguments.batch_size,
             learning_rate=RATE,
             precision=precision,
-            groups_lengths=True,
+            order="group_by_length",
         )
         speeds["theirs"].append(num_rows / seconds)
         print(f"round {number + 1}: ours {speeds['ours'][-1]:,.1f}, theirs {speeds['theirs'][-1]:,.1f} rows/s")

@@ -106,7 +106,7 @@ def measured(arguments: argparse.Namespace) -> tuple[int, float]:
             batch_size=arguments.batch_size,
             learning_rate=RATE,
             precision=precision,
-            groups_lengths=False,
+            order="sequential",
         )
     return resident() - idle, round(seconds, 2)
 

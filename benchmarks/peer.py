@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -81,27 +81,38 @@ def trainer_seconds(
     batch_size: int,
     learning_rate: float,
     precision: ResolvedPrecision,
-    groups_lengths: bool,
+    order: Literal["sequential", "random", "group_by_length"],
     is_compiled: bool = False,
+    epochs: int = 1,
+    warmup_share: float = 0.0,
+    seed: int = 42,
+    num_workers: int | None = None,
 ) -> float:
-    """Seconds for one pass over the rows but the first UNCOUNTED_STEPS batches.
+    """Seconds for the passes over the rows but the first UNCOUNTED_STEPS batches; the model is trained by them.
 
-    With its fused AdamW, bf16 where the device has it, its default attention, no logging and no saving; beside a GPU
-    four processes make its batches.
+    With its fused AdamW, bf16 where the device has it, its default attention, no logging and no saving; its learning
+    rate falls in a line, and its weights decay as ours do.
 
     Args:
         rows: as many as whole batches; the shortest and longest lie anywhere in them.
-        groups_lengths: batches of similar length, which saves padding; else the rows in their order.
+        order: of the rows; group_by_length saves padding.
         is_compiled: by torch.compile, in the steps that are not timed; batches should all be of one shape.
+        num_workers: processes that make its batches; None: four beside a GPU, else none.
     """
     clock = _Clock()
+    if num_workers is None:
+        num_workers = 4 if torch.cuda.is_available() else 0
+    num_steps = epochs * -(-len(rows) // batch_size)
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
             model=model,
             args=transformers.TrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=batch_size,
-                num_train_epochs=1,
+                num_train_epochs=epochs,
+                warmup_steps=int(warmup_share * num_steps),
+                weight_decay=0.01,
+                seed=seed,
                 learning_rate=learning_rate,
                 optim="adamw_torch_fused",
                 bf16=precision == "bf16",
@@ -111,9 +122,9 @@ def trainer_seconds(
                 disable_tqdm=True,
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.cuda.is_available(),
-                dataloader_num_workers=4 if torch.cuda.is_available() else 0,
+                dataloader_num_workers=num_workers,
                 torch_compile=is_compiled,
-                train_sampling_strategy="group_by_length" if groups_lengths else "sequential",
+                train_sampling_strategy=order,
             ),
             train_dataset=list(rows),
             data_collator=collate,

@@ -87,7 +87,7 @@ def main() -> None:
             batch_size=arguments.batch_size,
             learning_rate=RATE,
             precision=precision,
-            groups_lengths=False,
+            order="sequential",
             is_compiled=arguments.compile,
         )
         speeds["theirs"].append(tokens / seconds)
