@@ -4,6 +4,7 @@ import json
 import pickle
 import unicodedata
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, RobertaTokenizer
 
 from bertsmith.errors import InputError, ModelError
+from bertsmith.text import tokenizer as tokenizer_module
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.text.tokenizer_training import Kind, train_tokenizer
 
@@ -218,6 +220,30 @@ def _post_processors(folder: Path) -> list[dict[str, Any]]:
     whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["post_processor"]
     parts: list[dict[str, Any]] = whole.get("processors", [whole])
     return parts
+
+
+def test_the_library_never_holds_more_than_a_part_of_the_texts(
+    trained: Callable[[Kind, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its encodings are many times as large as ours, and a process does not give back what they took."""
+    tokenizer = load_tokenizer(trained("wordpiece", False))
+    texts = [f"the king {'saw the river ' * (number % 5)}{number}" for number in range(50)]
+    texts[7] *= 40  # alone more than a part
+    whole = tokenizer.encode_batch(texts)
+    seen: list[list[str]] = []
+    encode = Tokenizer._encode
+
+    def noting(self: Tokenizer, part: list[str]) -> Any:
+        seen.append(part)
+        return encode(self, part)
+
+    monkeypatch.setattr(Tokenizer, "_encode", noting)
+    monkeypatch.setattr(tokenizer_module, "_ENCODED_AT_ONCE", 200)
+    for ours, theirs in zip(tokenizer.encode_batch(texts), whole, strict=True):
+        assert all(map(np.array_equal, astuple(ours), astuple(theirs)))
+    assert [text for part in seen for text in part] == texts
+    assert [texts[7]] in seen and all(sum(map(len, part)) <= 200 for part in seen if part != [texts[7]])
+    assert len(seen) < 30
 
 
 # Properties

@@ -17,7 +17,6 @@ from bertsmith.text.tokenizer import Encoding, Tokenizer
 from bertsmith.text.windows import Window, overlap, windows
 
 NUM_SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
-_ENCODED_AT_ONCE = 1000  # texts; the library's own encodings are large, ours are kept
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,8 @@ def encode_questions(
     """
     contexts: dict[str, int] = {}
     places = [contexts.setdefault(row.context, len(contexts)) for row in rows]
-    encodings = list(_encode(list(contexts), tokenizer))
-    questions = _encode([row.question for row in rows], tokenizer)
+    encodings = tokenizer.encode_batch(list(contexts))
+    questions = tokenizer.encode_batch([row.question for row in rows])
     for row, place, question in zip(rows, places, questions, strict=True):
         ids, context = question.ids[: settings.max_query_length], encodings[place]
         num_separators = len(tokenizer.separator_ids)
@@ -193,8 +192,3 @@ def locate(context: Encoding, start: int | None, length: int) -> tuple[int, int]
     first = int(np.searchsorted(context.offsets[:, 1], start, side="right"))
     last = int(np.searchsorted(context.offsets[:, 0], start + length, side="left")) - 1
     return (first, last) if first <= last else None
-
-
-def _encode(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Encoding]:
-    for begin in range(0, len(texts), _ENCODED_AT_ONCE):
-        yield from tokenizer.encode_batch(texts[begin : begin + _ENCODED_AT_ONCE])

@@ -13,7 +13,7 @@ What is added to the library:
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from bertsmith.text.definition import SpecialTokens, pair_template, read_definit
 from bertsmith.text.sentences import replace_surrogates
 
 _LARGEST_VOCABULARY = 1 << 24  # tables are made of this size
+_ENCODED_AT_ONCE = 500_000  # characters: what the library returns takes some 20 bytes for each, ours some 3
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,13 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        """As `encode`, for many texts in one call, on all cores unless TOKENIZERS_PARALLELISM=false."""
+        """As `encode`, for many texts in one call, on all cores unless TOKENIZERS_PARALLELISM=false.
+
+        The library gets a part of them at a time: what it returns is large, and would stay with the process.
+        """
         results = []
-        for text, raw in zip(texts, self._encode(texts), strict=True):
+        parts = (zip(part, self._encode(part), strict=True) for part in _parts(texts))
+        for text, raw in itertools.chain.from_iterable(parts):
             ids = np.array(raw.ids, dtype=np.int32)
             if self._is_barred[ids].any():
                 raw = self._blind_backend.encode(replace_surrogates(text), add_special_tokens=False)
@@ -291,6 +296,17 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer(definition, special)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts in order, as many at a time as stay below `_ENCODED_AT_ONCE` characters, and at least one."""
+    first, size = 0, 0
+    for place, text in enumerate(texts):
+        if place > first and size + len(text) > _ENCODED_AT_ONCE:
+            yield texts[first:place]
+            first, size = place, 0
+        size += len(text)
+    yield texts[first:]
 
 
 def _is_bert(parts: dict[str, Any]) -> bool:
