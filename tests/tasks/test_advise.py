@@ -50,7 +50,9 @@ def reviews(number: int = 200, longest: int = 60) -> str:
 
 
 class Machine:
-    """Stands for the process that measures: a step takes 1 second, and `examples` fit into the memory at once."""
+    """Stands for the process that measures: a step takes 1 second, or 1.5 and a tenth of the memory where layers are
+    computed again, and `examples` fit into the memory at once.
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[FinetuneSettings, Any]] = []
@@ -64,11 +66,12 @@ class Machine:
         self.asked.append((settings, options))
         fits = self.fits(settings)
         batch = settings.batch_size
+        seconds, peak_bytes = (1.5, 10**8) if settings.gradient_checkpointing else (1.0, 10**9)
         stage = StageCost(
-            batch, min(batch, self.examples), -(-90 // batch), 5, Pace(1.0, 0.0), 10.0 * batch, batch, 100.0 * batch,
-            {}, 0.01, 10**9,
+            batch, min(batch, self.examples), -(-90 // batch), 5, Pace(seconds, 0.0), 10.0 * batch, batch,
+            100.0 * batch, {}, 0.01, peak_bytes,
         )  # fmt: skip
-        calibration = Calibration(1000, 1000, fits, 10**9, (stage,) if fits else (), 0.5, 12000, 0.25, 4000, 1.0)
+        calibration = Calibration(1000, 1000, fits, peak_bytes, (stage,) if fits else (), 0.5, 12000, 0.25, 4000, 1.0)
         tokens = {"train": 900, "dev": 100, "test": 0}
         return FinetuneMeasured(4.0, calibration, {"train": 90, "dev": 10, "test": 0}, tokens)
 
@@ -131,6 +134,7 @@ def test_the_command_and_the_file_are_what_is_recommended(
     """The real command line parses the last line that `advise` prints."""
     folder = make_files({"my reviews.csv": reviews()})
     machine.examples = 5
+    machine.fits = lambda run: run.gradient_checkpointing
     said: list[Advice] = []
     monkeypatch.setattr(advice_verbs, "advise_task", lambda *them: said.append(advise(*them)) or said[-1])  # type: ignore[func-returns-value]
     words = ["advise", "classification", "--model", str(model), "--train", str(folder / "my reviews.csv")]
@@ -147,6 +151,7 @@ def test_the_command_and_the_file_are_what_is_recommended(
         assert main(given) == 0
     assert calls == [("classification", advice.settings, advice.options)] * 2
     assert advice.settings.micro_batch_size == 5 and advice.options.text_column == "text"
+    assert advice.settings.gradient_checkpointing and " --gradient-checkpointing" in line
     for choice in advice.choices:
         assert choice.why in out and choice.name in out
 
@@ -191,21 +196,51 @@ def test_a_limit_of_time_takes_epochs_then_rows(make_files: MakeFiles, model: Pa
     assert [run.dev_share for run, _ in machine.asked[-2:]] == [0.1, 0.05]
 
 
-def test_memory_takes_embeddings_then_all_but_small_matrices(
+def test_memory_takes_time_then_embeddings_then_all_but_small_matrices(
     make_files: MakeFiles, model: Path, machine: Machine
 ) -> None:
     folder = make_files({"a.csv": reviews()})
     settings = AdviceSettings(model=str(model), train=str(folder / "a.csv"))
+    whole = advise("classification", settings)
+    assert not whole.settings.gradient_checkpointing and whole.forecast is not None
+    machine.fits = lambda run: run.gradient_checkpointing
+    advice = advise("classification", settings)
+    assert (advice.settings.gradient_checkpointing, advice.settings.freeze, advice.settings.lora) == (True, None, None)
+    # Beside that nothing is changed, and what is said of time and memory is said of a run that computes layers again.
+    assert replace(advice.settings, gradient_checkpointing=False) == whole.settings
+    assert advice.forecast is not None and advice.forecast.peak_bytes == 10**8
+    assert advice.forecast.learning_seconds == 1.5 * whole.forecast.learning_seconds
     machine.fits = lambda run: run.freeze == 0
-    assert chosen(advise("classification", settings))["freeze"] == 0
+    advice = advise("classification", settings)
+    assert chosen(advice)["freeze"] == 0 and not advice.settings.gradient_checkpointing
+    machine.fits = lambda run: run.freeze == 0 and run.gradient_checkpointing
+    assert advise("classification", settings).settings.gradient_checkpointing
     machine.fits = lambda run: run.lora is not None
     advice = advise("classification", settings)
     assert (advice.settings.lora, advice.settings.freeze) == (8, None)
     assert advice.settings.learning_rate == pytest.approx(10 * 2e-4)
     machine.fits = lambda run: False
+    machine.asked.clear()
     advice = advise("classification", settings)
+    tried = [(run.freeze, run.lora, run.gradient_checkpointing) for run, _ in machine.asked]
+    assert tried == [
+        (freeze, lora, lean) for freeze, lora in ((None, None), (0, None), (None, 8)) for lean in (False, True)
+    ]
     assert advice.forecast is None
     assert any("does not fit" in value for sheet in advice_sheets(advice) for _, value, _ in sheet.lines)
+
+
+def test_random_weights_are_all_learnt_however_short_memory_is(
+    make_files: MakeFiles, tiny_tokenizer: Path, machine: Machine
+) -> None:
+    folder = make_files({"a.csv": reviews()})
+    machine.fits = lambda run: False
+    advise(
+        "classification",
+        AdviceSettings(model="size:tiny", tokenizer=str(tiny_tokenizer), train=str(folder / "a.csv")),
+    )
+    tried = [(run.freeze, run.lora, run.gradient_checkpointing) for run, _ in machine.asked]
+    assert tried == [(None, None, False), (None, None, True)]
 
 
 def figures(number: int, lengths: Sequence[int], task: str = "classification", **changes: Any) -> DataFigures:

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForPreTraining
 from bertsmith.cli import main, model_verbs
 from bertsmith.model.operations import TextShape
 from bertsmith.tasks import plan_run
+from bertsmith.tasks.advice_text import plan_sheets
 from bertsmith.tasks.forecast import PretrainMeasured
 from bertsmith.tasks.objectives import OBJECTIVES
 from bertsmith.tasks.plan_run import PlanSettings, RunPlan, plan, synthetic_store, training_operations
@@ -113,9 +114,12 @@ def test_two_phases_have_their_shares(planned: Any) -> None:
     assert (short.max_length, long.max_length) == (32, 64)
 
 
-def test_what_does_not_fit_is_said(planned: Any) -> None:
-    one = planned({"fits": False, "stages": ()}, budget="1h")
+@pytest.mark.parametrize("is_lean", [False, True])
+def test_what_does_not_fit_is_said(planned: Any, is_lean: bool) -> None:
+    one = planned({"fits": False, "stages": ()}, budget="1h", gradient_checkpointing=is_lean)
     assert (one.forecast, one.stages) == (None, ())
+    (why,) = [why for sheet in plan_sheets(one) for _, value, why in sheet.lines if "does not fit" in value]
+    assert why.endswith("take a smaller model") and ("--gradient-checkpointing" in why) != is_lean
 
 
 def test_a_synthetic_store_has_the_vocabulary_and_the_text(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.sizes import named_size
 from bertsmith.training import calibrate as calibrate_module
 from bertsmith.training import memory
 from bertsmith.training.calibrate import Calibration, Pace, calibrate
@@ -68,6 +70,26 @@ def test_figures_of_steps_are_those_of_the_runs_first_steps(toy: SimpleNamespace
     assert stage.mean_tokens == sum(lengths)
     assert stage.mean_token_pairs == sum(length**2 for length in lengths)
     assert stage.mean_sequences == len(lengths)
+
+
+@pytest.mark.parametrize("is_lean", [False, True])
+def test_layers_are_computed_again_while_it_is_measured(
+    toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lean: bool
+) -> None:
+    """The toy task's model, with an encoder beside it; the setting is the run's."""
+    model = toy.Model()
+    model.encoder = Encoder(named_size("tiny", 12))
+    seen: list[bool] = []
+    take_step = calibrate_module.take_step
+
+    def noting(model: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(model.encoder.recomputes_layers)
+        return take_step(model, *arguments, **options)
+
+    monkeypatch.setattr(calibrate_module, "take_step", noting)
+    settings = TrainSettings(batch_size=8, precision="fp32", device="cpu", gradient_checkpointing=is_lean)
+    calibrate(model, [Stage(toy.Task())], settings, memory_limit_bytes=PLENTY, seconds=0.05, folder=tmp_path)
+    assert seen and set(seen) == {is_lean}
 
 
 def stage_size(toy: SimpleNamespace) -> int:

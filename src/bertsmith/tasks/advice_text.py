@@ -104,7 +104,7 @@ def _read(advice: Advice) -> Iterator[tuple[str, str, str]]:
 def _taken(advice: Advice) -> Iterator[tuple[str, str, str]]:
     cost, forecast = advice.measured.calibration, advice.forecast
     if forecast is None:
-        yield _lacking(cost.peak_bytes, advice.memory_limit_bytes)
+        yield _lacking(cost.peak_bytes, advice.memory_limit_bytes, "take a smaller model")
         return
     (stage,) = cost.stages
     measured = f"{stage.num_measured} steps of {stage.mean_tokens:,.0f} tokens were measured"
@@ -139,7 +139,8 @@ def _run(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
 
 def _total(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     if plan.forecast is None:
-        yield _lacking(plan.measured.calibration.peak_bytes, plan.memory_limit_bytes)
+        lean = "" if plan.settings.gradient_checkpointing else "use --gradient-checkpointing, or "
+        yield _lacking(plan.measured.calibration.peak_bytes, plan.memory_limit_bytes, f"{lean}take a smaller model")
         return
     yield "operations", f"{plan.operations / _PETA:,.4g} PFLOP", ""
     yield from _times(plan.forecast)
@@ -161,8 +162,8 @@ def _room(forecast: Forecast, limit_bytes: int, free: int) -> Iterator[tuple[str
     yield "disk", format_size(forecast.disk_bytes), f"of {format_size(free)} that are free; while it runs, twice that"
 
 
-def _lacking(needed_bytes: int, limit_bytes: int) -> tuple[str, str, str]:
-    why = f"one example in a step needs more than the {format_size(limit_bytes)} that there are; take a smaller model"
+def _lacking(needed_bytes: int, limit_bytes: int, what_to_do: str) -> tuple[str, str, str]:
+    why = f"one example in a step needs more than the {format_size(limit_bytes)} that there are; {what_to_do}"
     return "memory", f"{format_size(needed_bytes)}: does not fit", why
 
 

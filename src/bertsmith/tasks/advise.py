@@ -6,7 +6,7 @@ memory is changed, and the reason said.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -220,31 +220,8 @@ def _chosen(run: FinetuneSettings, options: Any, choices: list[Choice]) -> tuple
 def _fitting_memory(
     task: str, run: FinetuneSettings, options: Any, choices: list[Choice], limit_bytes: int
 ) -> tuple[list[Choice], FinetuneMeasured]:
-    """Measure with smaller micro-batches, then with fewer weights that are trained, until it fits."""
-    variants: list[list[Choice]] = [[]]
-    if not run.model.startswith(SIZE_PREFIX):
-        rate = next(choice.value for choice in choices if choice.name == "learning_rate")
-        variants += [
-            [
-                Choice(
-                    "freeze",
-                    0,
-                    "Memory is short. The table of tokens is most of a small model, and leaving it as it is (with "
-                    "--ema-decay) cost SST-2 0.1 points here.",
-                )
-            ],
-            [
-                Choice(
-                    "lora",
-                    _LORA_RANK,
-                    "Memory is short: gradients and moments of small matrices alone (Hu et al. 2021).",
-                ),
-                Choice(
-                    "learning_rate", rate * _LORA_RATE, "lora wants a rate some ten times as high (Hu et al. 2021)."
-                ),
-            ],
-        ]
-    for more in variants:
+    """Measure with smaller micro-batches, then in other ways that want less memory (`_leaner`), until it fits."""
+    for more in _leaner(run, choices):
         tried = _changed(choices, *more)
         measured = measure_finetune(task, *_chosen(run, options, tried), memory_limit_bytes=limit_bytes)
         if measured.calibration.fits:
@@ -259,6 +236,35 @@ def _fitting_memory(
             why = f"More at once does not fit the memory; {same}."
             tried = _changed(tried, Choice("micro_batch_size", cost.micro_batch_size, why))
     return tried, measured
+
+
+def _leaner(run: FinetuneSettings, choices: list[Choice]) -> Iterator[tuple[Choice, ...]]:
+    """What to change for want of memory, in the order in which it is tried: as little as can be of what is learnt.
+
+    With each, layers are first kept and then computed again: time is given up before anything that is learnt is.
+    """
+    again = Choice(
+        "gradient_checkpointing",
+        True,
+        "Memory is short. Computing each layer again for its gradient changes nothing of what is learnt, and took 37 % "
+        "more time here (docs/performance.md).",
+    )
+    freeze = Choice(
+        "freeze",
+        0,
+        "Memory is short. The table of tokens is most of a small model, and leaving it as it is (with "
+        "--ema-decay) cost SST-2 0.1 points here.",
+    )
+    lora = Choice(
+        "lora", _LORA_RANK, "Memory is short: gradients and moments of small matrices alone (Hu et al. 2021)."
+    )
+    rate = next(choice.value for choice in choices if choice.name == "learning_rate")
+    faster = Choice("learning_rate", rate * _LORA_RATE, "lora wants a rate some ten times as high (Hu et al. 2021).")
+    # Random weights have all to learn.
+    learning: list[tuple[Choice, ...]] = [()] if run.model.startswith(SIZE_PREFIX) else [(), (freeze,), (lora, faster)]
+    for changes in learning:
+        yield changes
+        yield (*changes, again)
 
 
 def _with_less_evaluation(choices: list[Choice], measured: FinetuneMeasured, limit_seconds: float) -> list[Choice]:
