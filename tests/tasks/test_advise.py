@@ -230,6 +230,19 @@ def test_memory_takes_time_then_embeddings_then_all_but_small_matrices(
     assert any("does not fit" in value for sheet in advice_sheets(advice) for _, value, _ in sheet.lines)
 
 
+def test_less_evaluation_is_measured_anew_from_what_was_asked(
+    make_files: MakeFiles, model: Path, machine: Machine
+) -> None:
+    folder = make_files({"a.csv": reviews()})
+    settings = AdviceSettings(model=str(model), train=str(folder / "a.csv"), budget="5s")
+    machine.fits = lambda run: run.lora is not None
+    advice = advise("classification", settings)
+    assert (advice.settings.dev_share, advice.settings.learning_rate) == (0.05, pytest.approx(10 * 2e-4))
+    machine.fits = lambda run: run.dev_share == 0.1
+    advice = advise("classification", settings)
+    assert advice.settings.dev_share == 0.05 and advice.forecast is None
+
+
 def test_random_weights_are_all_learnt_however_short_memory_is(
     make_files: MakeFiles, tiny_tokenizer: Path, machine: Machine
 ) -> None:
@@ -259,7 +272,7 @@ def test_rules_follow_length_width_and_number() -> None:
         for c in recommend(figures(90_000, [700] * 9 + [20]), base, ClassificationSettings(), is_random=False)
     }
     assert (few["max_length"], many["max_length"]) == (48, 512)
-    assert "long" not in few and many["long"] == "head-tail"
+    assert "long" not in few and many["long"] == "windows"
     assert few["learning_rate"] > many["learning_rate"] and few["epochs"] > many["epochs"]
     assert (few["dev_share"], many["dev_share"]) == (0.1, 0.02)
     kept = recommend(figures(500, [20]), mini, ClassificationSettings(max_length=64), is_random=False)

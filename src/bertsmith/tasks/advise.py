@@ -152,14 +152,14 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
     )
     config, weights, tokenizer = starting_point(run, options.max_length)
     data = read_figures(kind, task, run, options, tokenizer)
-    choices = recommend(data, config, options, is_random=weights is None)
-    choices, measured = _fitting_memory(task, run, options, choices, limit_bytes)
+    asked = recommend(data, config, options, is_random=weights is None)
+    choices, measured = _fitting_memory(task, run, options, asked, limit_bytes)
     wanted = choices
     if measured.calibration.fits and limit_seconds is not None:
-        choices = _with_less_evaluation(choices, measured, limit_seconds)
-        if choices != wanted:  # other batches, and so other memory
-            choices, measured = _fitting_memory(task, run, options, choices, limit_bytes)
-        choices = _fitting_time(choices, measured, limit_seconds)
+        if (less := _with_less_evaluation(asked, measured, limit_seconds)) != asked:  # other batches, so other memory
+            choices, measured = _fitting_memory(task, run, options, less, limit_bytes)
+        if measured.calibration.fits:
+            choices = _fitting_time(choices, measured, limit_seconds)
     run, options = _chosen(run, options, choices)
     forecast = None
     if measured.calibration.fits:
