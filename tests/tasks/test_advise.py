@@ -21,7 +21,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import save_model
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks import advise as advise_module
-from bertsmith.tasks.advice_rules import DataFigures, recommend
+from bertsmith.tasks.advice_rules import DataFigures, recommend, remarks
 from bertsmith.tasks.advice_text import advice_sheets, render
 from bertsmith.tasks.advise import Advice, AdviceSettings, advise
 from bertsmith.tasks.answer_data import AnsweringSettings
@@ -336,3 +336,21 @@ def test_the_first_steps_are_really_taken(make_files: MakeFiles, model: Path, mo
     with_head = sum(p.numel() for p in Encoder(encoder).parameters()) + 128 * 128 + 128 + 128 * 2 + 2
     assert cost.num_parameters == with_head
     assert advice.epoch_seconds() > 0 and not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, set()),
+        ({"rows": {"train": 5000}}, {"--test"}),
+        ({"rows": {"train": 500, "test": 9}}, {"--seeds 3"}),
+        ({"labels": {"a": 100, "b": 10}}, {"--class-weights auto"}),
+        ({"unknown_share": 0.2}, {"tokenizer extend"}),
+        ({"task": "choice"}, {"no r-drop"}),
+    ],
+)
+def test_remarks_are_made_where_they_apply(changes: dict[str, Any], said: set[str]) -> None:
+    plain = {"rows": {"train": 5000, "test": 9}}
+    found = " ".join(remarks(figures(5000, [20], **{**plain, **changes}), named_size("mini", 100)))
+    hints = ("--test", "--seeds 3", "--class-weights auto", "tokenizer extend")
+    assert {hint for hint in hints if hint in found} | ({"no r-drop"} if "--r-drop" not in found else set()) == said
