@@ -460,6 +460,30 @@ def test_scores_with_and_without_questions_that_have_no_answer(tokenizer):
     assert next(iter(other.score(answers[:2], examples[:2]))) == "exact_match"
 
 
+@given(st.lists(st.tuples(st.sampled_from(["king", "blue bird", ""]), st.integers(-3, 3)), min_size=2, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_the_threshold_that_is_left_open_is_the_best_one(tokenizer, rows):
+    """What is decided scores what the official search promises, and is what a task with that threshold says itself."""
+    questions = [question(text) if text else question() for text, _ in rows]
+    task = make(tokenizer, *questions, chosen=replace(SMALL, unanswerable=True))
+    examples = items(task, "dev")
+    logits = [
+        logits_for(example, {(2, 2): 4.0}, null=4.0 + gap) for example, (_, gap) in zip(examples, rows, strict=True)
+    ]
+    answers = [choose_answer(*pair, task.settings) for pair in zip(examples, logits, strict=True)]
+    decided, changed = task.decided_on(answers, examples)
+    if len({bool(text) for text, _ in rows}) < 2:
+        assert decided is task and changed == answers
+        return
+    before, after = task.score(answers, examples), decided.score(changed, examples)
+    assert after["f1"] == pytest.approx(before["best_f1"]) and after["f1"] >= before["f1"]
+    assert decided.settings.no_answer_threshold == before["best_f1_threshold"] == after["best_f1_threshold"]
+    said = [choose_answer(*pair, decided.settings) for pair in zip(examples, logits, strict=True)]
+    assert [(one.best, one.probability) for one in said] == [(one.best, one.probability) for one in changed]
+    given_one = make(tokenizer, *questions, chosen=replace(SMALL, unanswerable=True, no_answer_threshold=1.0))
+    assert given_one.decided_on(answers, examples)[0] is given_one
+
+
 def test_answers_as_json_point_into_the_context(tokenizer):
     row = question("king")
     task = make(tokenizer, row, chosen=replace(SMALL, unanswerable=True))

@@ -379,6 +379,37 @@ def test_tagging_and_answering_go_the_same_way(data: Path, tiny_tokenizer: Path,
     assert np.isfinite(answering.metrics["dev"]["f1"])
 
 
+def test_dev_decides_when_there_is_no_answer(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """Half of the questions have none, and hardly anything is learnt: another threshold than 0 is best."""
+    for part, numbers in (("train", range(20)), ("dev", range(20, 40))):
+        questions = [
+            {
+                "question": f"who sat {number}",
+                "context": f"the {ANIMALS[number % len(ANIMALS)]} sat by the river",
+                "answers": [] if number % 2 else [{"text": ANIMALS[number % len(ANIMALS)], "answer_start": 4}],
+            }
+            for number in numbers
+        ]
+        (tmp_path / f"{part}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in questions))
+    dev = str(tmp_path / "dev.jsonl")
+    changed = settings(data, tiny_tokenizer, train=str(tmp_path / "train.jsonl"), out=tmp_path / "open", epochs=1)
+    changed = replace(changed, dev=dev, test=dev)
+    options = AnsweringSettings(max_length=40, max_query_length=12, doc_stride=8)
+    run = finetune("answering", changed, options, console=QUIET)
+    saved = json.loads((run.model / "bertsmith.json").read_text())["settings"]["no_answer_threshold"]
+    for found in (run.metrics["dev"], run.metrics["test"], evaluate(run.folder, dev, device="cpu")):
+        assert found["f1"] == pytest.approx(found["best_f1"])
+        assert saved == pytest.approx(found["best_f1_threshold"])
+    fixed = finetune(
+        "answering",
+        replace(changed, out=tmp_path / "fixed"),
+        replace(options, no_answer_threshold=saved + 100),
+        console=QUIET,
+    )
+    assert json.loads((fixed.model / "bertsmith.json").read_text())["settings"]["no_answer_threshold"] == saved + 100
+    assert fixed.metrics["dev"]["no_answer_f1"] == 0.0
+
+
 def encoder_folder(model_type: str, tokenizer: Tokenizer, where: Path) -> Path:
     """Random weights of a family."""
     config = named_size("tiny", tokenizer.vocab_size, model_type=model_type)

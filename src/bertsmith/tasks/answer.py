@@ -7,6 +7,8 @@ Shape letters: T tokens, S sequences (one a window), L tokens of the longest one
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from bertsmith.tasks.answer_data import (
     row_of,
     training_examples,
 )
-from bertsmith.tasks.answer_spans import QuestionAnswer, choose_answer
+from bertsmith.tasks.answer_spans import QuestionAnswer, choose_answer, decide
 from bertsmith.tasks.pairs import assemble
 from bertsmith.tasks.rows import ListExamples, check_max_length, sub_batches
 from bertsmith.tasks.squad_metrics import Metric, Rules, best_over_references, best_threshold, exact_match, f1
@@ -182,10 +184,32 @@ class Answering:
             if mask.any():
                 results[f"{name}_f1"] = float(overlap[mask].mean())
                 results[f"{name}_exact_match"] = float(exact[mask].mean())
+        best_f1, threshold = self._best_threshold(answers, examples, has_answer)
+        return results | {"best_f1": best_f1, "best_f1_threshold": threshold}
+
+    def decided_on(
+        self, answers: Sequence[QuestionAnswer], examples: Sequence[AnsweringExample]
+    ) -> tuple["Answering", list[QuestionAnswer]]:
+        """The task with the threshold that is best on these, and its answers; as it is where there is none to choose.
+
+        There is where the settings leave the threshold open, and some of the questions have an answer and some none.
+        """
+        has_answer = np.array([bool(example.row.answers) for example in examples], dtype=bool)
+        is_open = self.settings.unanswerable is True and self.settings.no_answer_threshold is None
+        if not is_open or has_answer.all() or not has_answer.any():
+            return self, list(answers)
+        _, threshold = self._best_threshold(answers, examples, has_answer)
+        decided = copy(self)
+        decided.settings = replace(self.settings, no_answer_threshold=threshold)
+        return decided, [decide(answer, decided.settings) for answer in answers]
+
+    def _best_threshold(
+        self, answers: Sequence[QuestionAnswer], examples: Sequence[AnsweringExample], has_answer: np.ndarray
+    ) -> tuple[float, float]:
+        """The best F1, and the threshold that gives it."""
         texts = [answer.candidates[0].text if answer.candidates else "" for answer in answers]
         differences = np.array([np.inf if one.null_difference is None else one.null_difference for one in answers])
-        best_f1, threshold = best_threshold(self._values(f1, texts, examples), differences, has_answer)
-        return results | {"best_f1": best_f1, "best_f1_threshold": threshold}
+        return best_threshold(self._values(f1, texts, examples), differences, has_answer)
 
     def _values(self, metric: Metric, texts: Sequence[str], examples: Sequence[AnsweringExample]) -> np.ndarray:
         """float64 [Q] of one metric."""

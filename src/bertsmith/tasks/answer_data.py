@@ -43,8 +43,8 @@ class AnsweringSettings:
     """Candidates that are kept for each question."""
     unanswerable: bool | None = None
     """Whether "no answer" is an answer; None: if the training data has questions without one."""
-    no_answer_threshold: float = 0.0
-    """Say "no answer" if it scores more than this above the best answer; lower values say it more often."""
+    no_answer_threshold: float | None = None
+    """Say "no answer" if it scores more than this above the best answer; None: what is best on dev, or 0 without."""
     language: Literal["en", "zh"] = "en"
     """Whose rules score answers: SQuAD's (words), or those of CMRC 2018 (Chinese characters)."""
     metric: Literal["f1", "exact_match"] = "f1"

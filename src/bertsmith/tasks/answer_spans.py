@@ -65,9 +65,17 @@ def choose_answer(
     shares = np.exp(scores - scores.max())
     probabilities = (shares / shares.sum()).tolist()
     candidates = [replace(one, probability=probabilities[index]) for index, one in enumerate(candidates)]
-    if settings.unanswerable is True and null_difference > settings.no_answer_threshold:
-        return QuestionAnswer(None, probabilities[-1], tuple(candidates), null_difference)
-    return QuestionAnswer(candidates[0], probabilities[0], tuple(candidates), null_difference)
+    return decide(QuestionAnswer(candidates[0], probabilities[0], tuple(candidates), null_difference), settings)
+
+
+def decide(answer: QuestionAnswer, settings: AnsweringSettings) -> QuestionAnswer:
+    """The same candidates, and from them the best, or "no answer" where it scores above the settings' threshold."""
+    if answer.null_difference is None:
+        return answer
+    if settings.unanswerable is True and answer.null_difference > (settings.no_answer_threshold or 0.0):
+        left = 1.0 - sum(one.probability for one in answer.candidates)
+        return replace(answer, best=None, probability=max(0.0, left))
+    return replace(answer, best=answer.candidates[0], probability=answer.candidates[0].probability)
 
 
 def _candidates(

@@ -16,6 +16,7 @@ from bertsmith.model.families import family
 from bertsmith.model.low_rank import merge_low_rank
 from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks import seeds
+from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.distill import Distillation, source_name, teacher_names
@@ -88,17 +89,16 @@ class Teaching:
             merge_low_rank(model.encoder)  # type: ignore[arg-type]
 
         def finish() -> tuple[seeds.Metrics, str | None]:
-            evaluations = {
-                split: evaluate_task(model, self.task, split, device=self.device, precision=self.precision)
-                for split in ("dev", "test")
-                if self.task.examples(split).num_examples(0)
-            }
+            task, evaluations = evaluated(model, self.task, device=self.device, precision=self.precision)
+            if task is not self.task:
+                threshold = task.settings.no_answer_threshold
+                say(self.screen, f"There is no answer where that scores {threshold:.2f} above the best: chosen on dev.")
             if self.fold is not None:
-                write_predictions(settings.out / PREDICTIONS, self.task, evaluations["test"])
+                write_predictions(settings.out / PREDICTIONS, task, evaluations["test"])
             metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-            save_finetuned(self.kind, self.task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
-            write_run_report(self.task, settings, configuration(settings, self.options), evaluations, training)
-            return metrics, seeds.find_failure(self.task, evaluations, settings.out)
+            save_finetuned(self.kind, task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
+            write_run_report(task, settings, configuration(settings, self.options), evaluations, training)
+            return metrics, seeds.find_failure(task, evaluations, settings.out)
 
         metrics, failure = self.ranks.first(finish)
         if failure is not None:
@@ -136,6 +136,25 @@ class Teaching:
         """The same with the loop's."""
         learning = plan.fingerprint([Stage(self.learnt)], self._learning(settings), self.precision)
         return {**learning, **self._fingerprint(settings)}
+
+
+def evaluated(
+    model: nn.Module, task: FinetuneTask, *, device: torch.device, precision: ResolvedPrecision
+) -> tuple[FinetuneTask, dict[str, Evaluation]]:
+    """The evaluations of "dev" and "test" as far as there are any; and the task, with what dev decides.
+
+    That is the no-answer threshold, where the settings leave it open: dev's own figures are with it, too.
+    """
+    evaluations: dict[str, Evaluation] = {}
+    for split in ("dev", "test"):
+        if not task.examples(split).num_examples(0):
+            continue
+        found = evaluate_task(model, task, split, device=device, precision=precision)
+        if split == "dev" and isinstance(task, Answering):
+            task, answers = task.decided_on(found.answers, found.examples)
+            found = Evaluation(task.score(answers, found.examples), answers, found.examples)
+        evaluations[split] = found
+    return task, evaluations
 
 
 def train_settings(settings: FinetuneSettings) -> TrainSettings:

@@ -31,11 +31,10 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, task_kind
 from bertsmith.tasks.start import build_model, starting_point
-from bertsmith.tasks.teaching import save_finetuned, say, train_settings
+from bertsmith.tasks.teaching import evaluated, save_finetuned, say, train_settings
 from bertsmith.tasks.together_task import Together, model_of, on_one_encoder
 from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import ALONE
-from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.launch import read_launch
 from bertsmith.training.loop import Stage, train
 from bertsmith.training.plan import TrainResult
@@ -167,8 +166,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     precision = resolve_precision(settings.precision, device)
     for name, task in tasks.items():
         own = model_of(model, name)
-        splits = [split for split in ("dev", "test") if task.examples(split).num_examples(0)]
-        evaluations = {split: evaluate_task(own, task, split, device=device, precision=precision) for split in splits}
+        tasks[name], evaluations = evaluated(own, task, device=device, precision=precision)
         metrics[name] = {split: evaluation.metrics for split, evaluation in evaluations.items()}
     _save(parts, tasks, model, config, metrics, data, {name: new for name, (_, new) in built.items()})
     _write_report(settings, parts, metrics, training)
