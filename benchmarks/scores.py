@@ -4,13 +4,13 @@
     python benchmarks/scores.py --data DATA --model FOLDER --out runs/scores [--only NAME ...] [--sides NAME ...]
         [--chinese FOLDER] [--seeds 5] [--workers 1]
 
-Both sides learn to the last weights, with AdamW, a tenth of warm-up, then a linear fall, weight decay of 0.01 and
-gradients of norm 1 at most. The peer is `AutoModelFor...` in `Trainer` on the rows that our tokenization made, padded
-dynamically; its weights are then scored by our code, which tests hold against scikit-learn and the official scripts:
-only training differs. Seconds are those of training alone. With `--workers` that many runs share the machine, in the
-order of their seeds, so that sides are under the same load; a run that is there already is not run again. `r-drop` is
-ours with `--r-drop 1`. Sets in Chinese need `--chinese`, a model of our own pre-training. Writes `scores.md` and
-`scores.json`.
+Both sides learn to the last weights, with Trainer's AdamW, a tenth of warm-up, then a linear fall, weight decay of 0.01
+and gradients of norm 1 at most. The peer is `AutoModelFor...` in `Trainer` on the rows that our tokenization made,
+padded dynamically; its weights are then scored by our code, which tests hold against scikit-learn and the official
+scripts: only training differs. Seconds are those of training alone. With `--workers` that many runs share the machine,
+in the order of their seeds, so that sides are under the same load; a run that is there already is not run again.
+`r-drop` is ours with `--r-drop 1`. Sets in Chinese need `--chinese`, a model of our own pre-training. Writes
+`scores.md` and `scores.json`.
 """
 
 import argparse
@@ -208,6 +208,8 @@ SETS = {
     ),
 }
 DEFAULTS = {"batch_size": 32, "learning_rate": 1e-4}
+EPSILON = 1e-8
+"""Of AdamW, in Trainer; ours has BERT's otherwise."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ def ours(run: Run) -> dict[str, Any]:
         dev_share=0.0,
         max_train_examples=one.num_rows,
         seed=run.seed,
+        epsilon=EPSILON,
         overwrite=True,
         **{**DEFAULTS, **one.changes, **SIDES[run.side]},
     )

@@ -24,6 +24,9 @@ def test_every_setting_of_the_optimizer_is_passed_on() -> None:
         "warmup_share": 0.05,
         "warmup_steps": 7,
         "weight_decay": 0.2,
+        "beta1": 0.8,
+        "beta2": 0.98,
+        "epsilon": 1e-7,
         "max_grad_norm": 3.0,
     }
     chosen = plan(ema_decay=0.99, **options)
@@ -46,7 +49,11 @@ def test_the_defaults_are_those_of_the_loop() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"decay_share": 1.0}, "decay_share is 1.0"), ({"ema_decay": 0.0}, "ema_decay is 0.0")],
+    [
+        ({"decay_share": 1.0}, "decay_share is 1.0"),
+        ({"epsilon": 0.0}, "epsilon is 0.0"),
+        ({"ema_decay": 0.0}, "ema_decay is 0.0"),
+    ],
 )
 def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):

@@ -29,6 +29,12 @@ class LearningSettings:
     """The same in steps; goes before the share."""
     weight_decay: float = 0.01
     """Decoupled decay of everything but norms and biases."""
+    beta1: float | None = None
+    """How slowly the mean of the gradients changes; None: the optimizer's own, 0.9."""
+    beta2: float | None = None
+    """The same of the mean of their squares; None: the optimizer's own, 0.999 of adamw."""
+    epsilon: float | None = None
+    """Added to the root of that mean; None: the optimizer's own, 1e-6 of adamw as in BERT (1e-8 in transformers)."""
     max_grad_norm: float = 1.0
     """Gradients longer than this are scaled down."""
     ema_decay: float | None = None
@@ -88,6 +94,9 @@ class LearningSettings:
                 schedule=self.schedule,
                 decay_share=self.decay_share,
                 weight_decay=self.weight_decay,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                epsilon=self.epsilon,
                 max_grad_norm=self.max_grad_norm,
                 warmup_share=self.warmup_share,
                 warmup_steps=self.warmup_steps,
