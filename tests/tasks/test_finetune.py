@@ -379,6 +379,24 @@ def test_tagging_and_answering_go_the_same_way(data: Path, tiny_tokenizer: Path,
     assert np.isfinite(answering.metrics["dev"]["f1"])
 
 
+def test_what_is_not_said_follows_the_size_of_data_and_model(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """As `advise` has it: twenty epochs of fewer than 1,000 rows, 2e-4 for a narrow model, ten times that for lora."""
+    asked = replace(settings(data, tiny_tokenizer), epochs=None, learning_rate=None, max_train_examples=8)
+    said = Console(file=io.StringIO(), width=400)
+    for name, changes, expected in (
+        ("open", {}, (20.0, 2e-4)),
+        ("lora", {"lora": 4, "model": str(tmp_path / "open")}, (20.0, 2e-3)),
+        ("given", {"epochs": 1.0, "learning_rate": 3e-5}, (1.0, 3e-5)),
+    ):
+        run = finetune("classification", replace(asked, out=tmp_path / name, **changes), OPTIONS, console=said)
+        config = yaml.safe_load((run.folder / "config.yaml").read_text())
+        assert (config["epochs"], config["learning_rate"]) == (expected[0], pytest.approx(expected[1]))
+        assert run.training.epochs == pytest.approx(expected[0])
+    text = said.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("epochs 20, as nothing is said: 8 rows are few") == 2
+    assert "learning_rate 0.002, as nothing is said" in text
+
+
 def test_dev_decides_when_there_is_no_answer(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     """Half of the questions have none, and hardly anything is learnt: another threshold than 0 is best."""
     for part, numbers in (("train", range(20)), ("dev", range(20, 40))):

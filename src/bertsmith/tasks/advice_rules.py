@@ -25,6 +25,8 @@ _FEW_ROWS = 5000
 _DEV_ROWS = 2000
 _MOST_FREQUENT = 0.8  # of the rows of one label
 _UNKNOWN = 0.01  # of the tokens
+LORA_RATE = 10.0
+"""What a learning rate is multiplied by where small matrices are trained alone."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ def recommend(data: DataFigures, config: EncoderConfig, options: Any, *, is_rand
         for choice in choices
     ]
     return [*kept, *_of_learning(data, config, is_random)]
+
+
+def by_size(task: str, number: int, config: EncoderConfig, *, is_random: bool) -> list[Choice]:
+    """The learning rate and the epochs for so many training rows: the defaults of `finetune`."""
+    return [_learning_rate(config, is_random), _epochs(task, number)]
 
 
 def _of_task(data: DataFigures, config: EncoderConfig, options: Any) -> Iterator[Choice]:

@@ -23,8 +23,10 @@ from rich.console import Console
 
 from bertsmith.errors import SettingsError, StepError
 from bertsmith.files import sha256
+from bertsmith.model.config import EncoderConfig
 from bertsmith.tasks import folds, search, seeds
 from bertsmith.tasks.adapt import adapt
+from bertsmith.tasks.advice_rules import LORA_RATE, by_size
 from bertsmith.tasks.augment import check_augmentation
 from bertsmith.tasks.distill import Distillation, distil, teacher_names
 from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
@@ -53,6 +55,9 @@ from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.launch import read_launch
 from bertsmith.training.plan import TrainResult
 from bertsmith.training.task import Task
+
+_ANY: Mapping[str, float] = {"epochs": 1.0, "learning_rate": 1e-5}
+"""For what the data will settle, while other settings are checked."""
 
 
 @dataclass(frozen=True)
@@ -126,18 +131,20 @@ def _finetune(
     options = kind.settings() if options is None else options
     if not isinstance(options, kind.settings):
         raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
-    train_settings(settings)  # refuses what is out of range before anything is read
+    train_settings(_filled(settings, _ANY))  # refuses what is out of range before anything is read
     device = ranks.device(settings.device)
     precision = resolve_precision(settings.precision, device)
     sources = _sources(settings)
     ranks.first(
         lambda: claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
     )
-    runs = seeds.seed_settings(settings)
+    seeds.seed_settings(settings)
     search.check(settings)
     folds.check(settings)
     config, weights, tokenizer = starting_point(settings, options.max_length)
     read = _read(kind, settings, options)
+    settings, chosen = _settled(task, settings, len(read.train), config, is_random=weights is None)
+    runs = seeds.seed_settings(settings)
     parts = folds.split(read.train, settings, read.options)
     work = _make_task(kind, read.of_fold(parts[0]) if parts else read, settings, tokenizer)
     are_several = len(runs) > 1 or bool(parts)
@@ -155,7 +162,7 @@ def _finetune(
 
     ranks.first(begin)
     screen = ranks.console(console)
-    for line in [_summary(work), *work.notes(), *(taught.notes() if taught else [])]:
+    for line in [_summary(work), *chosen, *work.notes(), *(taught.notes() if taught else [])]:
         say(screen, line)
     if settings.adapt is not None and weights is not None:
         say(screen, f"First {settings.adapt} of pre-training on the texts of the training rows.")
@@ -272,6 +279,23 @@ def _summary(task: FinetuneTask) -> str:
     found = ", ".join(f"{size:,} {split}" for split, size in sizes.items() if size)
     labels = f", {len(task.labels)} labels" if task.labels else ""
     return f"{task.name}: {found} examples{labels}."
+
+
+def _settled(
+    task: str, settings: FinetuneSettings, num_rows: int, config: EncoderConfig, *, is_random: bool
+) -> tuple[FinetuneSettings, list[str]]:
+    """The settings with what was left to the size of data and model, and a sentence for each of these."""
+    number = min(num_rows, settings.max_train_examples or num_rows)
+    choices = [one for one in by_size(task, number, config, is_random=is_random) if getattr(settings, one.name) is None]
+    if settings.lora is not None:
+        choices = [replace(one, value=one.value * LORA_RATE) if one.name == "learning_rate" else one for one in choices]
+    filled = _filled(settings, {one.name: one.value for one in choices})
+    return filled, [f"{one.name} {one.value:g}, as nothing is said: {one.why}" for one in choices]
+
+
+def _filled(settings: FinetuneSettings, values: Mapping[str, Any]) -> FinetuneSettings:
+    """The same with these values where there are none."""
+    return replace(settings, **{name: value for name, value in values.items() if getattr(settings, name) is None})
 
 
 def _sources(settings: FinetuneSettings) -> Iterator[str | Path | None]:

@@ -64,10 +64,10 @@ class FinetuneSettings(RunSettings):
     """How many such replacements are made of each row before the training, one of which an epoch draws."""
     augment_share: float = 0.5
     """How many of the examples an epoch changes, in (0, 1]; it shows the others as they are."""
-    epochs: float = 3.0
-    """Passes over the training data."""
-    learning_rate: float = 5e-5
-    """Peak of the schedule."""
+    epochs: float | None = None
+    """Passes over the training data; None: by the task and the number of rows, more of few."""
+    learning_rate: float | None = None
+    """Peak of the schedule; None: by the width of the model, higher for small ones."""
     layer_decay: float | None = None
     """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
     seeds: int = 1
@@ -112,7 +112,7 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("seeds: the best is chosen on dev, and there is none. Give dev, or dev_share above 0.")
         if self.search is not None and self.search < 1:
             raise SettingsError(f"search must be at least 1, not {self.search}.")
-        if self.search is not None and not self.learning_rate > 0:
+        if self.search is not None and self.learning_rate is not None and not self.learning_rate > 0:
             raise SettingsError(f"learning_rate is {self.learning_rate}; search goes around it: it must be positive.")
         if self.search is not None and self.seeds > 1:
             raise SettingsError("search and seeds are both several runs: search first, then run the best with seeds.")
@@ -134,6 +134,12 @@ class FinetuneSettings(RunSettings):
         self._check_augmentation()
         if not self.temperature > 0:
             raise SettingsError(f"temperature must be positive, not {self.temperature}.")
+
+    @property
+    def settled(self) -> tuple[float, float]:
+        """(epochs, learning_rate) of a run, for which data and model have said what was left to them."""
+        assert self.epochs is not None and self.learning_rate is not None
+        return self.epochs, self.learning_rate
 
     @property
     def is_folded(self) -> bool:

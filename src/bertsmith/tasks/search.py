@@ -82,7 +82,7 @@ def propose(settings: FinetuneSettings, trials: Sequence[Trial], *, greater_is_b
 
 def _space(settings: FinetuneSettings, optuna: ModuleType) -> dict[str, Any]:
     """From a quarter to four times the learning rate, from half to twice the batch size and the epochs."""
-    rate, batch_size, epochs = settings.learning_rate, settings.batch_size, settings.epochs
+    (epochs, rate), batch_size = settings.settled, settings.batch_size
     choices = optuna.distributions.CategoricalDistribution
     return {
         "learning_rate": optuna.distributions.FloatDistribution(rate / _RATE_SPAN, rate * _RATE_SPAN, log=True),
@@ -93,7 +93,8 @@ def _space(settings: FinetuneSettings, optuna: ModuleType) -> dict[str, Any]:
 
 def describe(settings: FinetuneSettings) -> str:
     """What a trial tries, in words."""
-    return f"learning_rate {settings.learning_rate:.3g}, batch_size {settings.batch_size}, epochs {settings.epochs:g}"
+    epochs, rate = settings.settled
+    return f"learning_rate {rate:.3g}, batch_size {settings.batch_size}, epochs {epochs:g}"
 
 
 def best_of(trials: Sequence[Trial], task: FinetuneTask) -> Trial:
@@ -141,7 +142,7 @@ def sections(trials: Sequence[Trial], best: Trial) -> list[Section]:
         )
         for trial in ranked
     ]
-    points = sorted((trial.settings.learning_rate, trial.objective) for trial in trials if trial.objective is not None)
+    points = sorted((trial.settings.settled[1], trial.objective) for trial in trials if trial.objective is not None)
     curve = ([rate for rate, _ in points], [value for _, value in points])
     columns = ("trial", "learning rate", "batch size", "epochs", f"{name} on dev", "report")
     return [

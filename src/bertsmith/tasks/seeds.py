@@ -81,7 +81,7 @@ def seed_settings(settings: FinetuneSettings) -> list[FinetuneSettings]:
 
 def log_interval(settings: FinetuneSettings, num_examples: int) -> int:
     """Steps between the lines of metrics.jsonl: so many that they tell, on any machine, how a short run went."""
-    return max(1, min(50, int(settings.epochs * num_examples / settings.batch_size / _LINES)))
+    return max(1, min(50, int(settings.settled[0] * num_examples / settings.batch_size / _LINES)))
 
 
 def write_finished(run: SeedRun, fingerprint: Mapping[str, Any]) -> None:

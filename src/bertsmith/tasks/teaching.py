@@ -159,9 +159,10 @@ def evaluated(
 
 def train_settings(settings: FinetuneSettings) -> TrainSettings:
     """The loop's settings."""
+    epochs, learning_rate = settings.settled
     learning = settings.train_settings(
-        budget=f"{settings.epochs} epochs",
-        learning_rate=settings.learning_rate,
+        budget=f"{epochs} epochs",
+        learning_rate=learning_rate,
         evaluate_every=settings.evaluate_every,
         early_stopping=settings.early_stopping,
         keep_best=True,
