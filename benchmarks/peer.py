@@ -94,7 +94,7 @@ def trainer_seconds(
     rate falls in a line, and its weights decay as ours do.
 
     Args:
-        rows: as many as whole batches; the shortest and longest lie anywhere in them.
+        rows: the shortest and longest lie anywhere in them; a part of a batch at the end is learnt, too.
         order: of the rows; group_by_length saves padding.
         is_compiled: by torch.compile, in the steps that are not timed; batches should all be of one shape.
         num_workers: processes that make its batches; None: four beside a GPU, else none.

@@ -7,10 +7,10 @@
 Both sides learn to the last weights, with Trainer's AdamW, a tenth of warm-up, then a linear fall, weight decay of 0.01
 and gradients of norm 1 at most. The peer is `AutoModelFor...` in `Trainer` on the rows that our tokenization made,
 padded dynamically; its weights are then scored by our code, which tests hold against scikit-learn and the official
-scripts: only training differs. Seconds are those of training alone. With `--workers` that many runs share the machine,
-in the order of their seeds, so that sides are under the same load; a run that is there already is not run again.
-`r-drop` is ours with `--r-drop 1`. Sets in Chinese need `--chinese`, a model of our own pre-training. Writes
-`scores.md` and `scores.json`.
+scripts: only training differs. Seconds are those of training alone, the peer's without its first two steps. With
+`--workers` that many runs share the machine, in the order of their seeds, so that sides are under the same load; a run
+that is there already is not run again. `r-drop` is ours with `--r-drop 1`. Sets in Chinese need `--chinese`, a model of
+our own pre-training. Writes `scores.md` and `scores.json`.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class DataSet:
     task: str
     train: str
     tests: tuple[str, ...] = ()
-    """Scored; the first is what the table shows. None: a part of `train`."""
+    """Scored, one after the other. Empty: a part of `train`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Of our settings and the peer's: epochs, batch_size, learning_rate."""

@@ -347,10 +347,12 @@ def test_the_first_steps_are_really_taken(make_files: MakeFiles, model: Path, mo
         ({"labels": {"a": 100, "b": 10}}, {"--class-weights auto"}),
         ({"unknown_share": 0.2}, {"tokenizer extend"}),
         ({"task": "choice"}, {"no r-drop"}),
+        ({"task": "tagging", "options": TaggingSettings(crf=True)}, {"no r-drop"}),
     ],
 )
 def test_remarks_are_made_where_they_apply(changes: dict[str, Any], said: set[str]) -> None:
     plain = {"rows": {"train": 5000, "test": 9}}
-    found = " ".join(remarks(figures(5000, [20], **{**plain, **changes}), named_size("mini", 100)))
+    options = changes.pop("options", None)
+    found = " ".join(remarks(figures(5000, [20], **{**plain, **changes}), options))
     hints = ("--test", "--seeds 3", "--class-weights auto", "tokenizer extend")
     assert {hint for hint in hints if hint in found} | ({"no r-drop"} if "--r-drop" not in found else set()) == said

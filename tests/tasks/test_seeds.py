@@ -24,6 +24,7 @@ from bertsmith.model.families import family
 from bertsmith.model.folder import save_model
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.classify_targets import ClassificationAnswer
@@ -325,11 +326,15 @@ def test_each_task_has_its_way_to_say_nothing(tiny_tokenizer: Path, tmp_path: Pa
     assert failure(words, said[:1], [row(tags=("NOUN", "VERB"))]) == "every prediction is NOUN on dev"
     assert failure(words, said[1:], [row(tags=("NOUN", "VERB"))]) is None
 
-    answering = task_kind("answering").make(tokenizer, (), AnsweringSettings(), {})
-    silent, speaking = SimpleNamespace(text=""), SimpleNamespace(text="the mill")
+    answering = task_kind("answering").make(tokenizer, (), AnsweringSettings(unanswerable=True), {})
+    found = Candidate(0, 8, "the mill", 1.0, 0.5)
+    silent, speaking = (QuestionAnswer(best, 0.5, (found,), gap) for best, gap in ((None, 1.0), (found, -1.0)))
     assert failure(answering, [silent], [row(answers=("the mill",))]) == "no question was answered on dev"
     assert failure(answering, [silent], [row(answers=())]) is None
     assert failure(answering, [speaking], [row(answers=("the mill",))]) is None
+    # A threshold that dev has chosen silences a model, which has learnt something nonetheless.
+    hushed = replace(speaking, best=None)
+    assert failure(answering, [hushed], [row(answers=("the mill",))]) is None
 
 
 def test_the_command_line_shows_mean_and_deviation(

@@ -25,8 +25,7 @@ _FEW_ROWS = 5000
 _DEV_ROWS = 2000
 _MOST_FREQUENT = 0.8  # of the rows of one label
 _UNKNOWN = 0.01  # of the tokens
-LORA_RATE = 10.0
-"""What a learning rate is multiplied by where small matrices are trained alone."""
+_LORA_RATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,11 @@ def recommend(data: DataFigures, config: EncoderConfig, options: Any, *, is_rand
 def by_size(task: str, number: int, config: EncoderConfig, *, is_random: bool) -> list[Choice]:
     """The learning rate and the epochs for so many training rows: the defaults of `finetune`."""
     return [_learning_rate(config, is_random), _epochs(task, number)]
+
+
+def for_lora(rate: Choice) -> Choice:
+    """Another learning rate, where small matrices are trained alone."""
+    return Choice(rate.name, rate.value * _LORA_RATE, "lora wants a rate some ten times as high (Hu et al. 2021).")
 
 
 def _of_task(data: DataFigures, config: EncoderConfig, options: Any) -> Iterator[Choice]:
@@ -206,8 +210,12 @@ def family_reason(data: DataFigures, config: EncoderConfig) -> str:
     return "It reads a text both ways, which these tasks want (Devlin et al. 2018, section 5.1)."
 
 
-def remarks(data: DataFigures, config: EncoderConfig) -> Iterator[str]:
-    """What no setting says: whether the model suits the data, and what else may be worth a try."""
+def remarks(data: DataFigures, options: Any) -> Iterator[str]:
+    """What no setting says: whether the model suits the data, and what else may be worth a try.
+
+    Args:
+        options: the task's settings.
+    """
     if data.unknown_share >= _UNKNOWN:
         script = next(iter(data.scripts), "other")
         yield (
@@ -225,10 +233,10 @@ def remarks(data: DataFigures, config: EncoderConfig) -> Iterator[str]:
             f"The most frequent label has {counts[-1]:,} rows, the rarest {counts[0]:,}: --class-weights auto makes "
             "all count the same. Nobody has measured here that it helps; compare macro_f1."
         )
-    if data.task in ("classification", "tagging", "answering"):
+    if data.task in ("classification", "tagging", "answering") and not getattr(options, "crf", False):
         yield (
-            "--r-drop 1 takes some twice the time, and was better in 12 of 17 data sets here (docs/results.md): "
-            "compare on yours."
+            "--r-drop 1 takes some twice the time, and was better in 12 of 17 data sets here, most with one seed "
+            "(docs/results.md): compare on yours."
         )
     if "test" not in data.rows:
         yield "Give --test for a figure that chose nothing: that of dev has picked the epoch."

@@ -19,7 +19,7 @@ from bertsmith.model.config import EncoderConfig
 from bertsmith.model.operations import TextShape, encoder_operations
 from bertsmith.model.sizes import SIZES, named_size
 from bertsmith.settings import to_yaml
-from bertsmith.tasks.advice_rules import LORA_RATE, Choice, DataFigures, recommend, remarks
+from bertsmith.tasks.advice_rules import Choice, DataFigures, for_lora, recommend, remarks
 from bertsmith.tasks.data_check import classes_of
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.forecast import FinetuneMeasured, Forecast, measure_finetune, memory_limit, time_limit
@@ -164,7 +164,7 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
     forecast = None
     if measured.calibration.fits:
         forecast = measured.forecast(run.settled[0], _share(run, measured))
-    notes = tuple(remarks(data, config))
+    notes = tuple(remarks(data, options))
     if settings.out is not None:
         note = f"# bertsmith finetune {task} --config {settings.out.name}\n"
         atomic_write(settings.out, note + to_yaml(configuration(run, options)))
@@ -258,8 +258,7 @@ def _leaner(run: FinetuneSettings, choices: list[Choice]) -> Iterator[tuple[Choi
     lora = Choice(
         "lora", _LORA_RANK, "Memory is short: gradients and moments of small matrices alone (Hu et al. 2021)."
     )
-    rate = next(choice.value for choice in choices if choice.name == "learning_rate")
-    faster = Choice("learning_rate", rate * LORA_RATE, "lora wants a rate some ten times as high (Hu et al. 2021).")
+    faster = for_lora(next(choice for choice in choices if choice.name == "learning_rate"))
     # Random weights have all to learn.
     learning: list[tuple[Choice, ...]] = [()] if run.model.startswith(SIZE_PREFIX) else [(), (freeze,), (lora, faster)]
     for changes in learning:

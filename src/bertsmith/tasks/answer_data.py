@@ -44,7 +44,7 @@ class AnsweringSettings:
     unanswerable: bool | None = None
     """Whether "no answer" is an answer; None: if the training data has questions without one."""
     no_answer_threshold: float | None = None
-    """Say "no answer" if it scores more than this above the best answer; None: what is best on dev, or 0 without."""
+    """Say "no answer" if it scores more than this above the best answer; None: what gives dev its best F1, or 0."""
     language: Literal["en", "zh"] = "en"
     """Whose rules score answers: SQuAD's (words), or those of CMRC 2018 (Chinese characters)."""
     metric: Literal["f1", "exact_match"] = "f1"

@@ -26,7 +26,7 @@ from bertsmith.files import sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.tasks import folds, search, seeds
 from bertsmith.tasks.adapt import adapt
-from bertsmith.tasks.advice_rules import LORA_RATE, by_size
+from bertsmith.tasks.advice_rules import by_size, for_lora
 from bertsmith.tasks.augment import check_augmentation
 from bertsmith.tasks.distill import Distillation, distil, teacher_names
 from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
@@ -288,7 +288,7 @@ def _settled(
     number = min(num_rows, settings.max_train_examples or num_rows)
     choices = [one for one in by_size(task, number, config, is_random=is_random) if getattr(settings, one.name) is None]
     if settings.lora is not None:
-        choices = [replace(one, value=one.value * LORA_RATE) if one.name == "learning_rate" else one for one in choices]
+        choices = [for_lora(one) if one.name == "learning_rate" else one for one in choices]
     filled = _filled(settings, {one.name: one.value for one in choices})
     return filled, [f"{one.name} {one.value:g}, as nothing is said: {one.why}" for one in choices]
 

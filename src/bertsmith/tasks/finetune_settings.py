@@ -67,7 +67,7 @@ class FinetuneSettings(RunSettings):
     epochs: float | None = None
     """Passes over the training data; None: by the task and the number of rows, more of few."""
     learning_rate: float | None = None
-    """Peak of the schedule; None: by the width of the model, higher for small ones."""
+    """Peak of the schedule; None: by the width of the model, higher for small ones, ten times that with lora."""
     layer_decay: float | None = None
     """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
     seeds: int = 1

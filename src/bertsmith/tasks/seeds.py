@@ -21,6 +21,7 @@ import numpy as np
 from bertsmith.errors import SettingsError, TrainingError
 from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
 from bertsmith.tasks.answer import Answering
+from bertsmith.tasks.answer_spans import decide
 from bertsmith.tasks.choose import Choosing
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.embed import Embedding
@@ -155,8 +156,10 @@ def _same_answers(task: FinetuneTask, evaluation: Evaluation) -> str | None:
         is_same = len({row.text for row in rows}) > 1 and np.ptp(vectors, axis=0).max() < _SAME_VECTOR
         return "every text has the same vector" if is_same else None
     if isinstance(task, Answering):
-        has_answers = any(row.answers for row in rows)
-        return "no question was answered" if has_answers and not any(answer.text for answer in answers) else None
+        # By itself: dev may find that a model which answers had better be silent.
+        unmoved = replace(task.settings, no_answer_threshold=0.0)
+        is_silent = not any(decide(answer, unmoved).text for answer in answers)
+        return "no question was answered" if is_silent and any(row.answers for row in rows) else None
     return None
 
 

@@ -91,8 +91,7 @@ class Teaching:
         def finish() -> tuple[seeds.Metrics, str | None]:
             task, evaluations = evaluated(model, self.task, device=self.device, precision=self.precision)
             if task is not self.task:
-                threshold = task.settings.no_answer_threshold
-                say(self.screen, f"There is no answer where that scores {threshold:.2f} above the best: chosen on dev.")
+                say(self.screen, decision(task))
             if self.fold is not None:
                 write_predictions(settings.out / PREDICTIONS, task, evaluations["test"])
             metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
@@ -155,6 +154,11 @@ def evaluated(
             found = Evaluation(task.score(answers, found.examples), answers, found.examples)
         evaluations[split] = found
     return task, evaluations
+
+
+def decision(task: FinetuneTask) -> str:
+    """What `evaluated` has found, in a sentence."""
+    return f"There is no answer where that scores {task.settings.no_answer_threshold:.2f} above the best: by dev."
 
 
 def train_settings(settings: FinetuneSettings) -> TrainSettings:

@@ -31,7 +31,7 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, task_kind
 from bertsmith.tasks.start import build_model, starting_point
-from bertsmith.tasks.teaching import evaluated, save_finetuned, say, train_settings
+from bertsmith.tasks.teaching import decision, evaluated, save_finetuned, say, train_settings
 from bertsmith.tasks.together_task import Together, model_of, on_one_encoder
 from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import ALONE
@@ -167,6 +167,8 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     for name, task in tasks.items():
         own = model_of(model, name)
         tasks[name], evaluations = evaluated(own, task, device=device, precision=precision)
+        if tasks[name] is not task:
+            say(screen, f"{name}: {decision(tasks[name])}")
         metrics[name] = {split: evaluation.metrics for split, evaluation in evaluations.items()}
     _save(parts, tasks, model, config, metrics, data, {name: new for name, (_, new) in built.items()})
     _write_report(settings, parts, metrics, training)
