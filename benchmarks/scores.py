@@ -270,7 +270,8 @@ def carry_out(run: Run) -> None:
         return
     run.result.parent.mkdir(parents=True, exist_ok=True)
     described = {"name": run.name, "side": run.side, "seed": run.seed, **figures}
-    described |= {"device": device_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    described |= {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
     run.result.write_text(json.dumps(described, indent=1) + "\n")
     metric, value = next(iter(figures["metrics"][0].items()))
     print(f"{run.name}, {run.side}, seed {run.seed}: {metric} {value:.4f}, {figures['seconds']:.0f} s", flush=True)
@@ -481,11 +482,6 @@ def shown(values: Sequence[float]) -> str:
         return ""
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{spread}"
-
-
-def device_name() -> str:
-    """What the runs ran on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

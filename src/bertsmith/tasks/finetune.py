@@ -138,7 +138,7 @@ def _finetune(
     ranks.first(
         lambda: claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
     )
-    seeds.seed_settings(settings)
+    seeds.seed_settings(settings)  # refuses what does not go together, before anything is read
     search.check(settings)
     folds.check(settings)
     config, weights, tokenizer = starting_point(settings, options.max_length)

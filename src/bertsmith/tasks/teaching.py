@@ -150,8 +150,9 @@ def evaluated(
             continue
         found = evaluate_task(model, task, split, device=device, precision=precision)
         if split == "dev" and isinstance(task, Answering):
-            task, answers = task.decided_on(found.answers, found.examples)
-            found = Evaluation(task.score(answers, found.examples), answers, found.examples)
+            decided, answers = task.decided_on(found.answers, found.examples)
+            if decided is not task:
+                task, found = decided, Evaluation(decided.score(answers, found.examples), answers, found.examples)
         evaluations[split] = found
     return task, evaluations
 
