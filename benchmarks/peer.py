@@ -11,6 +11,7 @@ import transformers
 
 from bertsmith.training.device import ResolvedPrecision, resolve_device
 from bertsmith.training.loader import Loader, Step
+from bertsmith.training.memory import keep_freed_memory
 from bertsmith.training.step import take_step
 from bertsmith.training.task import Task
 from bertsmith.training.timing import clock_of
@@ -50,6 +51,8 @@ def our_steps(
     On a GPU a step's update runs on while the next is prepared, so that only their sum is what was measured.
     """
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()  # as every run of ours does; the peer has it too
     loader = Loader(
         task.examples("train"), task.collate, batch_size=batch_size, seed=seed, pins_memory=device.type == "cuda"
     )

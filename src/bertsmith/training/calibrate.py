@@ -26,7 +26,7 @@ from bertsmith.training.checkpoint import Kind, save_checkpoint
 from bertsmith.training.device import ResolvedPrecision, resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.loader import Loader, Step
-from bertsmith.training.memory import Memory
+from bertsmith.training.memory import Memory, keep_freed_memory
 from bertsmith.training.optim import build_optimizer
 from bertsmith.training.plan import Stage, TrainSettings
 from bertsmith.training.report import Curves, write_report
@@ -140,6 +140,8 @@ def calibrate(
     precision = resolve_precision(settings.precision, device)
     memory = Memory.of(device)
     model.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if settings.gradient_checkpointing:
         recompute_layers(model)
     optimizer = build_optimizer(model, settings.optimizer)

@@ -1,6 +1,8 @@
 """How much memory there is, and how much a process has taken."""
 
+import ctypes
 import os
+import platform
 import re
 import resource
 import sys
@@ -13,6 +15,21 @@ import torch
 _FRAGMENTED_SHARE = 0.25
 """On a CPU a run comes to hold more than its first steps, because tensors of other sizes fit badly where earlier ones
 were: by 10 to 40 % of what the first steps added (benchmarks/forecasts.py). This share is added."""
+
+_MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_KEPT_BYTES = 2**30
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory of up to 1 GiB be used again at once, where the C library is glibc.
+
+    By itself it hands every block of more than 32 MiB, such as the gradient of a large vocabulary, back to the system,
+    which clears it, page by page, when the next step asks for it again. A block of more than 1 GiB still goes back.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        for parameter in (_MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD):
+            library.mallopt(parameter, _KEPT_BYTES)
 
 
 def peak_memory_bytes() -> int:

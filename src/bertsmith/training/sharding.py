@@ -29,6 +29,7 @@ from bertsmith.model.encoder import Layer, compile_layers, recompute_layers
 from bertsmith.training.average import WeightAverage
 from bertsmith.training.distributed import Ranks
 from bertsmith.training.loader import Step
+from bertsmith.training.memory import keep_freed_memory
 from bertsmith.training.optim import build_optimizer
 from bertsmith.training.plan import TrainSettings
 from bertsmith.training.step import Together
@@ -220,6 +221,8 @@ def hold(model: nn.Module, settings: TrainSettings, ranks: Ranks, device: torch.
     """A model that learns on the device; with `shard_weights` and other ranks, in pieces."""
     if settings.gradient_checkpointing:
         recompute_layers(model)
+    if device.type == "cpu":
+        keep_freed_memory()
     if settings.shard_weights and not ranks.is_alone:
         return Shards(model, settings, ranks, device)
     return Whole(model, settings, ranks)
