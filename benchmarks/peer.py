@@ -119,6 +119,7 @@ def trainer_seconds(
                 learning_rate=learning_rate,
                 optim="adamw_torch_fused",
                 bf16=precision == "bf16",
+                use_cpu=not torch.cuda.is_available(),
                 logging_strategy="no",
                 save_strategy="no",
                 report_to=[],
