@@ -16,6 +16,7 @@ _FRAGMENTED_SHARE = 0.25
 """On a CPU a run comes to hold more than its first steps, because tensors of other sizes fit badly where earlier ones
 were: by 10 to 40 % of what the first steps added (benchmarks/forecasts.py). This share is added."""
 
+_GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _KEPT_BYTES = 2**30
 
@@ -26,10 +27,9 @@ def keep_freed_memory() -> None:
     By itself it hands every block of more than 32 MiB, such as the gradient of a large vocabulary, back to the system,
     which clears it, page by page, when the next step asks for it again. A block of more than 1 GiB still goes back.
     """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
+    if _GLIBC is not None:
         for parameter in (_MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD):
-            library.mallopt(parameter, _KEPT_BYTES)
+            _GLIBC.mallopt(parameter, _KEPT_BYTES)
 
 
 def peak_memory_bytes() -> int:
@@ -46,7 +46,9 @@ def peak_memory_bytes() -> int:
 
 
 def forget_peak_memory() -> None:
-    """Let `peak_memory_bytes` begin again with what is resident now, where the system can (Linux)."""
+    """Let `peak_memory_bytes` begin again with what is in use now, where the system can (Linux)."""
+    if _GLIBC is not None:
+        _GLIBC.malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
