@@ -10,6 +10,7 @@ The functions have the names of the commands, and are imported when they are fir
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from bertsmith.text.corpus_building import build_corpus
     from bertsmith.text.domain_words import extend_tokenizer
     from bertsmith.text.tokenizer_training import train_tokenizer
+
+# In bf16 on a CPU oneDNN makes code for each shape of a matrix product and keeps the last 1,024 of them, two megabytes
+# each. Batches without padding have other shapes in every step. Read when torch first multiplies, so it is set here.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "128")
 
 __version__ = "0.1.0"
 
