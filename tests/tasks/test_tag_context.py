@@ -324,7 +324,14 @@ def test_lines_that_are_answered_at_once_see_those_before_them(run: Path) -> Non
 
 def test_context_can_be_left_away_when_a_model_is_evaluated(run: Path) -> None:
     without = run / "without.jsonl"
-    evaluate(run / "out", str(run / "train.conll"), overrides={"context": "none"}, predictions=without, device="cpu")
+    evaluate(
+        run / "out",
+        str(run / "train.conll"),
+        overrides={"context": "none"},
+        predictions=without,
+        precision="fp32",
+        device="cpu",
+    )
     (alone,) = load(run / "out", device="cpu").predict([{"words": list(DOCUMENTS[0][2])}])
     line = json.loads(without.read_text().splitlines()[2])
     assert [word["score"] for word in line["words"]] == pytest.approx([w["score"] for w in alone["words"]], abs=1e-5)
