@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--compile", action="store_true", help="ours; the peer's batches have too many shapes for it")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="ours")
     parser.add_argument("--steps", type=int, default=40, help="in a round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -70,6 +71,7 @@ def main() -> None:
             learning_rate=RATE,
             precision=precision,
             seed=number,
+            cuda_graphs=number == 0 and not (arguments.compile or arguments.no_cuda_graphs),
         ):
             seconds += step_seconds
             rows += features(step.micro_batches[0])
@@ -87,7 +89,10 @@ def main() -> None:
         print(f"round {number + 1}: ours {speeds['ours'][-1]:,.1f}, theirs {speeds['theirs'][-1]:,.1f} rows/s")
     ours, theirs_median = (statistics.median(speeds[name]) for name in ("ours", "theirs"))
     result = {
-        **{name: getattr(arguments, name) for name in ("task", "batch_size", "max_length", "compile", "steps")},
+        **{
+            name: getattr(arguments, name)
+            for name in ("task", "batch_size", "max_length", "compile", "no_cuda_graphs", "steps")
+        },
         "precision": precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -57,6 +57,8 @@ PEERS = {
 FILLERS = {"input_ids": 0, "token_type_ids": 0}
 IGNORED = -100
 """The label of a piece that no word begins with, and of padding, in transformers."""
+CHUNK = 512
+"""Examples that are made into rows at a time."""
 PART = 5
 """Of a file that has no test set of its own one unit in so many is the test: by the hash of its text."""
 
@@ -151,7 +153,7 @@ SETS = {
         train="answer/squad-v1.1-train.json.xz",
         tests=("answer/squad-v1.1-dev-a.json.xz", "answer/xquad.en.json"),
         options=ANSWERS,
-        changes={"epochs": 2},
+        changes={"epochs": 2, **LARGE},
         seeds=1,
     ),
     "squad2": DataSet(
@@ -255,7 +257,9 @@ def main() -> None:
         for run in runs:
             carry_out(run)
     else:
-        with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__"])  # all are imported once
+        with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
             for future in as_completed([pool.submit(carry_out, run) for run in runs]):
                 future.result()
     write_table(arguments.out)
@@ -339,15 +343,15 @@ def prepared(name: str, model: str, data: Path, out: Path) -> tuple[FinetuneTask
         load_tokenizer(model_folder(model)), kind.find_labels(found, options), options, {"train": found} | splits
     )
     examples = task.examples("train")
-    rows = []
-    for index in range(examples.num_examples(0)):
-        batch = task.collate(examples.take([index], 0))
+    rows, num_examples = [], examples.num_examples(0)
+    for start in range(0, num_examples, CHUNK):
+        batch = task.collate(examples.take(range(start, min(start + CHUNK, num_examples)), 0))
         rows += word_features(batch) if one.task == "tagging" else features(batch)
     return task, rows
 
 
 def word_features(batch: Any) -> list[dict[str, Any]]:
-    """The windows of one sentence as the peer takes them: the label at the first piece of each word."""
+    """The windows of sentences as the peer takes them: the label at the first piece of each word."""
     labels = torch.full_like(batch.inputs.token_ids, IGNORED)
     labels[batch.labels["word_positions"]] = batch.labels["targets"]
     lengths = list(batch.inputs.lengths)

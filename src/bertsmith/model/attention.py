@@ -166,6 +166,14 @@ class Layout:
         return tuple(groups)
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where sequences are, in a batch of a fixed size: all that the variable-length kernel asks for."""
+
+    offsets: Tensor  # [S + 1] int32
+    longest: int  # tokens of a sequence at most
+
+
 def _cut_into_groups(lengths: Sequence[int], num_heads: int) -> list[int]:
     """Where to cut sequences of falling length into groups: the first index of each group.
 
@@ -215,24 +223,30 @@ def _round_up(length: int) -> int:
     return -(-length // _LENGTH_STEP) * _LENGTH_STEP
 
 
-def attention(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
+def uses_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether `attention` of such queries is by the variable-length kernel."""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and is_half and head_size % 8 == 0 and head_size <= _FLASH_HEAD_SIZE
+
+
+def attention(qkv_T3NH: Tensor, layout: Layout | Room, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
     """softmax(q k' / sqrt(H)) v within each sequence, over the tokens in reach.
 
     Args:
+        layout: a `Room` only where `uses_flash`.
         qkv_T3NH: queries, keys and values of every token, in any floating dtype; the softmax accumulates in fp32.
         dropout: probability of dropping an attention weight; with 0 no random number is drawn.
 
     Returns:
         [T, N, H] in the dtype of the argument.
     """
+    if uses_flash(qkv_T3NH.device, qkv_T3NH.dtype, qkv_T3NH.shape[-1]):
+        return flash(qkv_T3NH, layout, dropout, reach)
+    assert isinstance(layout, Layout)
     output_TNH: Tensor
     if qkv_T3NH.device.type == "cpu":
         output_TNH = _on_cpu(qkv_T3NH, layout, dropout, reach)
         return output_TNH
-    is_half = qkv_T3NH.dtype in (torch.bfloat16, torch.float16)
-    head_size = qkv_T3NH.shape[-1]
-    if qkv_T3NH.is_cuda and is_half and head_size % 8 == 0 and head_size <= _FLASH_HEAD_SIZE:
-        return flash(qkv_T3NH, layout, dropout, reach)
     output_TNH = grouped_sdpa(qkv_T3NH, layout, dropout, reach)
     return output_TNH
 
@@ -254,7 +268,7 @@ def reference_attention(qkv_T3NH: Tensor, lengths: Sequence[int], reach: Reach =
     return torch.cat(outputs)
 
 
-def flash(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
+def flash(qkv_T3NH: Tensor, layout: Layout | Room, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
     """`attention` by the variable-length flash kernel: CUDA, 16 bits, head sizes of 8, 16, ... 256.
 
     torch's operator itself: `torch.nn.attention.varlen` calls the same without a dropout, and some versions without a

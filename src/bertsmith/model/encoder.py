@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bertsmith.errors import ModelError
-from bertsmith.model.attention import Layout, Reach, attention, attention_weights
+from bertsmith.model.attention import Layout, Reach, Room, attention, attention_weights, uses_flash
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.config import EncoderConfig, Structure
 from bertsmith.model.dropout import dropout
 from bertsmith.model.families import family
+from bertsmith.model.graphs import LayerGraphs
 from bertsmith.model.initial_weights import initialise, neighbour_heads, sinusoidal_positions
 from bertsmith.model.rotary import Rotation, rotation
 
@@ -67,7 +68,7 @@ class Layer(nn.Module):
     def forward(
         self,
         hidden_TD: Tensor,
-        layout: Layout,
+        layout: Layout | Room,
         reach: Reach,
         rotate: Rotation | None,
         positions_M: Tensor | None = None,
@@ -129,6 +130,18 @@ def recompute_layers(model: nn.Module) -> None:
             part.recomputes_layers = True
 
 
+def replay_layers(model: nn.Module) -> None:
+    """Have every encoder inside `model`, which is on a CUDA device and learns there, replay its layers: see `graphs`.
+
+    Its parameters have to stay where they are in memory.
+    """
+    for part in model.modules():
+        if isinstance(part, Encoder):
+            head_size = part.config.hidden_size // part.config.num_attention_heads
+            if uses_flash(torch.device("cuda"), torch.bfloat16, head_size):
+                part.graphs = LayerGraphs([part.layers] if part.final_norm is None else [part.layers, part.final_norm])
+
+
 class Encoder(nn.Module):
     """Token, position and segment embeddings, then `num_hidden_layers` layers."""
 
@@ -152,6 +165,7 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps, bias=structure.has_bias) if structure.is_pre_norm else None
         self._is_causal = structure.is_causal
         self.recomputes_layers = False
+        self.graphs: LayerGraphs | None = None
         initialise(self, config.initializer_range)
         if structure.is_pre_norm:
             # Every layer adds to the residual; so that their sum does not grow with the depth (Radford et al. 2019,
@@ -188,9 +202,19 @@ class Encoder(nn.Module):
         hidden_TD = dropout(self._embed(batch), config.embedding_dropout, self.training)
         if self.embedding_projection is not None:
             hidden_TD = self.embedding_projection(hidden_TD)
+        if self.graphs is not None and self.training and torch.is_grad_enabled():
+            replayed_TD = self.graphs.run(self._through_layers, hidden_TD, batch)
+            if replayed_TD is not None:
+                return replayed_TD if positions_M is None else replayed_TD[positions_M]
         layout = Layout(batch.lengths, config.num_attention_heads, hidden_TD.device)
-        for number, (layer, (reach, rotate)) in enumerate(self._walk(batch), start=1):
-            is_last = number == config.num_hidden_layers
+        return self._through_layers(hidden_TD, layout, batch.position_ids, positions_M)
+
+    def _through_layers(
+        self, hidden_TD: Tensor, layout: Layout | Room, position_ids: Tensor, positions_M: Tensor | None = None
+    ) -> Tensor:
+        """[T, D] -> [T, D], or [M, D] at some positions"""
+        for number, (layer, (reach, rotate)) in enumerate(self._walk(position_ids), start=1):
+            is_last = number == self.config.num_hidden_layers
             inputs = hidden_TD, layout, reach, rotate, positions_M if is_last else None
             if self.recomputes_layers and torch.is_grad_enabled():
                 hidden_TD = checkpoint(layer, *inputs, use_reentrant=False)
@@ -257,22 +281,22 @@ class Encoder(nn.Module):
                 hook.remove()
         return maps
 
-    def _walk(self, batch: PackedBatch) -> Iterator[tuple[Layer, tuple[Reach, Rotation | None]]]:
+    def _walk(self, position_ids: Tensor) -> Iterator[tuple[Layer, tuple[Reach, Rotation | None]]]:
         """The layers in the order they are run, shared ones again and again, and what tokens see in each."""
         config = self.config
-        views = [self._view(batch, is_local) for is_local in (False, config.global_attn_every_n_layers > 1)]
+        views = [self._view(position_ids, is_local) for is_local in (False, config.global_attn_every_n_layers > 1)]
         for number in range(config.num_hidden_layers):
             layer = self.layers[number * len(self.layers) // config.num_hidden_layers]
             assert isinstance(layer, Layer)
             yield layer, views[config.is_local(number)]
 
-    def _view(self, batch: PackedBatch, is_local: bool) -> tuple[Reach, Rotation | None]:
+    def _view(self, position_ids: Tensor, is_local: bool) -> tuple[Reach, Rotation | None]:
         """What tokens see in a global or in a local layer, and the angles of their positions there."""
         config = self.config
         distance = config.local_attention // 2 if is_local and config.local_attention is not None else None
         theta = config.local_rope_theta if is_local else config.rope_theta
         head_size = config.hidden_size // config.num_attention_heads
-        turned = None if theta is None else rotation(batch.position_ids, head_size, theta)
+        turned = None if theta is None else rotation(position_ids, head_size, theta)
         return Reach(self._is_causal, distance), turned
 
     def _embed(self, batch: PackedBatch) -> Tensor:

@@ -75,6 +75,7 @@ def adapt(
             dropout=settings.dropout,
             precision=settings.precision,
             device=settings.device,
+            cuda_graphs=settings.cuda_graphs,
             gradient_checkpointing=settings.gradient_checkpointing,
             shard_weights=settings.shard_weights,
             num_workers=settings.num_workers,

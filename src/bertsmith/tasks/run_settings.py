@@ -55,6 +55,8 @@ class LearningSettings:
     """auto, cpu, cuda or cuda:N."""
     compile: bool = False
     """Have torch.compile make kernels of the layers first: some seconds to a minute, then faster steps."""
+    cuda_graphs: bool = True
+    """On a GPU in bf16, launch the layers of a small step all at once: faster where steps are short."""
     gradient_checkpointing: bool = False
     """Compute each layer again for its gradient instead of keeping it: much less memory, some 35 % more time."""
     shard_weights: bool = False
@@ -110,6 +112,7 @@ class LearningSettings:
             skip_spikes=self.skip_spikes,
             auto_batch=self.auto_batch,
             compile=self.compile,
+            cuda_graphs=self.cuda_graphs,
             gradient_checkpointing=self.gradient_checkpointing,
             shard_weights=self.shard_weights,
             num_workers=self.num_workers,

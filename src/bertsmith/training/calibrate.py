@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bertsmith.model.encoder import recompute_layers
+from bertsmith.model.encoder import recompute_layers, replay_layers
 from bertsmith.training.average import WeightAverage
 from bertsmith.training.checkpoint import Kind, save_checkpoint
 from bertsmith.training.device import ResolvedPrecision, resolve_device, resolve_precision
@@ -142,6 +142,8 @@ def calibrate(
     model.to(device)
     if device.type == "cpu":
         keep_freed_memory()
+    elif settings.replays_layers:
+        replay_layers(model)
     if settings.gradient_checkpointing:
         recompute_layers(model)
     optimizer = build_optimizer(model, settings.optimizer)

@@ -53,6 +53,9 @@ class TrainSettings:
     dropout."""
     compile: bool = False
     """Have torch.compile make kernels of the encoder's layers in the first step, which is reported apart."""
+    cuda_graphs: bool = True
+    """On CUDA in bf16, launch the layers of a small batch all at once (`model.graphs`), unless they are compiled, in
+    pieces, or computed again for their gradient."""
     gradient_checkpointing: bool = False
     """Keep no more of each layer than its input, and compute it again for its gradient: much less memory, the same
     update, some 35 % more time."""
@@ -65,6 +68,11 @@ class TrainSettings:
     """bf16 computes matrix products in bfloat16; auto does so where the hardware has it."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes CUDA if it is there."""
+
+    @property
+    def replays_layers(self) -> bool:
+        """Whether layers are launched at once where that can be."""
+        return self.cuda_graphs and not (self.compile or self.gradient_checkpointing)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "early_stopping", "log_every"):
@@ -168,7 +176,7 @@ def fingerprint(stages: Sequence[Stage], settings: TrainSettings, precision: Res
     """What must not change between the parts of a run that is resumed, by the names that users know.
 
     Not in it: what cannot change a weight (workers, logging, saving), when to evaluate and to stop
-    (`max_skipped_steps` among it), and the device and what fits its memory (`auto_batch`,
+    (`max_skipped_steps` among it), and the device and what fits it (`auto_batch`, `cuda_graphs`,
     `gradient_checkpointing`, `shard_weights`), so that a run may move to another machine.
     """
     optimizer = asdict(settings.optimizer) | asdict(settings.optimizer.preset)

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from bertsmith.model.encoder import Layer, compile_layers, recompute_layers
+from bertsmith.model.encoder import Layer, compile_layers, recompute_layers, replay_layers
 from bertsmith.training.average import WeightAverage
 from bertsmith.training.distributed import Ranks
 from bertsmith.training.loader import Step
@@ -69,6 +69,8 @@ class Whole:
         """`model` is on the device where it learns."""
         if settings.compile:
             compile_layers(model)
+        elif settings.replays_layers and next(model.parameters()).is_cuda:
+            replay_layers(model)
         average = WeightAverage(dict(model.named_parameters()), settings.ema_decay)
         self.whole = self.trained = Trainee(model, build_optimizer(model, settings.optimizer), average)
         self.together: Together = ranks
