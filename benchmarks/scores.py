@@ -2,15 +2,16 @@
 
     pip install accelerate
     python benchmarks/scores.py --data DATA --model FOLDER --out runs/scores [--only NAME ...] [--sides NAME ...]
-        [--chinese FOLDER] [--seeds 5] [--workers 1]
+        [--chinese FOLDER] [--seeds 5] [--workers 1] [--known docs/figures/scores.jsonl]
 
 Both sides learn to the last weights, with Trainer's AdamW, a tenth of warm-up, then a linear fall, weight decay of 0.01
 and gradients of norm 1 at most. The peer is `AutoModelFor...` in `Trainer` on the rows that our tokenization made,
 padded dynamically; its weights are then scored by our code, which tests hold against scikit-learn and the official
 scripts: only training differs. Seconds are those of training alone, the peer's without its first two steps. With
 `--workers` that many runs share the machine, in the order of their seeds, so that sides are under the same load; a run
-that is there already is not run again. `r-drop` is ours with `--r-drop 1`. Sets in Chinese need `--chinese`, a model of
-our own pre-training. Writes `scores.md` and `scores.json`.
+that is there already, or among the `--known` of other machines, is not run again. `r-drop` is ours with `--r-drop 1`.
+Sets in Chinese need `--chinese`, a model of our own pre-training. Writes the table, `scores.md`, and all runs that are
+in it, `scores.jsonl`.
 """
 
 import argparse
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--known", type=Path)
     arguments = parser.parse_args()
     runs = []
     for seed in range(arguments.seeds):  # all sets with one seed first: a table of few seeds is worth reading, too
@@ -252,7 +254,8 @@ def main() -> None:
             runs += [Run(name, side, seed, model, arguments.data, arguments.out) for side in arguments.sides]
     for name in dict.fromkeys(run.name for run in runs):
         files(name, arguments.data, arguments.out)
-    runs = [run for run in runs if not run.result.exists()]
+    known = read_lines(arguments.known) if arguments.known else {}
+    runs = [run for run in runs if not run.result.exists() and (run.name, run.side, run.seed) not in known]
     if arguments.workers == 1:
         for run in runs:
             carry_out(run)
@@ -262,7 +265,7 @@ def main() -> None:
         with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
             for future in as_completed([pool.submit(carry_out, run) for run in runs]):
                 future.result()
-    write_table(arguments.out)
+    write_table(arguments.out, known)
 
 
 def carry_out(run: Run) -> None:
@@ -425,9 +428,16 @@ def parted(units: Sequence[Any], text: Any, train: Path, test: Path) -> Iterator
     yield test, [unit for unit, chosen in zip(units, is_test, strict=True) if chosen]
 
 
-def write_table(out: Path) -> None:
-    """All runs there are so far, as Markdown and JSON."""
-    runs = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/seed-*.json"))]
+def read_lines(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """(set, side, seed) -> a run that was written as a line."""
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(run["name"], run["side"], run["seed"]): run for run in runs}
+
+
+def write_table(out: Path, known: Mapping[tuple[str, str, int], dict[str, Any]]) -> None:
+    """All runs there are so far, as Markdown and as lines."""
+    made = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/seed-*.json"))]
+    runs = [*known.values(), *made]
     sides = [side for side in SIDES if any(run["side"] == side for run in runs)]
     lines = [f"| | metric | seeds | {' | '.join(sides)} | seconds |", f"|---|---|---:|{'---:|' * len(sides)}---:|"]
     first: dict[tuple[str, str], dict[int, float]] = {}
@@ -451,7 +461,7 @@ def write_table(out: Path) -> None:
             lines.append(f"| {' | '.join(cells)} |")
     verdicts = [verdict(side, first) for side in sides if side != TRAINER and TRAINER in sides]
     (out / "scores.md").write_text("\n".join([*lines, "", *verdicts]) + "\n")
-    (out / "scores.json").write_text(json.dumps({"verdicts": verdicts, "runs": runs}, indent=1) + "\n")
+    (out / "scores.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
     print((out / "scores.md").read_text())
 
 
