@@ -253,3 +253,42 @@ def test_dropout_on_cuda_follows_the_seed_and_keeps_the_mean(dtype: torch.dtype)
     error = (draws.mean(dim=0) - reference_attention(qkv.float(), lengths)).abs()
     assert draws.std(dim=0).min() > 0.01
     assert (error < 5 * draws.std(dim=0) / 4000**0.5 + (0.01 if dtype == torch.bfloat16 else 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        (CPU, torch.float32),
+        pytest.param(
+            torch.device("cuda"),
+            torch.bfloat16,
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ],
+)
+def test_the_gradient_is_that_of_the_weights_that_were_not_dropped(device: torch.device, dtype: torch.dtype) -> None:
+    """Values that are rows of the identity show which weights a seed drops; the rest follows from the definition."""
+    lengths, heads, size, dropout = (32, 7, 19, 32), 2, 32, 0.3
+    layout = Layout(lengths, heads, device)
+    qkv = random_qkv(lengths, heads, size, torch.float32).detach().to(device, dtype)
+    showing = qkv.clone()
+    showing[:, 2] = torch.cat([torch.eye(length, size) for length in lengths])[:, None].to(device, dtype)
+    torch.manual_seed(3)
+    kept = [part != 0 for part in torch.split(attention(showing, layout, dropout), lengths)]
+    qkv.requires_grad_()
+    torch.manual_seed(3)
+    output = attention(qkv, layout, dropout)
+    expected = []
+    for qkv_L3NH, kept_LNL in zip(torch.split(qkv.float(), lengths), kept, strict=True):
+        query_NLH, key_NLH, value_NLH = qkv_L3NH.permute(1, 2, 0, 3)
+        weights_NLL = torch.softmax(query_NLH @ key_NLH.transpose(1, 2) / size**0.5, dim=-1)
+        mask_NLL = kept_LNL.permute(1, 0, 2)[..., : len(qkv_L3NH)] / (1 - dropout)
+        expected.append(((weights_NLL * mask_NLL) @ value_NLH).transpose(0, 1))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(output.float(), torch.cat(expected), rtol=0, atol=tolerance)
+    toward = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, qkv, toward)
+    (expected_gradient,) = torch.autograd.grad(torch.cat(expected), qkv, toward.float())
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=3 * tolerance)
+    shares = [float(one[..., : len(one)].float().mean()) for one in kept]
+    assert sum(shares) / len(shares) == pytest.approx(1 - dropout, abs=0.05)

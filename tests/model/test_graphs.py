@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bertsmith.model.attention import Room, attention
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder, replay_layers
-from bertsmith.model.graphs import Size
+from bertsmith.model.graphs import LayerGraphs, Size
 from bertsmith.model.sizes import named_size
 
 CUDA = torch.device("cuda")
@@ -140,6 +141,33 @@ def test_dropout_follows_the_seed_whenever_a_size_was_recorded() -> None:
     loss_of(replayed, batch)  # the first of a size is not recorded, and drops others
     losses = [float(loss_of(replayed, batch, seed).detach()) for seed in (1, 1, 2, 1)]
     assert losses[0] == losses[1] == losses[3] != losses[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_replayed_gradient_is_that_of_the_weights_that_were_not_dropped() -> None:
+    """Attention is linear in what makes its values, so their gradient and the output have one product with either."""
+    heads, size = 2, 32
+    linear = nn.Linear(heads * size, 3 * heads * size, bias=False).to(CUDA)
+    graphs, batch = LayerGraphs([linear]), batch_of((32, 50, 40))
+
+    def attend(hidden_TD: Tensor, layout: Room, _: Tensor) -> Tensor:
+        return attention(linear(hidden_TD).unflatten(-1, (3, heads, size)), layout, 0.5).flatten(1).float()
+
+    hidden = torch.randn(len(batch.token_ids), heads * size, device=CUDA)
+    found = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        linear.zero_grad()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            output = graphs.run(attend, hidden, batch)
+        if output is not None:
+            (output * output.detach()).sum().backward()
+            assert linear.weight.grad is not None
+            product = (linear.weight * linear.weight.grad)[2 * heads * size :].sum()
+            assert float(product) == pytest.approx(float(output.square().sum()), rel=0.02)
+            found.append(float(product))
+    assert len(set(found)) == graphs.num_replays == 3
 
 
 @pytest.mark.gpu
