@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from bertsmith.model.encoder import replay_layers
 from bertsmith.training.device import ResolvedPrecision, resolve_device
 from bertsmith.training.loader import Loader, Step
 from bertsmith.training.memory import keep_freed_memory
@@ -46,7 +45,6 @@ def our_steps(
     learning_rate: float,
     precision: ResolvedPrecision,
     seed: int,
-    cuda_graphs: bool = False,
 ) -> Iterator[tuple[Step, float]]:
     """Our steps, each with the seconds that its data and its update took; 0 for the first UNCOUNTED_STEPS.
 
@@ -55,8 +53,6 @@ def our_steps(
     device = next(model.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()  # as every run of ours does; the peer has it too
-    elif cuda_graphs:
-        replay_layers(model)
     loader = Loader(
         task.examples("train"), task.collate, batch_size=batch_size, seed=seed, pins_memory=device.type == "cuda"
     )

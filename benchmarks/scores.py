@@ -261,7 +261,7 @@ def main() -> None:
             carry_out(run)
     else:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__"])  # all are imported once
+        context.set_forkserver_preload(["accelerate", "transformers", "bertsmith.tasks.finetune"])  # imported once
         with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
             for future in as_completed([pool.submit(carry_out, run) for run in runs]):
                 future.result()
@@ -437,7 +437,7 @@ def read_lines(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
 def write_table(out: Path, known: Mapping[tuple[str, str, int], dict[str, Any]]) -> None:
     """All runs there are so far, as Markdown and as lines."""
     made = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/seed-*.json"))]
-    runs = [*known.values(), *made]
+    runs = list({**known, **{(run["name"], run["side"], run["seed"]): run for run in made}}.values())
     sides = [side for side in SIDES if any(run["side"] == side for run in runs)]
     lines = [f"| | metric | seeds | {' | '.join(sides)} | seconds |", f"|---|---|---:|{'---:|' * len(sides)}---:|"]
     first: dict[tuple[str, str], dict[int, float]] = {}

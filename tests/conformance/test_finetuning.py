@@ -28,7 +28,7 @@ from bertsmith.training.task import Batch
 
 pytestmark = pytest.mark.conformance
 
-BATCH_SIZE, EPOCHS, RATE, EPSILON, IGNORED = 4, 2, 1e-3, 1e-6, -100
+BATCH_SIZE, EPOCHS, RATE, EPSILON, DECAY, IGNORED = 4, 2, 1e-3, 1e-6, 5.0, -100
 WORDS = "the cat sat at the river a dog she saw the old house in the city he said".split()
 TEXTS = [" ".join(WORDS[start : start + 3 + start % 7]) for start in range(11)] * 2
 """Of three to nine words; the last batch of an epoch has two."""
@@ -105,7 +105,7 @@ def train_peer(peer: nn.Module, task: FinetuneTask, seed: int) -> None:
     parameters = dict(peer.named_parameters())
     spared = {name for name in parameters if name.endswith("bias") or "LayerNorm" in name}
     groups = [
-        {"params": [one for name, one in parameters.items() if name not in spared], "weight_decay": 0.01},
+        {"params": [one for name, one in parameters.items() if name not in spared], "weight_decay": DECAY},
         {"params": [parameters[name] for name in spared], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=RATE, eps=EPSILON)
@@ -151,7 +151,7 @@ def test_a_fine_tuning_ends_where_that_of_transformers_does(name: str, tiny_toke
     start = {key: value.clone() for key, value in model.state_dict().items()}
     peer = as_peer("before")
     train_peer(peer.train(), task, seed=3)
-    optimizer = OptimizerSettings(learning_rate=RATE, epsilon=EPSILON)
+    optimizer = OptimizerSettings(learning_rate=RATE, epsilon=EPSILON, weight_decay=DECAY)
     run = TrainSettings(
         budget=f"{EPOCHS} epochs", batch_size=BATCH_SIZE, seed=3, precision="fp32", device="cpu", optimizer=optimizer
     )

@@ -50,6 +50,12 @@ def test_batches_of_similar_sizes_share_one() -> None:
     assert len({Size.of(lengths) for lengths in batches}) < 12
 
 
+def test_on_a_processor_nothing_is_replayed() -> None:
+    encoder = Encoder(config_of("bert"))
+    replay_layers(encoder)
+    assert encoder.graphs is None
+
+
 def batch_of(lengths: Sequence[int]) -> PackedBatch:
     random = np.random.default_rng(sum(lengths))
     return pack([random.integers(0, VOCABULARY, length) for length in lengths]).to(CUDA)
@@ -69,14 +75,19 @@ def encoders(family: str, dropout: float = 0.0) -> tuple[Encoder, Encoder]:
     return made[0], made[1]
 
 
+def hidden_of(encoder: Encoder, batch: PackedBatch) -> Tensor:
+    """At every third token."""
+    positions = torch.arange(0, len(batch.token_ids), 3, device=CUDA)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        return encoder(batch, positions).float()
+
+
 def loss_of(encoder: Encoder, batch: PackedBatch, seed: int = 0) -> Tensor:
     """Something that depends on some tokens, each in its own way."""
     torch.manual_seed(seed)
-    positions = torch.arange(0, len(batch.token_ids), 3, device=CUDA)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        hidden = encoder(batch, positions)
+    hidden = hidden_of(encoder, batch)
     weights = torch.linspace(-1, 1, hidden.numel(), device=CUDA).view_as(hidden)
-    return (hidden.float() * weights).sum()
+    return (hidden * weights).sum()
 
 
 def gradients(encoder: Encoder) -> dict[str, Tensor]:
@@ -100,7 +111,7 @@ def test_replayed_layers_give_the_same_outputs_and_gradients(family: str) -> Non
         for encoder in (plain, replayed):
             encoder.zero_grad()
             loss_of(encoder, batch).backward()
-        torch.testing.assert_close(loss_of(replayed, batch), loss_of(plain, batch), rtol=0.02, atol=1.0)
+        torch.testing.assert_close(hidden_of(replayed, batch), hidden_of(plain, batch), rtol=0, atol=0.1)
         assert_near(gradients(replayed), gradients(plain))
         for encoder in (plain, replayed):  # what was recorded has to see the weights as they are
             with torch.no_grad():
@@ -164,8 +175,8 @@ def test_a_replayed_gradient_is_that_of_the_weights_that_were_not_dropped() -> N
         if output is not None:
             (output * output.detach()).sum().backward()
             assert linear.weight.grad is not None
-            product = (linear.weight * linear.weight.grad)[2 * heads * size :].sum()
-            assert float(product) == pytest.approx(float(output.square().sum()), rel=0.02)
+            product = (linear.weight.detach() * linear.weight.grad)[2 * heads * size :].sum()
+            assert float(product) == pytest.approx(float(output.detach().square().sum()), rel=0.02)
             found.append(float(product))
     assert len(set(found)) == graphs.num_replays == 3
 
@@ -184,6 +195,7 @@ def test_what_is_not_finite_is_gone_with_its_batch() -> None:
     loss = loss_of(replayed, long)
     assert loss.isnan()
     loss.backward()
+    del loss  # it would keep the recording
     with torch.no_grad():
         replayed.token_embedding.weight.copy_(kept)
     for encoder in (plain, replayed):

@@ -12,12 +12,17 @@ from torch.optim import AdamW
 
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.encoder import Encoder, compile_layers
+from bertsmith.model.folder import save_model
 from bertsmith.model.heads import VocabularyHead
 from bertsmith.model.sizes import named_size
+from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.cross_entropy import summed_cross_entropy
+from bertsmith.tasks.finetune import finetune
+from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.text.corpus_building import build_corpus
+from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.progress import read_metrics
 from bertsmith.training.step import update_unless_bad
 
@@ -44,6 +49,12 @@ def gradients(
         loss = summed_cross_entropy(logits, batch.token_ids[positions])
     loss.backward()
     return float(loss.detach()), {name: p.grad.cpu() for name, p in encoder.named_parameters() if p.grad is not None}
+
+
+class Whole(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
 
 
 def models(dropout: float = 0.0) -> tuple[Encoder, VocabularyHead]:
@@ -163,3 +174,40 @@ def test_a_run_learns_is_resumed_and_loads(
     lines = read_metrics(out / "metrics.jsonl")
     assert any(line["kind"] == "compile" for line in lines) == is_compiled
     assert (out / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    "changes", [{}, {"r_drop": 1.0, "dropout": 0.01}, {"adversarial": 0.1}, {"lora": 4}, {"freeze": 1}]
+)
+def test_a_fine_tuning_that_is_replayed_learns_the_same(
+    changes: dict[str, float], tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    words = "the cat sat at the river a dog she saw the old house in the city".split()
+    rows = [{"text": " ".join(words[start : start + 4 + start % 5]), "label": str(start % 2)} for start in range(11)]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 4), encoding="utf-8")
+
+    encoder, _ = models()
+    save_model(tmp_path / "model", Whole(encoder), encoder.config, "BertModel")
+    load_tokenizer(tiny_tokenizer).save(tmp_path / "model", 512)
+
+    def losses(is_replayed: bool) -> list[float]:
+        settings = FinetuneSettings(
+            model=str(tmp_path / "model"),
+            train=str(data),
+            out=tmp_path / str(is_replayed),
+            dev_share=0.0,
+            epochs=5,
+            batch_size=8,
+            learning_rate=1e-3,
+            device="cuda",
+            cuda_graphs=is_replayed,
+            **{"dropout": 0.0, **changes},
+        )
+        finetune("classification", settings, ClassificationSettings(max_length=32))
+        lines = read_metrics(settings.out / "metrics.jsonl")
+        return [line["losses"]["classification"] for line in lines if line["kind"] == "train"]
+
+    assert losses(True) == pytest.approx(losses(False), rel=0.05, abs=0.02)

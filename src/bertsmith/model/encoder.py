@@ -130,16 +130,25 @@ def recompute_layers(model: nn.Module) -> None:
             part.recomputes_layers = True
 
 
-def replay_layers(model: nn.Module) -> None:
-    """Have every encoder inside `model`, which is on a CUDA device and learns there, replay its layers: see `graphs`.
+def replay_layers(model: nn.Module, is_wanted: bool = True) -> None:
+    """Have every encoder inside `model` that is on a CUDA device replay its layers while it learns (see `graphs`), or
+    not any more.
 
-    Its parameters have to stay where they are in memory.
+    Its parameters have to stay where they are in memory meanwhile.
     """
     for part in model.modules():
         if isinstance(part, Encoder):
             head_size = part.config.hidden_size // part.config.num_attention_heads
-            if uses_flash(torch.device("cuda"), torch.bfloat16, head_size):
-                part.graphs = LayerGraphs([part.layers] if part.final_norm is None else [part.layers, part.final_norm])
+            can = uses_flash(part.token_embedding.weight.device, torch.bfloat16, head_size)
+            run = [part.layers] if part.final_norm is None else [part.layers, part.final_norm]
+            part.graphs = LayerGraphs(run) if is_wanted and can else None
+
+
+def forget_recordings(model: nn.Module) -> None:
+    """Give back the memory that is held for replaying layers; they are recorded anew."""
+    for part in model.modules():
+        if isinstance(part, Encoder) and part.graphs is not None:
+            part.graphs.forget()
 
 
 class Encoder(nn.Module):

@@ -5,8 +5,10 @@ CUDA graph is recorded once for a size, forward and backward, and then replayed.
 batches of any lengths find one: what is left over is a row of zeros, a sequence of its own that nobody looks at.
 
 What a forward pass keeps for its backward pass lies where the recording put it, and the recordings of a `_Slot` share
-that memory. So a slot is taken by a pass until its gradient is computed, or its loss thrown away; a second pass
-meanwhile (R-Drop) gets the second slot, and a third one runs without a recording.
+that memory. So a slot is taken by a pass until nothing can ask for its gradient any more; a second pass meanwhile
+(R-Drop) gets the second slot, and a third one runs without a recording.
+
+Dropout follows the seed in a recording, too, but drops others than without one: the batch has another size.
 
 Shape letters: T tokens, S sequences, D width.
 """
@@ -14,7 +16,7 @@ Shape letters: T tokens, S sequences, D width.
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -27,7 +29,9 @@ from bertsmith.model.attention import Room
 from bertsmith.model.batch import PackedBatch
 
 Run = Callable[[Tensor, Room, Tensor], Tensor]
-"""float32 [T, D], where its sequences are, int64 [T] positions in them -> [T, D]"""
+"""[T, D], where its sequences are, int64 [T] positions in them -> [T, D]"""
+Place = tuple[nn.Module, str, nn.Parameter]
+"""Of a parameter: the module it is in, its name there, and itself."""
 
 _MOST_VALUES = 1 << 22
 """T x D of the largest batch that is replayed: above that the kernels take longer than their launches."""
@@ -76,10 +80,17 @@ class LayerGraphs:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         """`modules` are what is run."""
-        self._modules = modules
-        self._parameters = list(dict.fromkeys(one for _, _, one in _trained(modules)))
+        self._places: list[Place] = [
+            (module, name, parameter)
+            for root in modules
+            for module in root.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad
+        ]
+        self._parameters = list(dict.fromkeys(parameter for _, _, parameter in self._places))
         self._slots: list[_Slot] = []
         self._seen: Counter[Size] = Counter()
+        self._has_room = True
         self.num_replays = 0
         """Passes that were replayed."""
 
@@ -89,24 +100,40 @@ class LayerGraphs:
         A size is recorded when it comes for the second time, as many never do. Only under autocast, in whose dtype it
         is recorded: the kernels of attention for float32 ask how long each sequence is.
         """
-        if not self._parameters or hidden_TD.numel() > _MOST_VALUES or not torch.is_autocast_enabled("cuda"):
+        is_small = hidden_TD.numel() <= _MOST_VALUES
+        if not (self._parameters and is_small and torch.is_autocast_enabled("cuda")):
             return None
         size = Size.of(batch.lengths)
         self._seen[size] += 1
         slot = self._free_slot(hidden_TD.device) if self._seen[size] > 1 else None
         if slot is None:
             return None
-        recording = slot.recordings.get(size)
+        recording = slot.recordings.get(size) or self._record(layers, hidden_TD, size, slot)
         if recording is None:
-            if len(slot.recordings) == _MOST_RECORDINGS:
-                return None
-            recording = slot.recordings[size] = _Recording(layers, hidden_TD, size, self._modules, slot)
+            return None
         self.num_replays += 1
         taken = _Taken()
         slot.taken = weakref.ref(taken)
         recording.place(batch)
         output_TD: Tensor = _Replay.apply(recording, taken, hidden_TD, *self._parameters)  # type: ignore[no-untyped-call]
         return output_TD
+
+    def _record(self, layers: Run, hidden_TD: Tensor, size: Size, slot: "_Slot") -> "_Recording | None":
+        """None: there are too many, or there is no room; without it a pass may still have enough."""
+        if not self._has_room or len(slot.recordings) == _MOST_RECORDINGS:
+            return None
+        try:
+            slot.recordings[size] = _Recording(layers, hidden_TD, size, self._places, slot)
+        except torch.OutOfMemoryError:
+            self._has_room = False
+            torch.cuda.empty_cache()
+            return None
+        return slot.recordings[size]
+
+    def forget(self) -> None:
+        """Let go of all recordings, and give their memory back."""
+        self._slots.clear()
+        torch.cuda.empty_cache()
 
     def _free_slot(self, device: torch.device) -> "_Slot | None":
         for slot in self._slots:
@@ -137,7 +164,7 @@ class _Slot:
 class _Recording:
     """The forward and the backward pass for one size."""
 
-    def __init__(self, layers: Run, hidden_TD: Tensor, size: Size, modules: Sequence[nn.Module], slot: _Slot) -> None:
+    def __init__(self, layers: Run, hidden_TD: Tensor, size: Size, places: Sequence[Place], slot: _Slot) -> None:
         device, width = hidden_TD.device, hidden_TD.shape[1]
         self._size, self._slot = size, slot
         self._hidden_TD = torch.zeros(size.tokens, width, dtype=hidden_TD.dtype, device=device, requires_grad=True)
@@ -151,14 +178,17 @@ class _Recording:
                 return layers(self._hidden_TD, self._room, self._positions_T)
 
         def backward(output_TD: Tensor) -> Tensor:
-            gradient_TD, *gradients = torch.autograd.grad(output_TD, [self._hidden_TD, *weights], self._gradient_TD)
+            # Kept, so that a second backward pass (adversarial training) finds what the first one did.
+            gradient_TD, *gradients = torch.autograd.grad(
+                output_TD, [self._hidden_TD, *weights], self._gradient_TD, retain_graph=True
+            )
             torch.cat([gradient.reshape(-1) for gradient in gradients], out=slot.gradients)
             return gradient_TD
 
         stream = slot.stream
         stream.wait_stream(torch.cuda.current_stream(device))
         kept_draws, gradients = torch.random.fork_rng([device]), torch.enable_grad()
-        with kept_draws, gradients, torch.cuda.stream(stream), _aliases(modules) as weights:
+        with kept_draws, gradients, torch.cuda.stream(stream), _aliases(places) as weights:
             output_TD = forward()  # a library's first call may do what cannot be recorded
             self._gradient_TD = torch.zeros_like(output_TD)
             backward(output_TD)
@@ -175,9 +205,13 @@ class _Recording:
         torch.cuda.synchronize()
         graph.capture_begin(pool=self._slot.pool, capture_error_mode="thread_local")
         try:
-            return work()
-        finally:
-            graph.capture_end()
+            result = work()
+        except BaseException:
+            with suppress(RuntimeError):  # it would only say that there was an error
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return result
 
     def place(self, batch: PackedBatch) -> None:
         """Say where the sequences of the next batch are."""
@@ -200,25 +234,13 @@ class _Recording:
         return [self._input_gradient_TD[: len(gradient_TD)].clone(), *of_parameters]
 
 
-def _trained(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Every place of a parameter that is learnt: its module, its name there, and itself."""
-    return [
-        (module, name, parameter)
-        for root in modules
-        for module in root.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad
-    ]
-
-
 @contextmanager
-def _aliases(modules: Sequence[nn.Module]) -> Iterator[list[nn.Parameter]]:
+def _aliases(places: Sequence[Place]) -> Iterator[list[nn.Parameter]]:
     """Other parameters with the same memory in the modules meanwhile, each once, in order.
 
     Where another pass is under way, autograd has tied the parameters themselves to the stream of that pass, and would
     have the recording wait for it, which cannot be recorded.
     """
-    places = _trained(modules)
     aliases = {parameter: nn.Parameter(parameter.detach()) for _, _, parameter in places}
     try:
         for module, name, parameter in places:

@@ -142,8 +142,7 @@ def calibrate(
     model.to(device)
     if device.type == "cpu":
         keep_freed_memory()
-    elif settings.replays_layers:
-        replay_layers(model)
+    replay_layers(model, settings.replays_layers)
     if settings.gradient_checkpointing:
         recompute_layers(model)
     optimizer = build_optimizer(model, settings.optimizer)
@@ -204,6 +203,8 @@ class _Bench:
         self.model, self.task, self.optimizer = model, stage.task, optimizer
         self.settings, self.memory, self.precision = settings, memory, precision
         self.device = memory.device
+        self.num_recorded = 2 if settings.replays_layers and self.device.type == "cuda" else 0
+        """Steps of one size after which the next is replayed."""
         self.number = number
         self.batch_size = stage.batch_size or settings.batch_size
         self.micro_batch_size = min(
@@ -259,7 +260,8 @@ class _Bench:
             if len(known) > 1 and _extended(known, size) > limit_bytes:
                 break
             try:
-                self._take(_only(step, self.task, size))
+                for _ in range(1 + self.num_recorded):
+                    self._take(_only(step, self.task, size))
                 known.append((size, self.memory.expected_bytes()))
             except OutOfMemory:
                 known.append((size, limit_bytes + 1))
@@ -298,9 +300,13 @@ class _Bench:
             while len(times) < _FEWEST_STEPS or (time.perf_counter() - began < seconds and len(times) < _MOST_STEPS):
                 asked = time.perf_counter()
                 step = next(steps)
+                waited = time.perf_counter() - asked
+                for _ in range(self.num_recorded):
+                    self._take(step)
+                taken = time.perf_counter()
                 self._take(step)
                 measured.append(step)
-                times.append(time.perf_counter() - asked)
+                times.append(waited + time.perf_counter() - taken)
         return measured, times
 
     def _evaluate(self, seconds: float, forward_seconds_per_token: float) -> float:

@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import nn
 
 from bertsmith.errors import Interrupted
+from bertsmith.model.encoder import replay_layers
 from bertsmith.training import plan
 from bertsmith.training.checkpoint import Kind, find_best, load_checkpoint, read_state, save_checkpoint
 from bertsmith.training.device import resolve_precision
@@ -317,13 +318,11 @@ class _Run:
                 lambda: evaluate_task(model, task, "dev", device=self.device, precision=self.precision).metrics
             )
         state.metrics, state.evaluated_step = metrics, state.step
-        objective, best = next(iter(metrics.values()), None), state.best_objective
+        value, best = next(iter(metrics.values()), None), state.best_objective
         sign = 1 if task.greater_is_better else -1
-        is_best = (
-            objective is not None and math.isfinite(objective) and (best is None or sign * objective > sign * best)
-        )
+        is_best = value is not None and math.isfinite(value) and (best is None or sign * value > sign * best)
         if is_best:
-            state.best_objective, state.best_step, state.evaluations_without_gain = objective, state.step, 0
+            state.best_objective, state.best_step, state.evaluations_without_gain = value, state.step, 0
             if self.settings.keep_best:
                 with self.held.gathered(), self.whole.average.in_place():
                     self._write({"metrics": metrics}, optimizer=None, kind="best", keep=1)
@@ -375,6 +374,7 @@ class _Run:
         else:
             metrics = load_checkpoint(path, self.whole.model, None)["metrics"]
         self.whole.model.to(self.device)
+        replay_layers(self.whole.model, is_wanted=False)
         return metrics
 
     def _find_best(self) -> Path | None:

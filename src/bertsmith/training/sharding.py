@@ -69,8 +69,7 @@ class Whole:
         """`model` is on the device where it learns."""
         if settings.compile:
             compile_layers(model)
-        elif settings.replays_layers and next(model.parameters()).is_cuda:
-            replay_layers(model)
+        replay_layers(model, settings.replays_layers)
         average = WeightAverage(dict(model.named_parameters()), settings.ema_decay)
         self.whole = self.trained = Trainee(model, build_optimizer(model, settings.optimizer), average)
         self.together: Together = ranks

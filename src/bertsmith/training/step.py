@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from bertsmith import randomness
+from bertsmith.model.encoder import forget_recordings
 from bertsmith.training.device import ResolvedPrecision, autocast, is_out_of_memory
 from bertsmith.training.distributed import ALONE
 from bertsmith.training.loader import Step
@@ -94,17 +95,17 @@ def take_step(
     loss_sums = {name: torch.zeros((), device=device) for name in counts}
     for index, batch, is_own in ranks.passes(task, step):
         torch.manual_seed(randomness.integer(seed, "dropout", number, index))
-        with _noting_lack_of_memory(batch):
+        with _noting_lack_of_memory(model, batch):
             sums = _add_gradients(model, task, batch, counts, ranks, is_own, device, precision)
         for name, total in sums.items():
             loss_sums[name] = loss_sums[name] + total
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    with _noting_lack_of_memory(None):
+    with _noting_lack_of_memory(model, None):
         ranks.sum_gradients(parameters, list(loss_sums.values()))
     norm = ranks.clip(parameters, max_grad_norm or math.inf)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-    with _noting_lack_of_memory(None):
+    with _noting_lack_of_memory(model, None):
         grad_norm, *losses = update_unless_bad(optimizer, torch.stack([norm.float(), *loss_sums.values()]), spike_norm)
     fault: Fault | None = None
     if not all(map(math.isfinite, (grad_norm, *losses))):
@@ -159,13 +160,17 @@ def _add_gradients(
 
 
 @contextmanager
-def _noting_lack_of_memory(batch: Batch | None) -> Iterator[None]:
-    """Turn what torch and Python raise for it into OutOfMemory, with the micro-batch that was too much."""
+def _noting_lack_of_memory(model: nn.Module, batch: Batch | None) -> Iterator[None]:
+    """Turn what torch and Python raise for it into OutOfMemory, with the micro-batch that was too much.
+
+    `model` gives back what it holds for replaying its layers.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        forget_recordings(model)
         raise OutOfMemory(batch) from error
 
 
