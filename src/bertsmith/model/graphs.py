@@ -122,13 +122,12 @@ class LayerGraphs:
         """None: there are too many, or there is no room; without it a pass may still have enough."""
         if not self._has_room or len(slot.recordings) == _MOST_RECORDINGS:
             return None
-        try:
-            slot.recordings[size] = _Recording(layers, hidden_TD, size, self._places, slot)
-        except torch.OutOfMemoryError:
-            self._has_room = False
-            torch.cuda.empty_cache()
-            return None
-        return slot.recordings[size]
+        with suppress(torch.OutOfMemoryError):
+            recording = slot.recordings[size] = _Recording(layers, hidden_TD, size, self._places, slot)
+            return recording
+        self._has_room = False
+        torch.cuda.empty_cache()
+        return None
 
     def forget(self) -> None:
         """Let go of all recordings, and give their memory back."""
@@ -166,7 +165,7 @@ class _Recording:
 
     def __init__(self, layers: Run, hidden_TD: Tensor, size: Size, places: Sequence[Place], slot: _Slot) -> None:
         device, width = hidden_TD.device, hidden_TD.shape[1]
-        self._size, self._slot = size, slot
+        self._size, self._gradients = size, slot.gradients
         self._hidden_TD = torch.zeros(size.tokens, width, dtype=hidden_TD.dtype, device=device, requires_grad=True)
         self._positions_T = torch.zeros(size.tokens, dtype=torch.int64, device=device)
         self._room = Room(torch.tensor(size.offsets([]), dtype=torch.int32, device=device), size.longest)
@@ -182,7 +181,7 @@ class _Recording:
             gradient_TD, *gradients = torch.autograd.grad(
                 output_TD, [self._hidden_TD, *weights], self._gradient_TD, retain_graph=True
             )
-            torch.cat([gradient.reshape(-1) for gradient in gradients], out=slot.gradients)
+            torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._gradients)
             return gradient_TD
 
         stream = slot.stream
@@ -193,25 +192,12 @@ class _Recording:
             self._gradient_TD = torch.zeros_like(output_TD)
             backward(output_TD)
             self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-            output_TD = self._record(self._forward, forward)
-            self._input_gradient_TD = self._record(self._backward, lambda: backward(output_TD))
+            output_TD = _record(self._forward, slot, forward)
+            self._input_gradient_TD = _record(self._backward, slot, lambda: backward(output_TD))
             self._output_TD = output_TD.detach()
         self._shapes = [weight.shape for weight in weights]
         self._counts = [weight.numel() for weight in weights]
         torch.cuda.current_stream(device).wait_stream(stream)
-
-    def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], Tensor]) -> Tensor:
-        """What `work` gives; `graph` does it again. Other threads may use the device meanwhile, as the loader does."""
-        torch.cuda.synchronize()
-        graph.capture_begin(pool=self._slot.pool, capture_error_mode="thread_local")
-        try:
-            result = work()
-        except BaseException:
-            with suppress(RuntimeError):  # it would only say that there was an error
-                graph.capture_end()
-            raise
-        graph.capture_end()
-        return result
 
     def place(self, batch: PackedBatch) -> None:
         """Say where the sequences of the next batch are."""
@@ -229,9 +215,23 @@ class _Recording:
         """Replay it: the gradient of the output -> that of the input and of each parameter, copied."""
         _fill(self._gradient_TD, gradient_TD)
         self._backward.replay()
-        gradients = torch.split(self._slot.gradients.clone(), self._counts)
+        gradients = torch.split(self._gradients.clone(), self._counts)
         of_parameters = [gradient.view(shape) for gradient, shape in zip(gradients, self._shapes, strict=True)]
         return [self._input_gradient_TD[: len(gradient_TD)].clone(), *of_parameters]
+
+
+def _record(graph: torch.cuda.CUDAGraph, slot: _Slot, work: Callable[[], Tensor]) -> Tensor:
+    """What `work` gives; `graph` does it again. Other threads may use the device meanwhile, as the loader does."""
+    torch.cuda.synchronize()
+    graph.capture_begin(pool=slot.pool, capture_error_mode="thread_local")
+    try:
+        result = work()
+    except BaseException:
+        with suppress(RuntimeError):  # it would only say that there was an error
+            graph.capture_end()
+        raise
+    graph.capture_end()
+    return result
 
 
 @contextmanager
