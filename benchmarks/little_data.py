@@ -29,7 +29,7 @@ NONE = "none"
 ROWS: dict[str, dict[str, Any]] = {
     NONE: {},
     "r-drop": {"r_drop": 1.0},
-    "adversarial": {"adversarial": 0.1},
+    "adversarial": {"adversarial": 0.01},
     "mixup": {"mixup": 0.2},
     "label smoothing": {"label_smoothing": 0.1},
     "ema": {"ema_decay": 0.99},

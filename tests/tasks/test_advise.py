@@ -343,10 +343,15 @@ def test_the_first_steps_are_really_taken(make_files: MakeFiles, model: Path, mo
     [
         ({}, set()),
         ({"rows": {"train": 5000}}, {"--test"}),
-        ({"rows": {"train": 500, "test": 9}}, {"--seeds 3"}),
+        ({"rows": {"train": 500, "test": 9}}, {"--seeds 3", "--adversarial"}),
         ({"labels": {"a": 100, "b": 10}}, {"--class-weights auto"}),
         ({"unknown_share": 0.2}, {"tokenizer extend"}),
         ({"task": "choice"}, {"no r-drop"}),
+        ({"task": "tagging", "options": TaggingSettings()}, set()),
+        (
+            {"task": "tagging", "options": TaggingSettings(), "rows": {"train": 500, "test": 9}},
+            {"--seeds 3", "--label-smoothing"},
+        ),
         ({"task": "tagging", "options": TaggingSettings(crf=True)}, {"no r-drop"}),
     ],
 )
@@ -354,5 +359,5 @@ def test_remarks_are_made_where_they_apply(changes: dict[str, Any], said: set[st
     plain = {"rows": {"train": 5000, "test": 9}}
     options = changes.pop("options", None)
     found = " ".join(remarks(figures(5000, [20], **{**plain, **changes}), options))
-    hints = ("--test", "--seeds 3", "--class-weights auto", "tokenizer extend")
+    hints = ("--test", "--seeds 3", "--class-weights auto", "tokenizer extend", "--label-smoothing", "--adversarial")
     assert {hint for hint in hints if hint in found} | ({"no r-drop"} if "--r-drop" not in found else set()) == said

@@ -49,7 +49,7 @@ class FinetuneSettings(RunSettings):
     r_drop: float | None = None
     """Weight of the divergence of two passes with other dropout masks, such as 1 (R-Drop); None: one pass."""
     adversarial: float | None = None
-    """Learn also from word embeddings moved against the model, by this share of their length, such as 0.1."""
+    """Learn also from word embeddings moved against the model, by this share of their length, such as 0.01."""
     mixup: float | None = None
     """Mix the vectors of two texts, and their losses, by a weight from Beta(mixup, mixup), such as 0.2; None: no."""
     augment_delete: float = 0.0
