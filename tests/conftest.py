@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Tests press Ctrl-C, which a shell has what it starts in the background ignore.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing is timed: a slow or busy machine must not fail a test.
 settings.register_profile("bertsmith", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
