@@ -13,7 +13,7 @@ from bertsmith.model.attention import Room, attention
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder, replay_layers
-from bertsmith.model.graphs import LayerGraphs, Size
+from bertsmith.model.graphs import LayerGraphs, Size, _record
 from bertsmith.model.sizes import named_size
 
 CUDA = torch.device("cuda")
@@ -75,17 +75,17 @@ def encoders(family: str, dropout: float = 0.0) -> tuple[Encoder, Encoder]:
     return made[0], made[1]
 
 
-def hidden_of(encoder: Encoder, batch: PackedBatch) -> Tensor:
+def hidden_of(encoder: Encoder, batch: PackedBatch, every: int = 3) -> Tensor:
     """At every third token."""
-    positions = torch.arange(0, len(batch.token_ids), 3, device=CUDA)
+    positions = torch.arange(0, len(batch.token_ids), every, device=CUDA)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         return encoder(batch, positions).float()
 
 
-def loss_of(encoder: Encoder, batch: PackedBatch, seed: int = 0) -> Tensor:
+def loss_of(encoder: Encoder, batch: PackedBatch, seed: int = 0, every: int = 3) -> Tensor:
     """Something that depends on some tokens, each in its own way."""
     torch.manual_seed(seed)
-    hidden = hidden_of(encoder, batch)
+    hidden = hidden_of(encoder, batch, every)
     weights = torch.linspace(-1, 1, hidden.numel(), device=CUDA).view_as(hidden)
     return (hidden * weights).sum()
 
@@ -152,6 +152,41 @@ def test_dropout_follows_the_seed_whenever_a_size_was_recorded() -> None:
     loss_of(replayed, batch)  # the first of a size is not recorded, and drops others
     losses = [float(loss_of(replayed, batch, seed).detach()) for seed in (1, 1, 2, 1)]
     assert losses[0] == losses[1] == losses[3] != losses[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_batch_that_fills_its_size_drops_the_same_with_and_without_a_recording() -> None:
+    plain, replayed = encoders("bert", dropout=0.2)
+    batch = batch_of([128] * 4 + [43] * 8 + [42] * 4)
+    assert Size.of(batch.lengths) == Size(1024, 16, 128)
+    for seed in range(4):
+        for encoder in (plain, replayed):
+            encoder.zero_grad()
+            loss_of(encoder, batch, seed, every=1).backward()  # all: the last layer draws for what is asked for
+        assert_near(gradients(replayed), gradients(plain))
+    assert replayed.graphs is not None and replayed.graphs.num_replays == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_where_memory_runs_out_while_recording_passes_go_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, replayed = encoders("bert")
+    recorded, other = batch_of((5, 17, 9)), batch_of((128, 70, 99))
+    for _ in range(2):
+        loss_of(replayed, recorded).backward()
+    assert replayed.graphs is not None and replayed.graphs.num_replays == 1
+
+    def fail() -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("bertsmith.model.graphs._record", lambda graph, slot, work: _record(graph, slot, fail))
+    for batch in (other, other, recorded):
+        for encoder in (plain, replayed):
+            encoder.zero_grad()
+            loss_of(encoder, batch).backward()
+        assert_near(gradients(replayed), gradients(plain))
+    assert replayed.graphs.num_replays == 1
 
 
 @pytest.mark.gpu

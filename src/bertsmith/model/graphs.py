@@ -126,6 +126,8 @@ class LayerGraphs:
             recording = slot.recordings[size] = _Recording(layers, hidden_TD, size, self._places, slot)
             return recording
         self._has_room = False
+        # A recording that fails takes cuBLAS's workspace with it, in some versions of torch; the slot's others use it.
+        slot.recordings.clear()
         torch.cuda.empty_cache()
         return None
 
