@@ -9,7 +9,8 @@ and gradients of norm 1 at most. The peer is `AutoModelFor...` in `Trainer` on t
 padded dynamically; its weights are then scored by our code, which tests hold against scikit-learn and the official
 scripts: only training differs. Seconds are those of training alone, the peer's without its first two steps. With
 `--workers` that many runs share the machine, in the order of their seeds, so that sides are under the same load; a run
-that is there already, or among the `--known` of other machines, is not run again. `r-drop` is ours with `--r-drop 1`.
+that is there already, or among the `--known` of other machines, is not run again. `r-drop` is ours with `--r-drop 1`,
+`no-dropout` ours with `--dropout 0`.
 Sets in Chinese need `--chinese`, a model of our own pre-training. Writes the table, `scores.md`, and all runs that are
 in it, `scores.jsonl`.
 """
@@ -48,7 +49,12 @@ from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task
 
 TRAINER, OURS = "trainer", "ours"
-SIDES: dict[str, dict[str, Any]] = {TRAINER: {}, OURS: {}, "r-drop": {"r_drop": 1.0}}
+SIDES: dict[str, dict[str, Any]] = {
+    TRAINER: {},
+    OURS: {},
+    "r-drop": {"r_drop": 1.0},
+    "no-dropout": {"dropout": 0.0},
+}
 """Side -> what is added to our settings."""
 PEERS = {
     "classification": transformers.AutoModelForSequenceClassification,
