@@ -22,6 +22,7 @@ from bertsmith.deploy.predict import load
 from bertsmith.errors import BertsmithError, Interrupted, ModelError, SettingsError, TrainingError
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.sizes import named_size
+from bertsmith.settings import read_config
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings
 from bertsmith.tasks.finetune import evaluate
@@ -251,6 +252,18 @@ def test_all_tasks_are_learnt_and_each_has_a_folder(run: TogetherResult, folder:
     assert all({"mean", "kinds/accuracy", "living/f1"} <= one.keys() for one in evaluations)
     means = [one["mean"] for one in evaluations]
     assert run.training.metrics["mean"] == max(means)  # of the best checkpoint, not the last
+
+
+def test_a_learning_rate_that_is_not_said_is_that_of_the_width(
+    folder: Path, tiny_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    finetune_together(settings_of(folder, tiny_tokenizer, learning_rate=None, epochs=1, out=out))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "learning_rate 0.0002, as nothing is said: For a model 128 wide" in said
+    assert read_config(out / "config.yaml")["learning_rate"] == 2e-4
+    first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["optimizer.learning_rate"] == 2e-4
 
 
 def test_the_folders_predict(run: TogetherResult) -> None:

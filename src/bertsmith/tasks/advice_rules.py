@@ -36,6 +36,11 @@ class Choice:
     value: Any
     why: str
 
+    @property
+    def as_default(self) -> str:
+        """What is said where it was left to us."""
+        return f"{self.name} {self.value:g}, as nothing is said: {self.why}"
+
 
 @dataclass(frozen=True, eq=False)
 class DataFigures:
@@ -77,7 +82,25 @@ def recommend(data: DataFigures, config: EncoderConfig, options: Any, *, is_rand
 
 def by_size(task: str, number: int, config: EncoderConfig, *, is_random: bool) -> list[Choice]:
     """The learning rate and the epochs for so many training rows: the defaults of `finetune`."""
-    return [_learning_rate(config, is_random), _epochs(task, number)]
+    return [by_width(config, is_random=is_random), _epochs(task, number)]
+
+
+def by_width(config: EncoderConfig, *, is_random: bool) -> Choice:
+    """The learning rate."""
+    width = config.hidden_size
+    if width >= 1024:
+        rate, why = 2e-5, "the lowest of the paper's three (Devlin et al. 2018, A.3): large models are less steady"
+    elif width >= 768:
+        rate, why = 3e-5, "the middle of the paper's three for base models (Devlin et al. 2018, A.3)"
+    elif width >= 384:
+        rate, why = 1e-4, "the rate that reached the figures of docs/results.md; base models want less"
+    else:
+        rate, why = (
+            2e-4,
+            "the rate with which BERT-mini learnt hotel reviews here; 1e-3 learnt nothing from its weights",
+        )
+    origin = ", from random weights" if is_random else ""
+    return Choice("learning_rate", rate, f"For a model {width} wide{origin}, {why}.")
 
 
 def for_lora(rate: Choice) -> Choice:
@@ -143,7 +166,7 @@ def _of_learning(data: DataFigures, config: EncoderConfig, is_random: bool) -> I
             "dev_share", share, f"Some {round(share * number):,} rows to pick the epoch; equal texts stay on one side."
         )
     yield _batch_size(data.task, number)
-    yield _learning_rate(config, is_random)
+    yield by_width(config, is_random=is_random)
     yield Choice(
         "warmup_share", 0.1, "Small rates at the start are what Mosbach et al. 2021 advise against failed runs."
     )
@@ -160,23 +183,6 @@ def _batch_size(task: str, number: int) -> Choice:
     if number < _FEW_ROWS:
         return Choice("batch_size", 16, "The smaller of the paper's 16 and 32: more updates from few rows.")
     return Choice("batch_size", 32, "The larger of the paper's 16 and 32 (Devlin et al. 2018, A.3): fewer steps.")
-
-
-def _learning_rate(config: EncoderConfig, is_random: bool) -> Choice:
-    width = config.hidden_size
-    if width >= 1024:
-        rate, why = 2e-5, "the lowest of the paper's three (Devlin et al. 2018, A.3): large models are less steady"
-    elif width >= 768:
-        rate, why = 3e-5, "the middle of the paper's three for base models (Devlin et al. 2018, A.3)"
-    elif width >= 384:
-        rate, why = 1e-4, "the rate that reached the figures of docs/results.md; base models want less"
-    else:
-        rate, why = (
-            2e-4,
-            "the rate with which BERT-mini learnt hotel reviews here; 1e-3 learnt nothing from its weights",
-        )
-    origin = ", from random weights" if is_random else ""
-    return Choice("learning_rate", rate, f"For a model {width} wide{origin}, {why}.")
 
 
 def _epochs(task: str, number: int) -> Choice:

@@ -42,9 +42,9 @@ from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import (
     PREDICTIONS,
     Teaching,
+    check_learning,
     configuration,
     say,
-    train_settings,
     write_configuration,
     write_predictions,
 )
@@ -55,9 +55,6 @@ from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.launch import read_launch
 from bertsmith.training.plan import TrainResult
 from bertsmith.training.task import Task
-
-_ANY: Mapping[str, float] = {"epochs": 1.0, "learning_rate": 1e-5}
-"""For what the data will settle, while other settings are checked."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def _finetune(
     options = kind.settings() if options is None else options
     if not isinstance(options, kind.settings):
         raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
-    train_settings(_filled(settings, _ANY))  # refuses what is out of range before anything is read
+    check_learning(settings)
     device = ranks.device(settings.device)
     precision = resolve_precision(settings.precision, device)
     sources = _sources(settings)
@@ -289,13 +286,7 @@ def _settled(
     choices = [one for one in by_size(task, number, config, is_random=is_random) if getattr(settings, one.name) is None]
     if settings.lora is not None:
         choices = [for_lora(one) if one.name == "learning_rate" else one for one in choices]
-    filled = _filled(settings, {one.name: one.value for one in choices})
-    return filled, [f"{one.name} {one.value:g}, as nothing is said: {one.why}" for one in choices]
-
-
-def _filled(settings: FinetuneSettings, values: Mapping[str, Any]) -> FinetuneSettings:
-    """The same with these values where there are none."""
-    return replace(settings, **{name: value for name, value in values.items() if getattr(settings, name) is None})
+    return replace(settings, **{one.name: one.value for one in choices}), [one.as_default for one in choices]
 
 
 def _sources(settings: FinetuneSettings) -> Iterator[str | Path | None]:

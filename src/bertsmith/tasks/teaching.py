@@ -175,6 +175,13 @@ def train_settings(settings: FinetuneSettings) -> TrainSettings:
     return replace(learning, optimizer=replace(learning.optimizer, layer_decay=settings.layer_decay))
 
 
+def check_learning(settings: FinetuneSettings) -> None:
+    """Refuse what is out of range before anything is read; what data and model are to settle will not be."""
+    epochs = 1.0 if settings.epochs is None else settings.epochs
+    learning_rate = 1e-5 if settings.learning_rate is None else settings.learning_rate
+    train_settings(replace(settings, epochs=epochs, learning_rate=learning_rate))
+
+
 def configuration(settings: FinetuneSettings, options: Any) -> dict[str, Any]:
     """What `--config` would be given for the same run."""
     return {**to_mapping(replace(settings, resume=False, overwrite=False)), **to_mapping(options)}

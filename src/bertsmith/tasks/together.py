@@ -25,13 +25,14 @@ from bertsmith.errors import SettingsError
 from bertsmith.files import atomic_write, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.settings import from_mapping, read_config, to_mapping, to_yaml
+from bertsmith.tasks.advice_rules import by_width
 from bertsmith.tasks.finetune import make_task
 from bertsmith.tasks.finetune_report import data_files
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, task_kind
 from bertsmith.tasks.start import build_model, starting_point
-from bertsmith.tasks.teaching import decision, evaluated, save_finetuned, say, train_settings
+from bertsmith.tasks.teaching import check_learning, decision, evaluated, save_finetuned, say, train_settings
 from bertsmith.tasks.together_task import Together, model_of, on_one_encoder
 from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import ALONE
@@ -63,8 +64,8 @@ class TogetherSettings(RunSettings):
     """How often a task is learnt: its batches to this power; 1: each row once an epoch, 0: all tasks as often."""
     epochs: float = 3.0
     """Passes over the training data of all tasks."""
-    learning_rate: float = 5e-5
-    """Peak of the schedule."""
+    learning_rate: float | None = None
+    """Peak of the schedule; None: by the width of the model, higher for small ones."""
     layer_decay: float | None = None
     """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
     evaluate_every: str = "1 epoch"
@@ -132,7 +133,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
         raise SettingsError("together a step is one batch of one task, which several ranks cannot share.")
     parts = read_parts(settings)
     first = next(iter(parts.values())).settings
-    learning = train_settings(first)  # refuses what is out of range before any data are read
+    check_learning(first)
     device = ALONE.device(settings.device)
     sources = [
         source for part in parts.values() for source in (part.settings.train, part.settings.dev, part.settings.test)
@@ -140,6 +141,12 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     sources += [settings.model, settings.tokenizer, str(settings.tasks)]
     claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
     config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
+    rate = by_width(config, is_random=weights is None) if settings.learning_rate is None else None
+    if rate is not None:
+        settings = replace(settings, learning_rate=rate.value)
+        parts = {
+            name: replace(one, settings=replace(one.settings, learning_rate=rate.value)) for name, one in parts.items()
+        }
     tasks = {name: make_task(one.kind, one.settings, one.options, tokenizer) for name, one in parts.items()}
     together = Together(tasks, settings.batch_size, settings.sampling, settings.seed)
     built = {name: build_model(task, config, weights, parts[name].settings) for name, task in tasks.items()}
@@ -149,6 +156,8 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
         shutil.rmtree(settings.out, ignore_errors=True)
     _write_configuration(settings)
     screen = ALONE.console(console)
+    if rate is not None:
+        say(screen, rate.as_default)
     for (name, task), number in zip(tasks.items(), together.batches.numbers.tolist(), strict=True):
         say(screen, f"{name}: {task.name}, {task.examples('train').num_examples(0):,} rows, {number:,} steps an epoch.")
         for line in task.notes():
@@ -156,7 +165,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     training = train(
         model,
         [Stage(together, batch_size=1)],
-        learning,
+        train_settings(next(iter(parts.values())).settings),
         settings.out,
         resume=settings.resume,
         fingerprint=_fingerprint(settings, tasks, data),
