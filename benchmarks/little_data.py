@@ -12,6 +12,7 @@ is not run again, so the table can be filled bit by bit, and a run that was stop
 
 import argparse
 import json
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +98,8 @@ def run_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
     )
     options = from_mapping(task_kind(arguments.task).settings, {**arguments.options, **own}, "--options")
     run = finetune(arguments.task, settings, options)
+    for part in [one for one in folder.iterdir() if one.is_dir()]:
+        shutil.rmtree(part)  # weights: those of fifty runs would be tens of gigabytes
     figures = {"name": name, "seed": seed, "seconds": run.training.seconds, "metrics": run.metrics["test"]}
     result.write_text(json.dumps({**figures, "num_threads": torch.get_num_threads()}, indent=1) + "\n")
 
