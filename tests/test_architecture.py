@@ -48,9 +48,10 @@ LOCAL_IMPORTS: set[tuple[str, str]] = {
     ("bertsmith.tasks.benchmark_peer", "transformers"),
 }
 """(module, imported module): optional extras only. Nothing is built on `transformers`; the benchmark races it."""
-BROAD_EXCEPT = {"bertsmith.text.tokenizer", "bertsmith.text.daft_engine"}
+BROAD_EXCEPT = {"bertsmith.text.tokenizer", "bertsmith.text.daft_engine", "bertsmith.tasks.jobs"}
 """Modules that may catch Exception. The tokenizers library raises nothing more precise for bad files; what a shard ends
-with on another machine has to come back as text, and for a lost worker Daft and Ray raise dozens of things."""
+with on another machine has to come back as text, and for a lost worker Daft and Ray raise dozens of things; what ends a
+run in a process of its own is raised again in the one that started it."""
 
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "transformers"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "hasattr", "print"}

@@ -59,7 +59,12 @@ class MissingExtraError(BertsmithError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self._said = package, extra, purpose
         super().__init__(f'{purpose} needs {package}. Install it with: pip install "bertsmith[{extra}]"')
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str, str]]:
+        """From another process it comes as it was raised there."""
+        return type(self), self._said
 
 
 class Interrupted(Exception):

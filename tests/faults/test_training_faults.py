@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from bertsmith.errors import Interrupted, SettingsError, TrainingError
+from bertsmith.training import loop
 from bertsmith.training.checkpoint import find_fault, newest_checkpoint, read_state
 from bertsmith.training.device import is_out_of_memory
 from bertsmith.training.loader import Loader
@@ -487,6 +488,26 @@ def test_a_signal_ends_the_step_and_saves(toy: SimpleNamespace, tmp_path: Path, 
     assert [line["step"] for line in lines(tmp_path, "train")] == [1, 2, 3]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("bertsmith-loader")]
+
+
+@pytest.mark.parametrize("place", ["the last evaluation", "the last checkpoint"])
+def test_a_signal_after_the_last_step_is_heard(
+    toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Other runs may follow, which it is for, too; resumed, this one has nothing left to do."""
+    task, name = toy.Task(), {"the last evaluation": "evaluate_task", "the last checkpoint": "save_checkpoint"}[place]
+    usual = getattr(loop, name)
+
+    def press(*arguments: Any, **options: Any) -> Any:
+        if len(task.seen) == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return usual(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"after step 12; .*step-00000012.*--resume"):
+        patch.setattr(loop, name, press)
+        run(toy.Model(), task, tmp_path, settings(evaluate_every="5 steps"))
+    result = run(toy.Model(), task, tmp_path, settings(evaluate_every="5 steps"), resume=True)
+    assert result.step == len(task.seen) == 12
 
 
 def test_a_second_signal_does_what_it_always_did(toy: SimpleNamespace, tmp_path: Path) -> None:

@@ -424,6 +424,8 @@ def test_other_words_may_be_other_parts_of_speech(tmp_path: Path, tiny_tokenizer
         ({"augment_replace": float("nan")}, r"augment_replace must be in \[0, 1\), not nan"),
         ({"augment_share": 0.0}, r"augment_share must be in \(0, 1\], not 0.0"),
         ({"augment_variants": 0}, "augment_variants must be at least 1, not 0"),
+        ({"augment_variants": 3}, "augment_variants says how words are replaced, and goes with augment_model"),
+        ({"augment_replace": 0.2}, "augment_replace says how words are replaced"),
     ],
 )
 def test_refusals(changes: dict[str, Any], message: str) -> None:

@@ -152,6 +152,16 @@ def test_a_batch_to_predict_may_mix_texts_and_pairs(tokenizer: Tokenizer) -> Non
     assert second.similarity == pytest.approx(float(first.vectors[0] @ second.vectors[1]), abs=1e-6)
 
 
+def test_pairs_to_predict_need_no_score_where_training_had_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    task, model = make_task(tokenizer, pairs(("a dog", "the king", None, 0.5)), score_column="score")
+    save_task(tmp_path / "model", task, model, model.encoder.config, "# card\n", {})
+    predictor = load(tmp_path / "model")
+    answers = predictor.predict([{"text": one, "pair": "the king"} for one in ("a dog", "the king")])
+    vectors = [np.array(answer["embedding"]) for answer in predictor.predict(["a dog", "the king"])]
+    expected = [vectors[0] @ vectors[1], 1.0]
+    assert [answer["similarity"] for answer in answers] == pytest.approx(expected, abs=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ figures
 
 

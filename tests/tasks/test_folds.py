@@ -239,6 +239,18 @@ def test_folds_of_a_column(tiny_tokenizer: Path, make_files: MakeFiles, capsys: 
     assert "rows scored" in report and "classification, 2 folds" in report
 
 
+def test_labels_that_only_one_fold_has_are_named(tiny_tokenizer: Path, make_files: MakeFiles) -> None:
+    rows = "text,label,part\n" + "".join(f"a cat {n},{label},{label}\n" for n in range(4) for label in "xyz")
+    path = make_files({"train.csv": rows}) / "train.csv"
+    options, found = read_rows(str(path), ClassificationSettings())
+    for column, expected in (("part", list("xyz")), ("text", [])):
+        chosen = settings(path, tiny_tokenizer, path.parent / "run", fold_column=column)
+        said = folds.notes(folds.split(found, chosen, options), options)
+        assert said == [
+            f'Fold {name} alone has the label "{name}", which its model therefore cannot learn.' for name in expected
+        ]
+
+
 def test_sentences_of_documents_and_types_that_are_not_in_every_fold(
     tiny_tokenizer: Path, make_files: MakeFiles
 ) -> None:
@@ -268,11 +280,18 @@ def test_folds_that_cannot_be(train: Path, tiny_tokenizer: Path, make_files: Mak
         with pytest.raises(SettingsError, match=message):
             settings(train, tiny_tokenizer, train.parent / "none", **changes)
     rows = "text,label,part\na cat,x,1\na dog,y,1\n"
-    folder = make_files({"one.csv": rows, "short.csv": rows, "a.conll": "a O\nb B-X\n\nc O\n"})
+    many = "text,label\n" + "".join(f"a cat {n},{'xy'[n % 2]}\n" for n in range(30))
+    folder = make_files({"one.csv": rows, "many.csv": many, "a.conll": "a O\nb B-X\n\nc O\n"})
     base = settings(folder / "one.csv", tiny_tokenizer, folder / "out")
     cases: tuple[tuple[str, FinetuneSettings, type[Exception], str], ...] = (
         ("classification", replace(base, fold_column="part"), SettingsError, 'all rows have "1" in part'),
         ("classification", replace(base, fold_column="prt"), InputError, 'no column "prt". Did you mean "part"'),
+        (
+            "classification",
+            replace(base, train=str(folder / "many.csv"), fold_column="text"),
+            SettingsError,
+            "text has 30 values in 30 rows, and each would be a run",
+        ),
         ("classification", replace(base, folds=3), SettingsError, "folds is 3, and there are 2 different texts"),
         ("tagging", replace(base, train=str(folder / "a.conll"), fold_column="x"), SettingsError, "has no columns"),
     )

@@ -143,6 +143,33 @@ def test_it_goes_where_it_is_better(tmp_path: Path, greater_is_better: bool) -> 
     assert trials[7].settings == propose(own, trials[:7], greater_is_better=greater_is_better)
 
 
+def test_trials_under_way_are_known_and_kept_away_from(tmp_path: Path) -> None:
+    own = settings(tmp_path, tmp_path, search=60)
+
+    def trial(number: int, rate: float, value: float) -> Trial:
+        tried = replace(own, learning_rate=rate, search=None, out=own.out / f"trial-{number:02}")
+        return Trial(tried, SeedRun(0, tried.out, {"dev": {"accuracy": value}}, None, None))  # type: ignore[arg-type]
+
+    rates = [1e-4 * 16 ** (number / 29) for number in range(30)]
+    trials = [trial(number, rate, float(rate > 1e-3)) for number, rate in enumerate(rates)]
+    alone = propose(own, trials, greater_is_better=True)
+    assert alone is not None
+    beside = propose(own, trials, [alone] * 3, greater_is_better=True)
+    assert beside is not None and (beside.out.name, beside.jobs) == ("trial-33", 1)
+    assert beside == propose(own, trials, [alone] * 3, greater_is_better=True)
+    assert beside.learning_rate != propose(own, [*trials, trials[0], trials[0], trials[0]], greater_is_better=True)
+    assert propose(replace(own, search=31), trials, [alone], greater_is_better=True) is None
+
+
+def test_trials_that_learnt_nothing_are_counted(tmp_path: Path) -> None:
+    own = settings(tmp_path, tmp_path)
+    ends = ["every prediction is a on dev", None]
+    runs = [SeedRun(0, tmp_path, {"dev": {"f1": 0.5}}, None, end) for end in ends]  # type: ignore[arg-type]
+    trials = [Trial(replace(own, out=tmp_path / f"trial-0{n}"), run) for n, run in enumerate([*runs, None])]
+    assert search.failures(trials) == ["1 of 3 trials learnt nothing: trial-00."]
+    assert search.failures(trials[1:]) == []
+
+
 def test_sections_rank_the_best_first(tmp_path: Path) -> None:
     own = settings(tmp_path, tmp_path)
     runs = [SeedRun(0, tmp_path, {"dev": {"f1": value}}, None, None) for value in (0.5, 0.9)]  # type: ignore[arg-type]

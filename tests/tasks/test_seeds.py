@@ -182,6 +182,7 @@ def test_seeds_that_cannot_be(run: FinetuneResult, data: Path, tiny_tokenizer: P
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"seeds": 2, "dev": None, "dev_share": 0.0}, "the best is chosen on dev"),
         ({"seeds": 2, "seed": 2**63 - 1}, "below 2"),
+        ({"early_stopping": 2, "dev": None, "dev_share": 0.0}, "early_stopping goes by dev, and there is none"),
     ):
         with pytest.raises(SettingsError, match=message):
             settings(data, tiny_tokenizer, **changes)

@@ -301,7 +301,7 @@ def test_a_restart_does_not_begin_anew() -> None:
     with pytest.raises(SettingsError, match="overwrite would remove it"):
         Launch(0, 2, restarts=1).check([8], auto_batch=False, overwrite=True)
     Launch(0, 2).check([8], auto_batch=False, overwrite=True)
-    Launch(restarts=1).check([1], auto_batch=True, in_turn=True, overwrite=True)  # a process on its own
+    Launch(restarts=1).check([1], auto_batch=True, are_several=True, overwrite=True)  # a process on its own
 
 
 def test_a_process_on_its_own_waits_for_nobody_and_looks_at_the_clock_itself() -> None:

@@ -313,6 +313,8 @@ def test_patience_ends_a_run_early(toy: SimpleNamespace, tmp_path: Path) -> None
     assert result.metrics["error"] == 3.5
     again = run(toy.Model(), [Stage(task, progress_end=0.9), Stage(task)], tmp_path, chosen, resume=True)
     assert (again.step, again.stopped_early, again.metrics) == (12, True, result.metrics)
+    (said,) = lines(tmp_path, "early_stop")
+    assert (said["step"], said["text"]) == (12, "stopped early: no new best in 2 evaluations")
 
 
 def test_without_held_out_examples_nothing_is_evaluated(toy: SimpleNamespace, tmp_path: Path) -> None:
@@ -340,9 +342,9 @@ def test_people_see_progress_on_the_console(toy: SimpleNamespace, tmp_path: Path
     ("wrong", "message"),
     [
         ({"budget": "10%"}, "share of itself"),
-        ({"budget": "soon"}, 'cannot read "soon"'),
-        ({"evaluate_every": "often"}, 'cannot read "often"'),
-        ({"save_every": "never"}, 'cannot read "never"'),
+        ({"budget": "soon"}, '^budget: cannot read "soon"'),
+        ({"evaluate_every": "often"}, '^evaluate_every: cannot read "often"'),
+        ({"save_every": "never"}, '^save_every: cannot read "never"'),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"early_stopping": 0}, "early_stopping is 0"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bertsmith.training.progress import Reporter, duration, read_metrics
+from bertsmith.training.progress import Reporter, Watcher, duration, read_metrics
 
 FIGURES = {"loss": 2.5, "tokens_per_second": 1234.0, "seconds": 30.0}
 
@@ -111,3 +111,78 @@ def test_quiet_is_quiet(tmp_path: Path) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_runs_of_other_processes_are_shown_as_their_own_reporter_would(tmp_path: Path) -> None:
+    """With the name of the run before each line, and nothing twice."""
+    console, out = plain()
+    own, shown = plain()
+    now = 0.0
+    runs = [tmp_path / "seed-0", tmp_path / "seed-1"]
+    for run in runs:
+        run.mkdir()
+    with Watcher(console, clock=lambda: now) as watcher:
+        for run in runs:
+            watcher.follow(run)
+        watcher.look()
+        with Reporter(runs[0], console=own, clock=lambda: now) as reporter, Reporter(runs[1], console=own) as other:
+            for step in (1, 2, 3):
+                reporter.train(step, step / 4, {**FIGURES, "loss": math.inf if step == 2 else 2.5})
+                watcher.look()
+                now += 6
+            reporter.evaluation(3, {"accuracy": 0.5, "correlation": math.nan, "x_baseline": 1.0}, 1.5, best=True)
+            reporter.note("bad_step", 3, "skipped", {})
+            other.write("run", 0, {"name": "not for people"})
+            watcher.look()
+            with (runs[0] / "metrics.jsonl").open("a") as file:
+                file.write('{"kind": "eval", "st')
+            watcher.look()
+            watcher.leave(runs[0])
+            other.train(1, 0.5, FIGURES)
+    found = out.getvalue().splitlines()
+    expected = shown.getvalue().splitlines()
+    assert [line.removeprefix("seed-0").strip() for line in found[:-1]] == [line.strip() for line in expected[:-1]]
+    assert found[-1] == "seed-1   50%  step 1  loss 2.5000  1,234 tokens/s  30s left"
+    assert found[2] == "seed-0        step 3  accuracy 0.5000  correlation nan  (best)"
+
+
+def test_what_a_resumed_run_had_written_before_is_not_shown_again(tmp_path: Path) -> None:
+    console, out = plain()
+    with Reporter(tmp_path, console=plain()[0]) as reporter:
+        position = reporter.position
+        reporter.note("bad_step", 3, "seen before", {})
+    with Watcher(console) as watcher:
+        watcher.follow(tmp_path)
+        with Reporter(tmp_path, keep_bytes=position, console=plain()[0]) as reporter:
+            watcher.look()
+            reporter.note("bad_step", 3, "new", {})
+            watcher.look()
+    assert out.getvalue().split() == [tmp_path.name, "step", "3", "new"]
+
+
+def test_a_resumed_run_that_has_written_before_it_is_looked_at(tmp_path: Path) -> None:
+    """Its first lines stand where those were that were removed: of them some may be missed."""
+    console, out = plain()
+    with Reporter(tmp_path, console=plain()[0]) as reporter:
+        position = reporter.position
+        reporter.note("bad_step", 3, "seen before, and as long as that", {})
+    with Watcher(console) as watcher:
+        watcher.follow(tmp_path)
+        with Reporter(tmp_path, keep_bytes=position, console=plain()[0]) as reporter:
+            for number in range(9):
+                reporter.note("bad_step", 3, f"new {number}", {})
+    assert "seen before" not in out.getvalue() and "new 8" in out.getvalue()
+
+
+def test_a_terminal_has_a_bar_for_each_run(tmp_path: Path) -> None:
+    out = io.StringIO()
+    with Watcher(Console(file=out, width=100, force_terminal=True)) as watcher:
+        for name in ("seed-0", "seed-1"):
+            (tmp_path / name).mkdir()
+            watcher.follow(tmp_path / name)
+        with Reporter(tmp_path / "seed-1", console=plain()[0]) as reporter:
+            reporter.train(5, 0.5, FIGURES)
+        watcher.look()
+        watcher.leave(tmp_path / "seed-0")
+    last = out.getvalue()
+    assert "seed-1" in last and "50 %" in last and "loss 2.5000" in last

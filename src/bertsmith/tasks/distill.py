@@ -13,6 +13,7 @@ Shape letters: T tokens, M masked positions, D hidden width, C choices, V vocabu
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -184,14 +185,15 @@ def distil(task: FinetuneTask, folders: str, *, weight: float, temperature: floa
     """
     check_answers_stand_alone(task, "teacher")
     teachers = [_teacher(folder, _model_for(task, folder)) for folder in teacher_names(folders)]
-
-    def total(student: Tensor, teacher: Tensor) -> Tensor:
-        if tells_numbers(task):
-            return F.mse_loss(student, teacher, reduction="sum")
-        return divergence(as_choices(task, student), as_choices(task, teacher), temperature)
-
-    soft = SoftLoss("soft", weight, num_targets, total)
+    soft = SoftLoss("soft", weight, num_targets, partial(_between_answers, task, temperature))
     return Distillation(task, teachers, [soft], hard_weight=1 - weight, temperature=temperature)
+
+
+def _between_answers(task: FinetuneTask, temperature: float, student: Tensor, teacher: Tensor) -> Tensor:
+    """The soft loss between logits of two models, or numbers."""
+    if tells_numbers(task):
+        return F.mse_loss(student, teacher, reduction="sum")
+    return divergence(as_choices(task, student), as_choices(task, teacher), temperature)
 
 
 def teacher_names(folders: str) -> list[str]:

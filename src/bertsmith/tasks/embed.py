@@ -103,7 +103,7 @@ class Embedding:
         """A row to predict: a text for its vector, or `text` and `pair` for how alike they are.
 
         Raises:
-            InputError: there is no text.
+            InputError: there is no text, or a question.
         """
         return row_of(value, self.settings, where)
 
@@ -138,6 +138,8 @@ class Embedding:
             return Batch(inputs, {}, {self.name: 0.0}, examples)
         labels = {"firsts": torch.from_numpy(starts), "seconds": torch.from_numpy(starts + 1)}
         if self.settings.score_column is not None:
+            if any(row.score is None for row in rows):  # to be predicted
+                return Batch(inputs, labels, {self.name: 0.0}, examples)
             labels["targets"] = torch.tensor([row.score for row in rows])
         else:
             negatives = [start + 2 for start, row in zip(starts, rows, strict=True) if row.negative is not None]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.tasks.classify_data import PAIR_COLUMNS
-from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, value_of
+from bertsmith.tasks.rows import detect_column, given_as, iter_records, nothing_read, value_of
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
 _NEGATIVE_COLUMNS = ("negative", "hard_negative")
@@ -110,6 +110,11 @@ def read_rows(
     return settings, rows
 
 
+def find_labels(rows: Sequence[EmbeddingRow], settings: EmbeddingSettings) -> tuple[str, ...]:
+    """No labels: what is learnt is which texts belong together."""
+    return ()
+
+
 def _pair_row(values: Mapping[str, Any], settings: EmbeddingSettings, where: str) -> EmbeddingRow:
     texts = [_text_of(values, str(column), where) for column in (settings.text_column, settings.pair_column)]
     negative = settings.negative_column and _text_of(values, settings.negative_column, where)
@@ -121,8 +126,10 @@ def row_of(value: str | Mapping[str, Any], settings: EmbeddingSettings, where: s
     """A row to predict: a text, or a mapping with one text or two. `text` and `pair` are always understood.
 
     Raises:
-        InputError: there is no text.
+        InputError: there is no text, or a question.
     """
+    if given_as(value, (settings.text_column, settings.pair_column)) == "question":
+        raise InputError('this model does not answer questions; give a text, or "text" and "pair".', where)
     if isinstance(value, str):
         return EmbeddingRow(where, value)
     texts: list[str | None] = []

@@ -14,7 +14,8 @@ With several seeds, folds, or a search, there is such a folder for each run in `
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from bertsmith.tasks.distill import Distillation, distil, teacher_names
 from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.folds import Fold
+from bertsmith.tasks.jobs import Work, outcomes
 from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
@@ -113,9 +115,9 @@ def finetune(
         ModelError: a model that cannot be loaded, or does not fit its tokenizer.
         Interrupted: Ctrl-C; the run can be resumed.
     """
-    in_turn = settings.seeds > 1 or settings.is_folded or settings.search is not None
+    are_several = settings.seeds > 1 or settings.is_folded or settings.search is not None
     read_launch().check(
-        [settings.batch_size], auto_batch=settings.auto_batch, overwrite=settings.overwrite, in_turn=in_turn
+        [settings.batch_size], auto_batch=settings.auto_batch, overwrite=settings.overwrite, are_several=are_several
     )
     with joined(settings.device) as ranks:
         return _finetune(ranks, task, settings, options, console)
@@ -159,7 +161,8 @@ def _finetune(
 
     ranks.first(begin)
     screen = ranks.console(console)
-    for line in [_summary(work), *chosen, *work.notes(), *(taught.notes() if taught else [])]:
+    notes = [*work.notes(), *(taught.notes() if taught else []), *folds.notes(parts, read.options)]
+    for line in [_summary(work), *chosen, *notes]:
         say(screen, line)
     if settings.adapt is not None and weights is not None:
         say(screen, f"First {settings.adapt} of pre-training on the texts of the training rows.")
@@ -182,10 +185,13 @@ def _finetune(
 
 def _learn_all(teaching: Teaching, settings: FinetuneSettings, each: Sequence[FinetuneSettings]) -> FinetuneResult:
     """A run a seed; then the best of them in `out`."""
-    runs = []
-    for number, own in enumerate(each, start=1):
-        say(teaching.screen, f"Seed {own.seed}, {number} of {len(each)}.")
-        runs.append(teaching.run(own))
+
+    def works() -> Iterator[Work]:
+        for number, own in enumerate(each, start=1):
+            say(teaching.screen, f"Seed {own.seed}, {number} of {len(each)}.")
+            yield teaching, own
+
+    runs = _all_runs(works(), min(settings.jobs, len(each)), teaching.screen)
     best = seeds.best_of(runs, teaching.task)
     seeds.publish(runs, best, settings.out)
     write_seeds_report(teaching.task, settings, configuration(settings, teaching.options), runs, best)
@@ -193,19 +199,38 @@ def _learn_all(teaching: Teaching, settings: FinetuneSettings, each: Sequence[Fi
     return FinetuneResult(best.metrics, settings.out, best.training, tuple(runs))
 
 
+def _all_runs(
+    works: Iterator[Work], number: int, screen: Console, then: Callable[[SeedRun], None] | None = None
+) -> list[SeedRun]:
+    """What all runs came to, in their order, `number` at a time; `then` is done when it is a run's turn."""
+    runs = []
+    with closing(outcomes(works, number, screen)) as each:
+        for outcome in each:
+            if isinstance(outcome, StepError):
+                raise outcome
+            runs.append(outcome)
+            if then is not None:
+                then(outcome)
+    return runs
+
+
 def _cross_validate(
     teaching: Teaching, settings: FinetuneSettings, read: _Read, parts: Sequence[Fold]
 ) -> FinetuneResult:
     """A run a fold; then what they said of all rows in `out`. The task of `teaching` is that of the first fold."""
-    runs: list[SeedRun] = []
-    for number, part in enumerate(parts):
-        say(teaching.screen, f"Fold {number}, {number + 1} of {len(parts)}.")
-        if number > 0:
-            work = _make_task(teaching.kind, read.of_fold(part), settings, teaching.task.tokenizer)
-            taught = _taught(work, settings)
-            teaching = replace(teaching, task=work, taught=taught, learnt=_regularised(work, taught, settings))
-        runs.append(replace(teaching, fold=part.chosen_by).run(folds.fold_settings(settings, number)))
-        seeds.discard_weights(runs[-1].folder)
+
+    def works() -> Iterator[Work]:
+        for number, part in enumerate(parts):
+            say(teaching.screen, f"Fold {number}, {number + 1} of {len(parts)}.")
+            own = replace(teaching, fold=part.chosen_by)
+            if number > 0:
+                work = _make_task(teaching.kind, read.of_fold(part), settings, teaching.task.tokenizer)
+                taught = _taught(work, settings)
+                own = replace(own, task=work, taught=taught, learnt=_regularised(work, taught, settings))
+            yield own, folds.fold_settings(settings, number)
+
+    number = min(settings.jobs, len(parts))
+    runs = _all_runs(works(), number, teaching.screen, then=lambda run: seeds.discard_weights(run.folder))
     folds.write_out_of_fold(runs, parts, read.train, settings.out / PREDICTIONS)
     described = configuration(settings, teaching.options)
     write_folds_report(teaching.task, settings, described, runs, folds.section(parts))
@@ -217,18 +242,28 @@ def _cross_validate(
 def _search(teaching: Teaching, settings: FinetuneSettings) -> FinetuneResult:
     """A run a trial; then the best of them in `out`."""
     trials: list[Trial] = []
-    while (own := search.propose(settings, trials, greater_is_better=teaching.task.greater_is_better)) is not None:
-        say(teaching.screen, f"Trial {len(trials) + 1} of {settings.search}: {search.describe(own)}.")
-        try:
-            trials.append(Trial(own, teaching.run(own)))
-        except StepError as error:  # the others go on
-            say(teaching.screen, f"The trial failed: {error}")
-            trials.append(Trial(own, None))
-        search.tidy(trials, teaching.task)
+    begun: list[FinetuneSettings] = []
+
+    def works() -> Iterator[Work]:
+        better = teaching.task.greater_is_better
+        while (own := search.propose(settings, trials, begun[len(trials) :], greater_is_better=better)) is not None:
+            begun.append(own)
+            say(teaching.screen, f"Trial {len(begun)} of {settings.search}: {search.describe(own)}.")
+            yield teaching, own
+
+    with closing(outcomes(works(), min(settings.jobs, settings.search or 1), teaching.screen)) as each:
+        for outcome in each:
+            own = begun[len(trials)]
+            if isinstance(outcome, StepError):  # the others go on
+                say(teaching.screen, f"{own.out.name} failed: {outcome}")
+            trials.append(Trial(own, outcome if isinstance(outcome, SeedRun) else None))
+            search.tidy(trials, teaching.task)
     best = search.best_of(trials, teaching.task)
     search.publish(trials, best, settings.out)
     write_search_report(teaching.task, settings, configuration(settings, teaching.options), trials, best)
     assert best.run is not None
+    for line in search.failures(trials):
+        say(teaching.screen, line)
     say(teaching.screen, f"Best on dev: {search.describe(best.settings)} ({best.settings.out.name}).")
     return FinetuneResult(best.run.metrics, settings.out, best.run.training, (best.run,))
 

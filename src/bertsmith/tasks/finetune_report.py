@@ -48,6 +48,8 @@ def write_run_report(
     facts |= {"steps": f"{training.step:,}", "tokens": f"{training.tokens:,}", "seconds": f"{training.seconds:,.0f}"}
     if training.best_step is not None:
         facts["best step"] = f"{training.best_step:,}"
+    if training.stopped_early:
+        facts["stopped early"] = f"{settings.early_stopping} evaluations in a row without a new best"
     sections += training_sections(settings.out / "metrics.jsonl")
     sections += _data_sections(task, settings)
     write_report(settings.out, f"Fine-tuning: {task.name}", sections, config=configuration, facts=facts)

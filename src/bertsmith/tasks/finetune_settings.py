@@ -78,6 +78,8 @@ class FinetuneSettings(RunSettings):
     """Cut the training rows into so many parts, and score each by a model that learns from the others; None: no."""
     fold_column: str | None = None
     """The same with the parts that a column of the training data says; None: no."""
+    jobs: int = 1
+    """With seeds, search or folds: so many runs at a time, each a process with its share of the cores, or a GPU."""
     evaluate_every: str = "1 epoch"
     """How often dev is evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
     early_stopping: int | None = None
@@ -103,7 +105,7 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("lora leaves all of the encoder as it is: it does not go with freeze or reinit_layers.")
         if self.lora is not None and self.optimizer == "muon":
             raise SettingsError("lora and optimizer muon do not go together: muon is for whole matrices.")
-        if self.adapt is not None and Budget.parse(self.adapt).unit == "share":
+        if self.adapt is not None and Budget.parse(self.adapt, "adapt").unit == "share":
             raise SettingsError(f'adapt "{self.adapt}" is a share of itself; give a time or a number.')
         if self.seeds < 1:
             raise SettingsError(f"seeds must be at least 1, not {self.seeds}.")
@@ -118,7 +120,13 @@ class FinetuneSettings(RunSettings):
             raise SettingsError("search and seeds are both several runs: search first, then run the best with seeds.")
         if self.search is not None and self.dev is None and self.dev_share == 0:
             raise SettingsError("search: the best is chosen on dev, and there is none. Give dev, or dev_share above 0.")
+        if self.early_stopping is not None and self.dev is None and self.dev_share == 0:
+            raise SettingsError("early_stopping goes by dev, and there is none. Give dev, or dev_share above 0.")
         self._check_folds()
+        if self.jobs < 1:
+            raise SettingsError(f"jobs must be at least 1, not {self.jobs}.")
+        if self.jobs > 1 and self.seeds == 1 and self.search is None and not self.is_folded:
+            raise SettingsError("jobs are runs at the same time, and there is one. Ask for seeds, search or folds.")
         if not 0 <= self.distill_weight <= 1:
             raise SettingsError(f"distill_weight must be in [0, 1], not {self.distill_weight}.")
         for name in ("r_drop", "adversarial", "mixup"):
@@ -164,6 +172,9 @@ class FinetuneSettings(RunSettings):
             raise SettingsError(f"augment_share must be in (0, 1], not {self.augment_share}.")
         if self.augment_variants < 1:
             raise SettingsError(f"augment_variants must be at least 1, not {self.augment_variants}.")
+        for name in ("augment_replace", "augment_variants"):
+            if self.augment_model is None and getattr(self, name) != getattr(type(self), name):
+                raise SettingsError(f"{name} says how words are replaced, and goes with augment_model.")
 
     def _check_folds(self) -> None:
         if self.folds is not None and self.folds < 2:

@@ -34,6 +34,10 @@ from bertsmith.text.labelled import holds_rows
 from bertsmith.text.sources import iter_rows
 from bertsmith.training.report import Table
 
+_MOST_FOLDS = 20
+"""As many may have a single row each."""
+_SHOWN_LABELS = 5
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -61,7 +65,7 @@ def check(settings: FinetuneSettings) -> None:
 
 def fold_settings(settings: FinetuneSettings, number: int) -> FinetuneSettings:
     """Those of one fold's run: all but the folder is the same."""
-    return replace(settings, out=settings.out / f"{OF_A_FOLD}{number}")
+    return replace(settings, jobs=1, out=settings.out / f"{OF_A_FOLD}{number}")
 
 
 def split(rows: Sequence[Any], settings: FinetuneSettings, options: Any) -> list[Fold]:
@@ -79,6 +83,11 @@ def split(rows: Sequence[Any], settings: FinetuneSettings, options: Any) -> list
         names, chosen_by = sorted_labels(values), f"column {settings.fold_column}"
         if len(names) < 2:
             raise SettingsError(f'fold_column: all rows have "{names[0]}" in {settings.fold_column}; give two or more.')
+        if len(names) > max(_MOST_FOLDS, len(rows) / 2):
+            raise SettingsError(
+                f"fold_column: {settings.fold_column} has {len(names):,} values in {len(rows):,} rows, and each would "
+                "be a run. Name a column with few values, or say how many folds."
+            )
     elif settings.folds is not None:
         chosen = assign([row.group for row in rows], _labels(rows, options), settings.folds, settings.seed)
         values, names = list(map(str, chosen)), tuple(map(str, range(settings.folds)))
@@ -157,6 +166,18 @@ def write_out_of_fold(runs: Sequence[SeedRun], folds: Sequence[Fold], rows: Sequ
             told = {"row": values.pop("row"), "fold": fold.name, "given": given_answer(row), **values}
             found[row.where] = json.dumps(told, ensure_ascii=False)
     atomic_write(path, "".join(f"{found[row.where]}\n" for row in rows))
+
+
+def notes(folds: Sequence[Fold], options: Any) -> list[str]:
+    """A sentence for each fold with labels that no other row has: its model cannot know them."""
+    found = []
+    for fold in folds:
+        alone = set(_labels(fold.scored, options)) - set(_labels(fold.learnt, options))
+        if alone:
+            names = ", ".join(f'"{label}"' for label in sorted(alone)[:_SHOWN_LABELS])
+            more = f" and {len(alone) - _SHOWN_LABELS} more" if len(alone) > _SHOWN_LABELS else ""
+            found.append(f"Fold {fold.name} alone has the label {names}{more}, which its model therefore cannot learn.")
+    return found
 
 
 def section(folds: Sequence[Fold]) -> Table:

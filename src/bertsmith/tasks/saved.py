@@ -134,7 +134,7 @@ TASKS: Mapping[str, Kind] = {
     Embedding.name: Kind(
         embed_data.EmbeddingSettings,
         embed_data.read_rows,
-        lambda rows, settings: (),
+        embed_data.find_labels,
         Embedding,
         Embedding.architecture,
         _SIMILARITY,

@@ -1,8 +1,9 @@
 """A search for the learning rate, batch size and number of epochs that are best on dev.
 
 Optuna proposes them, by a tree of Parzen estimators (Bergstra et al. 2011, Algorithms for Hyper-Parameter
-Optimization). The first trial has the settings as they were given. Trial n is a function of the settings and of the
-trials before it, so that a search that was stopped goes on as if it had not been.
+Optimization). The first trial has the settings as they were given. A trial is a function of the settings and of the
+trials before it, so that a search that was stopped goes on as if it had not been. With n jobs, the last n - 1 of these
+are known to be under way, and nothing else.
 
 out/
     config.yaml     the settings
@@ -11,6 +12,7 @@ out/
     model/          the best on dev
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,9 +60,20 @@ def check(settings: FinetuneSettings) -> None:
         _optuna()
 
 
-def propose(settings: FinetuneSettings, trials: Sequence[Trial], *, greater_is_better: bool) -> FinetuneSettings | None:
-    """The settings of the next trial; None when there have been enough."""
-    number = len(trials)
+def propose(
+    settings: FinetuneSettings,
+    trials: Sequence[Trial],
+    under_way: Sequence[FinetuneSettings] = (),
+    *,
+    greater_is_better: bool,
+) -> FinetuneSettings | None:
+    """The settings of the next trial; None when there have been enough.
+
+    Args:
+        trials: those that have ended.
+        under_way: those that were begun after them; the next one keeps away from them, as if they had been bad.
+    """
+    number = len(trials) + len(under_way)
     if number == settings.search:
         return None
     chosen: Mapping[str, Any] = {}
@@ -68,16 +81,23 @@ def propose(settings: FinetuneSettings, trials: Sequence[Trial], *, greater_is_b
         optuna = _optuna()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         space = _space(settings, optuna)
-        sampler = optuna.samplers.TPESampler(seed=(settings.seed + number) % 2**32, n_startup_trials=_STARTUP_TRIALS)
-        study = optuna.create_study(direction="maximize" if greater_is_better else "minimize", sampler=sampler)
-        for trial in trials:
-            values = {name: getattr(trial.settings, name) for name in space}
-            state = optuna.trial.TrialState.FAIL if trial.objective is None else optuna.trial.TrialState.COMPLETE
-            study.add_trial(
-                optuna.trial.create_trial(params=values, distributions=space, value=trial.objective, state=state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=(settings.seed + number) % 2**32,
+                n_startup_trials=_STARTUP_TRIALS,
+                constant_liar=bool(under_way),
             )
+        study = optuna.create_study(direction="maximize" if greater_is_better else "minimize", sampler=sampler)
+        states = optuna.trial.TrialState
+        told = [
+            (one.settings, one.objective, states.FAIL if one.objective is None else states.COMPLETE) for one in trials
+        ]
+        for tried, value, state in [*told, *((one, None, states.RUNNING) for one in under_way)]:
+            values = {name: getattr(tried, name) for name in space}
+            study.add_trial(optuna.trial.create_trial(params=values, distributions=space, value=value, state=state))
         chosen = study.ask(space).params
-    return replace(settings, **chosen, search=None, out=settings.out / f"{OF_A_TRIAL}{number:02}")
+    return replace(settings, **chosen, search=None, jobs=1, out=settings.out / f"{OF_A_TRIAL}{number:02}")
 
 
 def _space(settings: FinetuneSettings, optuna: ModuleType) -> dict[str, Any]:
@@ -108,6 +128,12 @@ def best_of(trials: Sequence[Trial], task: FinetuneTask) -> Trial:
         raise TrainingError(f"all {len(trials)} trials failed. A lower learning_rate may help.")
     sign = 1 if task.greater_is_better else -1
     return max(finished, key=lambda trial: sign * (trial.objective or 0.0))
+
+
+def failures(trials: Sequence[Trial]) -> list[str]:
+    """Which trials learnt nothing, though all their steps could be taken."""
+    names = [trial.settings.out.name for trial in trials if trial.run is not None and trial.run.failure]
+    return [f"{len(names)} of {len(trials)} trials learnt nothing: {', '.join(names)}."] if names else []
 
 
 def tidy(trials: Sequence[Trial], task: FinetuneTask) -> None:

@@ -77,7 +77,7 @@ def seed_settings(settings: FinetuneSettings) -> list[FinetuneSettings]:
     if settings.seeds == 1:
         return [settings]
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    return [replace(settings, seed=seed, seeds=1, out=out / f"{OF_A_SEED}{seed}") for seed in seeds]
+    return [replace(settings, seed=seed, seeds=1, jobs=1, out=out / f"{OF_A_SEED}{seed}") for seed in seeds]
 
 
 def log_interval(settings: FinetuneSettings, num_examples: int) -> int:

@@ -60,16 +60,20 @@ class Teaching:
     fold: str | None = None
     """Which part of the data is the test, and how it was chosen; None: what the settings say."""
 
-    def run(self, settings: FinetuneSettings) -> SeedRun:
-        """A run that had finished before the whole was stopped, or a new one."""
-        fingerprint = self._whole_fingerprint(settings)
-        run = seeds.read_finished(settings, fingerprint) if settings.resume else None
+    def finished(self, settings: FinetuneSettings) -> SeedRun | None:
+        """A run that had finished before the whole was stopped, and is resumed."""
+        run = seeds.read_finished(settings, self._whole_fingerprint(settings)) if settings.resume else None
         if run is not None:
             say(self.screen, f"{settings.out.name}: finished before.")
-        else:
+        return run
+
+    def run(self, settings: FinetuneSettings) -> SeedRun:
+        """A finished run, or a new one."""
+        run = self.finished(settings)
+        if run is None:
             write_configuration(self.task.name, settings, self.options)
             run = self.learn(settings, *build_model(self.task, self.config, self.weights, settings))
-            seeds.write_finished(run, fingerprint)
+            seeds.write_finished(run, self._whole_fingerprint(settings))
         return run
 
     def learn(self, settings: FinetuneSettings, model: nn.Module, new_tensors: list[str]) -> SeedRun:

@@ -2,7 +2,10 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
+
+from bertsmith.errors import Interrupted
 
 
 class StopRequest:
@@ -37,3 +40,10 @@ class StopRequest:
             number, handler = self._previous.popitem()
             # A handler that was not set from Python reads as None and cannot be set back.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def interrupted(step: int, checkpoint: Path) -> Interrupted:
+    """What to leave with after a step, when it is saved."""
+    return Interrupted(
+        f"Stopped after step {step:,}; the run is saved in {checkpoint}. Run the same command with --resume to go on."
+    )

@@ -28,17 +28,17 @@ class Launch:
         return self.rank == 0
 
     def check(
-        self, batch_sizes: Iterable[int], *, auto_batch: bool, overwrite: bool = False, in_turn: bool = False
+        self, batch_sizes: Iterable[int], *, auto_batch: bool, overwrite: bool = False, are_several: bool = False
     ) -> None:
         """Refuse what several ranks cannot do.
 
         Args:
             batch_sizes: examples in a step, of each stage.
-            in_turn: whether there are several runs, one after the other.
+            are_several: whether there is more than one run.
 
         Raises:
-            SettingsError: a step has fewer examples than there are ranks; `auto_batch`; `in_turn`; `overwrite` after a
-                restart.
+            SettingsError: a step has fewer examples than there are ranks; `auto_batch`; `are_several`; `overwrite`
+                after a restart.
         """
         if self.size == 1:
             return
@@ -52,10 +52,10 @@ class Launch:
                 "auto_batch cuts the micro-batches of one process, and those of all ranks must be alike. Give a "
                 "micro_batch_size that fits each."
             )
-        if in_turn:
+        if are_several:
             raise SettingsError(
-                "seeds, folds and search are runs one after the other, which gain nothing from several ranks. "
-                "Leave out torchrun, or start a run for each seed on a device of its own."
+                "seeds, folds and search are several runs, which gain more from a GPU each than from sharing all. "
+                "Leave out torchrun: --jobs carries out so many of them at a time."
             )
         if overwrite and self.restarts:
             raise SettingsError(

@@ -20,7 +20,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bertsmith.errors import Interrupted
 from bertsmith.model.encoder import replay_layers
 from bertsmith.training import plan
 from bertsmith.training.checkpoint import Kind, find_best, load_checkpoint, read_state, save_checkpoint
@@ -28,7 +27,7 @@ from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import ALONE, Agreement, Ranks
 from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.faults import Guard
-from bertsmith.training.interrupt import StopRequest
+from bertsmith.training.interrupt import StopRequest, interrupted
 from bertsmith.training.loader import Loader, Step
 from bertsmith.training.plan import Stage, State, TrainResult, TrainSettings, check_stages, first_of_task
 from bertsmith.training.progress import Reporter
@@ -77,9 +76,8 @@ def train(
     stop = StopRequest()
     run = _Run(model, stages, settings, run_folder, fingerprint or {}, ranks, Agreement(ranks, clock, stop))
     run.restore(resume)
-    place = run_folder if ranks.is_first else None
-    reporting = Reporter(place, keep_bytes=run.metrics_bytes, console=ranks.console(console), clock=clock)
-    with stop, reporting as reporter:
+    place, screen = run_folder if ranks.is_first else None, ranks.console(console)
+    with stop, Reporter(place, keep_bytes=run.metrics_bytes, console=screen, clock=clock) as reporter:
         reporter.write("run", run.state.step, run.description())
         while run.state.stage < len(stages) and not run.state.is_stopped_early:
             _train_stage(run, reporter)
@@ -87,6 +85,8 @@ def train(
         if run.state.step > run.state.evaluated_step:
             run.evaluate(reporter)
         checkpoint = run.save(reporter, keep=1)
+        if run.agreement.is_stopping:  # for there may be other runs after this one
+            raise interrupted(run.state.step, checkpoint)
         metrics = run.choose_weights()
         state = run.state
         result = TrainResult(
@@ -111,10 +111,7 @@ def _train_stage(run: "_Run", reporter: Reporter) -> None:
             progress = run.progress()
             run.keep_stable(reporter, progress)
             if run.agreement.is_stopping:
-                raise Interrupted(
-                    f"Stopped after step {run.state.step:,}; the run is saved in {run.save(reporter)}. "
-                    "Run the same command with --resume to go on."
-                )
+                raise interrupted(run.state.step, run.save(reporter))
             if run.state.is_evaluation_due:
                 run.evaluate(reporter)
                 continue
@@ -334,6 +331,9 @@ class _Run:
         state.evaluation_seconds += self.last_evaluation_seconds
         self.evaluations.is_due(self._spent(), self.progress())
         reporter.evaluation(state.step, metrics, self.last_evaluation_seconds, is_best)
+        if state.is_stopped_early:
+            text = f"stopped early: no new best in {state.evaluations_without_gain} evaluations"
+            reporter.note("early_stop", state.step, text, {})
 
     def keep_stable(self, reporter: Reporter, progress: float) -> None:
         """Before the first step at a falling rate, write what a longer run can go on from after this one has ended."""

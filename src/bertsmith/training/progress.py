@@ -5,12 +5,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID
 
 from bertsmith.files import atomic_write
 
@@ -21,8 +22,8 @@ class Reporter:
     """Appends lines to `metrics.jsonl` and shows where the run is.
 
     Every line has "kind" and "step"; the kinds of the training loop are "run", "train", "eval", "bad_step",
-    "out_of_memory", "compile" and "end". A terminal gets a bar that is redrawn; anything else (a pipe, a log file) gets
-    a line every ten seconds.
+    "out_of_memory", "compile", "early_stop" and "end". A terminal gets a bar that is redrawn; anything else (a pipe, a
+    log file) gets a line every ten seconds.
     """
 
     def __init__(
@@ -55,13 +56,8 @@ class Reporter:
         self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Reporter":
-        if self._console.is_terminal and not self._console.quiet:
-            columns = (
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:3.0f} %"),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Progress(*columns, console=self._console, transient=True)
+        self._bar = _bars(self._console)
+        if self._bar is not None:
             self._bar_id = self._bar.add_task("", total=1.0)
             self._bar.start()
         return self
@@ -86,31 +82,141 @@ class Reporter:
     def train(self, step: int, progress: float, values: Mapping[str, Any]) -> None:
         """Figures of the steps since the last call; wants "loss", "tokens_per_second" and "seconds"."""
         self.write("train", step, {"progress": progress, **values})
-        left = values["seconds"] * (1 - progress) / max(progress, 1e-9)
-        text = (
-            f"step {step:,}  loss {values['loss']:.4f}  {values['tokens_per_second']:,.0f} tokens/s  "
-            f"{duration(left)} left"
-        )
+        text = _state_of(step, progress, values)
         if self._bar is not None:
             self._bar.update(self._bar_id, completed=progress, description=text)
         elif self._clock() - self._last_line >= _PLAIN_LINE_SECONDS:
             self._last_line = self._clock()
-            self._print(f"{progress:4.0%}  {text}")
+            _print(self._console, f"{progress:4.0%}  {text}")
 
     def note(self, kind: str, step: int, text: str, values: Mapping[str, Any]) -> None:
         """Something that people should see at once: a line of metrics.jsonl with `text` in it, and `text` itself."""
         self.write(kind, step, {"text": text, **values})
-        self._print(f"      step {step:,}  {text}")
+        _print(self._console, f"      {_noted(step, text)}")
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float, best: bool) -> None:
         """Scores of the held-out split after `step` steps, which took `seconds` to get; baselines are not shown."""
         self.write("eval", step, {"metrics": dict(metrics), "evaluation_seconds": seconds, "best": best})
-        shown = {name: value for name, value in metrics.items() if not name.endswith("_baseline")}
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        self._print(f"      step {step:,}  {figures}{'  (best)' if best else ''}")
+        _print(self._console, f"      {_scored(step, metrics, best)}")
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+class Watcher:
+    """Shows where runs of other processes are, by what they write to `metrics.jsonl`, as `Reporter` shows its own.
+
+    Each line begins with the name of its run; on a terminal each run has a bar.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._bars = _bars(console, "{task.fields[run]}")
+        self._runs: dict[Path, _Watched] = {}
+
+    def __enter__(self) -> "Watcher":
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.look()
+        if self._bars is not None:
+            self._bars.stop()
+
+    def follow(self, run_folder: Path) -> None:
+        """Show what a run will write; what an earlier part of it has written has been seen."""
+        path = run_folder / "metrics.jsonl"
+        bar_id = self._bars.add_task("", total=1.0, run=run_folder.name) if self._bars is not None else TaskID(0)
+        self._runs[run_folder] = _Watched(path, path.stat().st_size if path.exists() else 0, bar_id)
+
+    def look(self) -> None:
+        """Show what has been written since the last look."""
+        for run_folder, watched in self._runs.items():
+            for line in watched.new_lines():
+                self._show(run_folder.name, watched, line)
+
+    def leave(self, run_folder: Path) -> None:
+        """Look once more, and no longer."""
+        watched = self._runs[run_folder]
+        for line in watched.new_lines():
+            self._show(run_folder.name, watched, line)
+        if self._bars is not None:
+            self._bars.remove_task(watched.bar_id)
+        del self._runs[run_folder]
+
+    def _show(self, name: str, watched: "_Watched", line: Mapping[str, Any]) -> None:
+        step = line["step"]
+        if line["kind"] == "train":
+            text = _state_of(step, line["progress"], line)
+            if self._bars is not None:
+                self._bars.update(watched.bar_id, completed=line["progress"], description=text)
+            elif self._clock() - watched.last_line >= _PLAIN_LINE_SECONDS:
+                watched.last_line = self._clock()
+                _print(self._console, f"{name}  {line['progress']:4.0%}  {text}")
+        elif line["kind"] == "eval":
+            _print(self._console, f"{name}        {_scored(step, line['metrics'], line['best'])}")
+        elif "text" in line:
+            _print(self._console, f"{name}        {_noted(step, line['text'])}")
+
+
+@dataclass
+class _Watched:
+    """How much of a run's metrics.jsonl has been seen."""
+
+    path: Path
+    position: int
+    bar_id: TaskID
+    last_line: float = -math.inf
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """Whole lines that were added. A run that is resumed first removes some: what follows them is new."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            self.position = min(self.position, file.seek(0, os.SEEK_END))
+            file.seek(self.position)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.position += len(whole)
+        lines = []
+        for line in whole.splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:  # the rest of a line that began among those removed
+                continue
+        return lines
+
+
+def _bars(console: Console, *before: str) -> Progress | None:
+    """Bars with a description, for a terminal; `before` each of them is a column of text."""
+    if console.quiet or not console.is_terminal:
+        return None
+    bar = BarColumn(bar_width=24)
+    return Progress(*before, bar, "{task.percentage:3.0f} %", "{task.description}", console=console, transient=True)
+
+
+def _state_of(step: int, progress: float, values: Mapping[str, Any]) -> str:
+    """A line of kind "train" for people. A figure that is not finite is None in the file."""
+    left = values["seconds"] * (1 - progress) / max(progress, 1e-9)
+    loss = math.nan if values["loss"] is None else values["loss"]
+    return f"step {step:,}  loss {loss:.4f}  {values['tokens_per_second']:,.0f} tokens/s  {duration(left)} left"
+
+
+def _scored(step: int, metrics: Mapping[str, float | None], best: bool) -> str:
+    """A line of kind "eval" for people."""
+    shown = {name: value for name, value in metrics.items() if not name.endswith("_baseline")}
+    figures = "  ".join(f"{name} {math.nan if value is None else value:.4f}" for name, value in shown.items())
+    return f"step {step:,}  {figures}{'  (best)' if best else ''}"
+
+
+def _noted(step: int, text: str) -> str:
+    """A line with a text for people."""
+    return f"step {step:,}  {text}"
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
