@@ -22,12 +22,13 @@ import bertsmith
 from bertsmith.cli import main, model_verbs
 from bertsmith.cli.app import build_app
 from bertsmith.cli.config import SECTIONS
-from bertsmith.deploy.predict import TaskPredictor
+from bertsmith.deploy.predict import Placed, TaskPredictor
 from bertsmith.errors import InputError, Interrupted
 from bertsmith.settings import save_yaml
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.tasks.saved import task_kind
 from bertsmith.text.tokenizer import load_tokenizer
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
@@ -282,13 +283,14 @@ class Echo:
     def __init__(self) -> None:
         self.read_ahead = 0
 
-    def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
+    def predict(self, rows: Iterable[Value | Placed], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """One answer a row."""
         self.read_ahead = read_ahead
         for row in rows:
-            if row == "bad":
-                raise InputError("cannot be read.", "row 2")
-            yield {"asked": row}
+            value, where = (row.value, row.where) if isinstance(row, Placed) else (row, "row")
+            if value == "bad":
+                raise InputError("cannot be read.", where)
+            yield {"asked": value}
 
 
 @pytest.fixture
@@ -367,9 +369,9 @@ def test_predict_a_file_to_a_file(run: Run, echo: Echo, tmp_path: Path, name: st
     assert asked((tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8")) == rows
 
 
-def test_predict_reads_tables_as_the_fine_tuning_did(
-    run: Run, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def classifier(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> TaskPredictor:
+    """What `bertsmith predict` loads: it reads rows as a classifier does, and answers with their texts."""
     settings = ClassificationSettings(
         text_column="text", label_column="label", columns="label, text", delimiter=";", quoting=False
     )
@@ -377,16 +379,82 @@ def test_predict_reads_tables_as_the_fine_tuning_did(
     predictor = TaskPredictor(task, nn.Identity(), torch.device("cpu"), "fp32")
     monkeypatch.setattr(model_verbs, "load", lambda *_, **__: predictor)
     monkeypatch.setattr(predictor, "_answer", lambda examples: [{"asked": one.row.text} for one in examples.items])
+    return predictor
+
+
+def test_predict_reads_tables_as_the_fine_tuning_did(run: Run, classifier: TaskPredictor, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('a;"the cat\nb;a dog\n')
     code, out, err = run("predict", "model", "--file", tmp_path / "a.csv", "--out", tmp_path / "answers.jsonl")
     assert (code, out) == (0, ""), err
     assert asked((tmp_path / "answers.jsonl").read_text(encoding="utf-8")) == ['"the cat', "a dog"]
 
 
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("classification", ["--pair", "b"], 'this model reads one text; leave "pair" out.'),
+        ("classification", ["--question", "b"], "this model does not answer questions; give a text alone."),
+        ("pairs", ["--question", "b"], 'does not answer questions; give a row with "text" and "pair".'),
+        ("pairs", [], 'this model reads pairs; give a row with "text" and "pair".'),
+        ("tagging", ["--pair", "b"], 'this model reads one text; leave "pair" out.'),
+        ("tagging", ["--question", "b"], "this model does not answer questions; give a text"),
+        ("answering", ["--pair", "b"], 'this model answers questions; give a row with "question" and "context".'),
+        ("choice", ["--pair", "b"], 'this model chooses; give a row with "text", "question" and "choices".'),
+        ("choice", ["--question", "b"], 'this model chooses; give a row with "text", "question" and "choices".'),
+        ("embedding", ["--question", "b"], "this model does not answer questions; give a text"),
+    ],
+)
+def test_predict_refuses_what_the_model_would_not_read(
+    run: Run, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, task: str, arguments: list[str], message: str
+) -> None:
+    given: dict[str, Any] = {
+        "classification": ClassificationSettings(text_column="text", label_column="label"),
+        "pairs": ClassificationSettings(text_column="text", pair_column="pair", label_column="label"),
+    }
+    kind = task_kind("classification" if task == "pairs" else task)
+    labels = ("O", "B-X", "I-X") if task == "tagging" else ("a", "b")
+    work = kind.make(load_tokenizer(tiny_tokenizer), labels, given.get(task, kind.settings()), {})
+    predictor = TaskPredictor(work, nn.Identity(), torch.device("cpu"), "fp32")
+    monkeypatch.setattr(model_verbs, "load", lambda *_, **__: predictor)
+    code, out, err = run("predict", "model", "a", *arguments)
+    assert (code, out) == (2, "") and message in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "a"}\n\n{"txt": "b"}\n{"text": "c"}\n',
+            ':3: this row has no field "text". Did you mean "txt"?',
+        ),
+        ("a.txt", 'a\n{"txt": "b"}\nc\n', ':2: there is no column "text". Did you mean "txt"?'),
+        ("a.jsonl", '{"text": "a"}\n\n{"text": \n', ":3: not JSON"),
+    ],
+)
+def test_predict_names_file_and_line_and_answers_what_stands_before(
+    classifier: TaskPredictor, capfdbinary: Any, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert main(["predict", "model", "--file", str(tmp_path / name)]) == 2
+    out, err = capfdbinary.readouterr()
+    assert asked(out.decode()) == ["a"]
+    assert f"{tmp_path / name}{message}" in err.decode()
+
+
+def test_predict_names_the_line_of_standard_input(
+    classifier: TaskPredictor, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
+) -> None:
+    give(monkeypatch, 'a\n{"txt": "b"}\n')
+    assert main(["predict", "model"]) == 2
+    out, err = capfdbinary.readouterr()
+    assert asked(out.decode()) == ["a"] and 'standard input:2: there is no column "text"' in err.decode()
+
+
 def test_predict_leaves_no_half_file(run: Run, echo: Echo, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("good\nbad\n")
     code, _, err = run("predict", "model", "--file", tmp_path / "a.txt", "--out", tmp_path / "answers.jsonl")
-    assert code == 2 and "row 2: cannot be read." in err
+    assert code == 2 and f"{tmp_path / 'a.txt'}:2: cannot be read." in err
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -395,6 +463,7 @@ def test_predict_leaves_no_half_file(run: Run, echo: Echo, tmp_path: Path) -> No
     [
         (["--pair", "B"], "go with a TEXT"),
         (["A", "--file", "a.txt"], "not both"),
+        (["A", "--pair", "B", "--question", "C"], "give --pair or --question, not both"),
         (["--file", "missing.txt"], "missing.txt"),
     ],
 )

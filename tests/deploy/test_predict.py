@@ -23,10 +23,11 @@ from transformers import (
     pipeline,
 )
 
-from bertsmith.deploy.predict import PretrainedPredictor, TaskPredictor, load
+from bertsmith.deploy.predict import Placed, PretrainedPredictor, TaskPredictor, load
 from bertsmith.errors import InputError, ModelError, SettingsError, StepError
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.encoder import Encoder
+from bertsmith.tasks.saved import load_task
 
 pytestmark = pytest.mark.conformance
 
@@ -91,6 +92,17 @@ def test_pairs_in_a_folder_of_others(classifier: Path) -> None:
     with torch.inference_mode():
         expected = theirs(**inputs).logits.softmax(-1)[0]
     assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_rows_that_are_more_than_a_pair_may_have_what_is_not_read(classifier: Path) -> None:
+    """A table has the columns that it has; nothing but `pair` beside `text` was meant to be read."""
+    single = load_task(classifier, {"text_column": "text"})[0]
+    assert single.row({"text": "a", "pair": "b", "id": 3}, "row 1").texts == ("a",)
+    assert single.row({"text": "a", "pair": None}, "row 1").texts == ("a",)
+    with pytest.raises(InputError, match=r'^row 1: this model reads one text; leave "pair" out'):
+        single.row({"text": "a", "pair": "b"}, "row 1")
+    both = load_task(classifier, {"text_column": "question", "pair_column": "context"})[0]
+    assert both.row({"question": "a", "context": "b"}, "row 1").texts == ("a", "b")
 
 
 def test_default_labels_of_transformers(tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -193,6 +205,10 @@ def test_bad_rows_name_their_number(classifier: Path) -> None:
     answers = predictor.predict(["a", {"text": "b"}, {"txt": "c"}], read_ahead=1)
     next(answers), next(answers)
     with pytest.raises(InputError, match=r'^row 3: there is no column "text".*Did you mean'):
+        next(answers)
+    answers = predictor.predict(["a", {"text": "b"}, Placed({"txt": "c"}, "a.csv:9"), "d"])
+    assert all(next(answers)["label"] for _ in range(2)), "those before it in its batch are answered"
+    with pytest.raises(InputError, match=r'^a\.csv:9: there is no column "text"'):
         next(answers)
     with pytest.raises(SettingsError, match="at least 1 row"):
         next(predictor.predict(["a"], read_ahead=0))
@@ -300,9 +316,15 @@ def test_pairs_are_judged_as_by_transformers(tiny_tokenizer: Path, tmp_path: Pat
         with torch.inference_mode():
             logits = theirs(**tokenizer(row["text"], row["pair"], return_tensors="pt")).seq_relationship_logits
         assert [answer["next"], answer["random"]] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
+    with pytest.raises(InputError, match="a model that is pre-trained alone does not answer questions"):
+        list(predictor.predict([{"question": "who?", "context": "the king [MASK]"}]))
     for bad in ({"sentence": "x"}, "no mask here", {"text": "x", "pair": 3}):
         with pytest.raises(InputError, match=r"^row 41: give a text that holds \[MASK\]"):
             list(predictor.predict([*["the [MASK]"] * 40, bad]))
+        answers = predictor.predict([*["the [MASK]"] * 40, Placed(bad, "a.jsonl:50"), "the [MASK]"])
+        assert all(next(answers)["guesses"] for _ in range(40)), "those before it are answered"
+        with pytest.raises(InputError, match=r"^a\.jsonl:50: give a text that holds \[MASK\]"):
+            next(answers)
 
 
 def test_what_cannot_answer_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_every_bad_row_of_a_file_is_counted_by_its_line_and_the_others_are_read(
     good = iter(GOOD)
     lines = [BAD.get(number) or next(good).encode() for number in range(1, len(GOOD) + len(BAD) + 1)]
     file = make_files({"a.jsonl": b"\xef\xbb\xbf" + b"\r\n".join(lines)}) / "a.jsonl"
-    monkeypatch.setattr("bertsmith.tasks.data_check._SHOWN_PLACES", 9)
+    monkeypatch.setattr("bertsmith.tasks.findings._SHOWN_PLACES", 9)
     report = check_data("classification", CheckSettings(train=str(file)))
     (finding,) = report.findings
     assert (finding.kind, finding.count) == ("unusable", len(BAD))
@@ -113,7 +113,7 @@ def test_rows_that_are_in_two_splits_or_there_twice_are_named(make_files: MakeFi
         ("train", "copies"): "a.csv:18 = a.csv:4",
         ("train", "contradictions"): "a.csv:8 (cat), a.csv:19 (dog): the cat number 3",
         ("test", "leak"): "b.csv:2 = a.csv:6",
-        ("test", "unseen"): '"bird": 1',
+        ("test", "unseen"): '"bird": 1 (b.csv:3)',
     }
 
 

@@ -124,7 +124,7 @@ def test_several_seeds_share_the_adapted_model(base: Path, tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"adapt": "5%"}, "is a share of itself"),
-        ({"adapt": "long"}, 'cannot read "long"'),
+        ({"adapt": "long"}, '^adapt: cannot read "long"'),
         ({"model": "size:tiny"}, 'adapt goes with a pre-trained model; "size:tiny" has random weights'),
     ],
 )

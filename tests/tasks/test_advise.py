@@ -21,7 +21,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import save_model
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks import advise as advise_module
-from bertsmith.tasks.advice_rules import DataFigures, recommend, remarks
+from bertsmith.tasks.advice_rules import DataFigures, Least, recommend, remarks
 from bertsmith.tasks.advice_text import advice_sheets, render
 from bertsmith.tasks.advise import Advice, AdviceSettings, advise
 from bertsmith.tasks.answer_data import AnsweringSettings
@@ -58,22 +58,23 @@ class Machine:
         self.asked: list[tuple[FinetuneSettings, Any]] = []
         self.fits: Callable[[FinetuneSettings], bool] = lambda settings: True
         self.examples = 1000
+        self.rows = 90
 
     def measure(
         self, task: str, settings: FinetuneSettings, options: Any, *, memory_limit_bytes: int
     ) -> FinetuneMeasured:
-        """90 examples of 10 tokens to learn from, 10 to evaluate."""
+        """`rows` examples of 10 tokens to learn from, 10 to evaluate."""
         self.asked.append((settings, options))
         fits = self.fits(settings)
         batch = settings.batch_size
         seconds, peak_bytes = (1.5, 10**8) if settings.gradient_checkpointing else (1.0, 10**9)
         stage = StageCost(
-            batch, min(batch, self.examples), -(-90 // batch), 5, Pace(seconds, 0.0), 10.0 * batch, batch,
+            batch, min(batch, self.examples), -(-self.rows // batch), 5, Pace(seconds, 0.0), 10.0 * batch, batch,
             100.0 * batch, {}, 0.01, peak_bytes,
         )  # fmt: skip
         calibration = Calibration(1000, 1000, fits, peak_bytes, (stage,) if fits else (), 0.5, 12000, 0.25, 4000, 1.0)
-        tokens = {"train": 900, "dev": 100, "test": 0}
-        return FinetuneMeasured(4.0, calibration, {"train": 90, "dev": 10, "test": 0}, tokens)
+        tokens = {"train": 10 * self.rows, "dev": 100, "test": 0}
+        return FinetuneMeasured(4.0, calibration, {"train": self.rows, "dev": 10, "test": 0}, tokens)
 
 
 @pytest.fixture
@@ -171,13 +172,13 @@ def test_a_terminal_gets_tables_and_a_file_gets_lines(make_files: MakeFiles, mod
 
 
 def test_a_limit_of_time_takes_epochs_then_rows(make_files: MakeFiles, model: Path, machine: Machine) -> None:
-    """A step is a second, so an epoch of 90 rows in batches of 16 is 6; the rest is 4 + 2 x 1 + 2.5 or so."""
+    """A step is a second, so an epoch of 90 rows in batches of 16 is 6; the rest is 4, and 1.5 or so an epoch."""
     folder = make_files({"a.csv": reviews()})
     settings = AdviceSettings(model=str(model), train=str(folder / "a.csv"))
     whole = advise("classification", settings)
     assert whole.settings.epochs == 20 and not whole.is_cut_short and whole.forecast is not None
     previous = whole.forecast.seconds
-    for budget, epochs in (("100s", 10), ("30s", 2)):
+    for budget, epochs in (("100s", 10), ("45s", 4)):
         advice = advise("classification", replace(settings, budget=budget))
         assert advice.forecast is not None and advice.fits_time and advice.is_cut_short
         assert advice.settings.epochs >= epochs
@@ -186,14 +187,60 @@ def test_a_limit_of_time_takes_epochs_then_rows(make_files: MakeFiles, model: Pa
         )
         assert advice.forecast.seconds < previous
         previous = advice.forecast.seconds
-    advice = advise("classification", replace(settings, budget="14s"))
-    assert advice.settings.epochs == 1 and advice.settings.max_train_examples is not None
-    assert 16 <= advice.settings.max_train_examples < 90 and advice.share < 1
+    # 24 steps are four epochs of so few rows, which are never cut; and so is evaluation, to a fifth of the time.
+    hopeless = advise("classification", replace(settings, budget="14s"))
+    assert (hopeless.settings.epochs, hopeless.settings.max_train_examples) == (4, None)
+    assert not hopeless.fits and hopeless.forecast is not None and hopeless.least_seconds == hopeless.forecast.seconds
+    machine.rows = 1600
+    advice = advise("classification", replace(settings, budget="60s"))
+    assert advice.settings.epochs == 1 and advice.fits and advice.forecast is not None
+    kept = advice.settings.max_train_examples
+    assert kept is not None and kept % 16 == 0 and 384 < kept < 1600
+    more = advice.measured.forecast(1, (kept + 16) / 1600)
+    assert advice.forecast.seconds <= 60 < more.seconds
     hopeless = advise("classification", replace(settings, budget="5s"))
-    assert not hopeless.fits_time
-    # Two evaluations of 1 second were to be a fifth of 5 seconds.
+    assert (hopeless.settings.epochs, hopeless.settings.max_train_examples) == (1, 384) and not hopeless.fits
+    # Two evaluations of 1 second were to be a fifth of 5 seconds; in more time they have more.
     assert (advice.settings.dev_share, hopeless.settings.dev_share) == (0.1, 0.05)
     assert [run.dev_share for run, _ in machine.asked[-2:]] == [0.1, 0.05]
+    assert hopeless.forecast is not None and hopeless.least_seconds == pytest.approx(hopeless.forecast.seconds / 0.8)
+    assert advise("classification", replace(settings, budget=f"{hopeless.least_seconds + 1:.0f}s")).fits
+
+
+def test_no_less_is_advised_than_teaches_anything() -> None:
+    assert Least.of(100_000, 6, 32, 3.0) == Least(1, 768)
+    assert Least.of(100_000, 150, 32, 3.0) == Least(1, 1200)
+    assert Least.of(100, 6, 16, 20.0) == Least(4, 100)
+    assert Least.of(100, 6, 16, 1.0) == Least(1, 100)
+
+
+@pytest.mark.parametrize(
+    ("memory_fits", "arguments", "said"),
+    [
+        (True, ["--budget", "5s"], ["nothing fits the time of 5.0 s. The least that may teach anything takes some ",
+                                    "of which starting and saving are "]),
+        (False, ["--memory", "300MiB"], ["nothing fits the memory of 300.0 MiB. Take a smaller model"]),
+        (False, ["--memory", "300MiB", "--budget", "20s"],
+         ["nothing fits the memory of 300.0 MiB. Whether 20.0 s would be enough cannot be measured"]),
+    ],
+)  # fmt: skip
+def test_nothing_is_recommended_where_nothing_fits(
+    make_files: MakeFiles, model: Path, machine: Machine, capsys: pytest.CaptureFixture[str],
+    memory_fits: bool, arguments: list[str], said: list[str],
+) -> None:  # fmt: skip
+    folder = make_files({"a.csv": reviews()})
+    machine.fits = lambda run: memory_fits
+    words = ["advise", "classification", "--model", str(model), "--train", str(folder / "a.csv"), *arguments]
+    assert main([*words, "--out", str(folder / "a.yaml")]) == 2
+    out, err = capsys.readouterr()
+    for one in said:
+        assert one in err
+    assert err.endswith(f"No command is given, and {folder / 'a.yaml'} is not written.\n")
+    assert not (folder / "a.yaml").exists() and "bertsmith finetune" not in out
+    assert "What was tried, and does not fit:" in out and "What to do" not in out
+    assert ("  the whole: cannot be measured (of 20.0 s that there are" in out) == ("20s" in arguments)
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith("No command is given.\n")
 
 
 def test_memory_takes_time_then_embeddings_then_all_but_small_matrices(
@@ -290,7 +337,7 @@ def test_rules_follow_length_width_and_number() -> None:
     [
         (["--train", "missing.csv"], "missing.csv"),
         (["--budget", "3 epochs"], "is no time"),
-        (["--budget", "soon"], "cannot read"),
+        (["--budget", "soon"], "error: budget: cannot read"),
         (["--memory", "8"], "cannot read the size"),
         (["--memory", "0GiB"], "cannot read the size"),
         (["--out", "settings.txt"], "ends in .yaml"),

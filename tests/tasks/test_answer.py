@@ -381,6 +381,8 @@ def test_reading_finds_out_whether_questions_may_have_no_answer(make_files):
     found, rows = read_rows(str(folder / "two.json"), AnsweringSettings())
     assert found.unanswerable is True
     assert find_labels(rows, found) == ()
+    with pytest.raises(InputError, match=r"two\.json, question 2: no question of the training data has an answer"):
+        find_labels(rows[1:], found)
     assert read_rows(str(folder / "two.json"), AnsweringSettings(unanswerable=False))[0].unanswerable is False
 
 

@@ -343,7 +343,7 @@ def test_the_command_prints_and_writes(
     ("changes", "message"),
     [
         ({"budget": "3 epochs"}, "is no time"),
-        ({"budget": "soon"}, "cannot read"),
+        ({"budget": "soon"}, "^budget: cannot read"),
         ({"sizes": " , "}, "names no size"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"row_length": 3}, "row_length must be at least 4"),

@@ -166,6 +166,42 @@ def test_labels_that_cannot_be_learnt() -> None:
         find_labels(numbers, ClassificationSettings(label_column="score"))
 
 
+def test_nearly_as_many_labels_as_rows_are_no_classes() -> None:
+    def labelled(number: int, labels: list[str]) -> list[ClassificationRow]:
+        return [ClassificationRow(f"a:{n + 1}", "x", None, labels[n % len(labels)]) for n in range(number)]
+
+    chosen = ClassificationSettings(label_column="label")
+    texts = [f"what is the name of the river number {number} of this land?" for number in range(60)]
+    message = (
+        r'^a:1: 60 labels in 60 rows: hardly any of the column "label" stands twice \("what is the name of the river '
+        r'number 0 o\.\.\.", .*Choose another label_column'
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        find_labels(labelled(60, texts), chosen)
+    assert "regression" not in str(caught.value)
+    with pytest.raises(InputError, match=r"If they are numbers to learn, say regression\."):
+        find_labels(labelled(60, [str(number) for number in range(60)]), chosen)
+    assert len(find_labels(labelled(49, texts), chosen)) == 49, "few rows may be an example"
+    assert len(find_labels(labelled(120, texts), chosen)) == 60, "each stands twice"
+
+
+def test_named_columns_of_a_file_with_a_header_are_refused(make_files: MakeFiles) -> None:
+    path = str(make_files({"a.tsv": "Text\tLabel\nwho was he\tperson\nlabel\ttext\n"}) / "a.tsv")
+    for columns in ("label,text", "text, label"):
+        with pytest.raises(InputError, match=r"a\.tsv:1: the first row equals the column names \(Text, Label\).*Leave"):
+            read_rows(path, ClassificationSettings(columns=columns))
+    assert len(read_rows(path, ClassificationSettings())[1]) == 2
+    assert len(read_rows(path, ClassificationSettings(columns="text,topic", label_column="topic"))[1]) == 3
+
+
+def test_another_delimiter_is_proposed(make_files: MakeFiles) -> None:
+    folder = make_files({"a.csv": "text;label\na;b\n"})
+    for settings in (ClassificationSettings(), ClassificationSettings(text_column="text", label_column="label")):
+        with pytest.raises(InputError, match=r'text;label\. If ";" parts them, say --delimiter ";"\.$'):
+            read_rows(str(folder / "a.csv"), settings)
+    assert len(read_rows(str(folder / "a.csv"), ClassificationSettings(delimiter=";"))[1]) == 1
+
+
 def test_an_unknown_label_in_dev_names_its_line(tokenizer: Tokenizer) -> None:
     dev = [ClassificationRow("dev.csv:9", "x", None, "animel")]
     with pytest.raises(InputError, match=r'^dev\.csv:9: the label "animel".*Did you mean "animal"'):
@@ -518,6 +554,7 @@ def test_many_labels_show_their_confusions_instead_of_a_matrix(tokenizer: Tokeni
     confusions = task.sections(answers, examples)[1]
     assert isinstance(confusions, Table)
     assert confusions.rows == [("label 01", "label 07", 2), ("label 02", "label 07", 1), ("label 03", "label 07", 1)]
+    assert confusions.note == "There is no confusion matrix: 60 labels are too many; it can be read up to 40."
 
 
 def test_answers_as_json(tokenizer: Tokenizer) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from bertsmith.cli.app import main
 from bertsmith.errors import InputError
 from bertsmith.tasks.answer_data import AnsweringSettings
-from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.classify_data import ClassificationSettings, read_rows
 from bertsmith.tasks.data_check import CheckSettings, DataReport, check_data, render
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.tag_data import TaggingSettings
@@ -74,12 +74,12 @@ def test_faults_of_classification_data_are_found_at_their_lines(make_files: Make
         ("train", "empty", "train.csv:28"),
         ("train", "copies", "train.csv:26 = train.csv:11"),
         ("train", "contradictions", "train.csv:12 (dog), train.csv:27 (house): the dog number 3"),
-        ("train", "rare", '"person": 1'),
+        ("train", "rare", '"person": 1 (train.csv:30)'),
         ("train", "long", "train.csv:31: 42 tokens"),
         ("dev", "leak", "dev.csv:2 = train.csv:25"),
         ("test", "leak", "test.csv:3 = train.csv:3"),
         ("test", "leak", "test.csv:2 = dev.csv:3"),
-        ("dev", "unseen", '"plant": 1'),
+        ("dev", "unseen", '"plant": 1 (dev.csv:3)'),
     ]
     text = shown(report)
     assert "1 of 29 rows (3.4%) are copies of an earlier one" in text
@@ -116,7 +116,9 @@ def test_faults_of_several_labels(make_files: MakeFiles) -> None:
         ("train", "unusable", "a.jsonl:23, labels: a list of labels wanted, or a text of them."),
         ("train", "copies", "a.jsonl:22 = a.jsonl:3"),
         ("train", "contradictions", "a.jsonl:4 (a), a.jsonl:21 (a, b): text 3"),
+        ("train", "imbalance", '"a": 22'),
     ]
+    assert '100.0% have the label "a": nothing can be learnt of it.' in shown(report)
     assert report.splits["train"].labels == {"a": 22, "b": 12}
 
 
@@ -170,6 +172,243 @@ def test_faults_of_questions(make_files: MakeFiles, tiny_tokenizer: Path) -> Non
         ("train", "long", "a.json, question q0"),
         ("dev", "leak", "b.json, question q0 = a.json, question q0"),
     ]
+
+
+def test_a_bad_sentence_does_not_hide_those_behind_it(make_files: MakeFiles) -> None:
+    sentences = [f"the\tO\nking\tB-PER\n{number}\tO\n" for number in range(10)]
+    later = [sentences[3], "the\tO\n", "a\tO\nb\n", sentences[0]]  # lines 48, 52, 54, 57
+    lost = "the\tO\ncity\nof\nred\n"  # lines 41 to 44
+    words = [f"{n}\t{word}" + "\t_" * 8 for n, word in enumerate(("the", "cat", "sat"), start=1)]
+    folder = make_files(
+        {
+            "a.conll": "\n".join([*sentences, lost, "caf\tO\n", *later]).encode().replace(b"caf", b"caf\xe9"),
+            "b.conllu": "\n".join([words[0], "", words[1], "2\tcat", "", words[2], ""]),
+            "c.conll": "one\n\ntwo\tA\n\nthree\tB\n",
+        }
+    )
+    report = check_data("tagging", CheckSettings(train=str(folder / "a.conll"), test=str(folder / "a.conll")))
+    unusable, copies, *_, leak = report.findings
+    assert [place.replace(f"{folder}/", "").split(":")[1] for place in unusable.places] == ["42", "46", "55"]
+    assert found(report, folder)[1] == ("train", "copies", "a.conll:48 = a.conll:13 | a.conll:57 = a.conll:1")
+    assert (report.splits["train"].rows, copies.count) == (13, 2)
+    assert (leak.kind, leak.count) == ("leak", 13)
+    for name, line, rows in (("b.conllu", 4, 2), ("c.conll", 1, 2)):
+        options = TaggingSettings(scheme="none", tag_column="xpos" if name == "b.conllu" else None)
+        report = check_data("tagging", CheckSettings(train=str(folder / name)), options)
+        assert report.splits["train"].rows == rows
+        assert report.findings[0].places[0].startswith(f"{folder / name}:{line}: ")
+
+
+def test_a_bad_question_does_not_hide_those_behind_it(make_files: MakeFiles) -> None:
+    def entry(name: str, text: str = "cat", start: int = 4) -> dict[str, object]:
+        return {"id": name, "question": f"{name} ?", "answers": [{"text": text, "answer_start": start}]}
+
+    bad = [{"id": "q1", "answers": []}, {"id": "q2", "question": "who ?", "answers": "cat"}]
+    paragraphs = [
+        {"context": "the cat", "qas": [entry("q0"), *bad, entry("q3", start=0)]},
+        {"qas": [entry("q4"), entry("q5")]},
+        {"context": "a dog"},
+        {"context": "the  cat", "qas": [entry("q0", start=5)]},
+    ]
+    content = {"data": [{"paragraphs": paragraphs}, {}, {"paragraphs": [{"context": "a dog", "qas": [bad[0]]}]}]}
+    folder = make_files({"a.json": json.dumps(content)})
+    report = check_data("answering", CheckSettings(train=str(folder / "a.json")))
+    assert report.splits["train"].rows == 3
+    assert [(finding.kind, finding.count) for finding in report.findings] == [
+        ("unusable", 6),
+        ("copies", 1),
+        ("misplaced", 1),
+    ]
+    assert [place.split(": ")[0].replace(f"{folder}/", "") for place in report.findings[0].places] == [
+        "a.json, question q1",
+        "a.json, question q2, answers",
+        "a.json, data[0].paragraphs[1]",
+        "a.json, data[0].paragraphs[2]",
+        "a.json, data[1]",
+    ]
+
+
+def numbers(values: list[str]) -> str:
+    return "text,score\n" + "".join(f"text {place},{value}\n" for place, value in enumerate(values))
+
+
+def test_numbers_of_a_regression_are_no_classes(make_files: MakeFiles) -> None:
+    good = [f"{number / 7:.3f}" for number in range(40)]
+    folder = make_files(
+        {
+            "good.csv": numbers(good) + "text 0,0\n",
+            "bad.csv": numbers([*good, "nan", "abc", '"0,14"', "inf", "1e3", "1e999"]),
+            "same.csv": numbers(["3", "3.0", "3"]),
+        }
+    )
+    options = ClassificationSettings(regression=True)
+    report = check_data("classification", CheckSettings(train=str(folder / "good.csv")), options)
+    assert found(report, folder) == [("train", "copies", "good.csv:42 = good.csv:2")]  # 0.000 and 0 are the same
+    train = report.splits["train"]
+    assert (train.labels, train.numbers) == ({}, (0.0, 2.714, 5.571))
+    assert "Rows of each label" not in shown(report)
+    assert "5.571" in shown(report)
+    settings = CheckSettings(train=str(folder / "bad.csv"), dev=str(folder / "same.csv"))
+    report = check_data("classification", settings, options)
+    assert [(finding.split, finding.kind, finding.count) for finding in report.findings[:3]] == [
+        ("train", "unusable", 5),
+        ("train", "outliers", 1),
+        ("dev", "constant", 3),
+    ]
+    bad = found(report, folder)[0][2].split(" | ")
+    for place, value in zip(bad, ("nan", "abc", "0,14", "inf", "1e999"), strict=True):
+        assert f', score: "{value}" is not a number, and a regression learns numbers.' in place
+    assert bad[0].startswith("bad.csv:42, score")
+    assert found(report, folder)[1][2] == "bad.csv:46: 1000"
+    with pytest.raises(InputError, match=r'bad\.csv:42, score: "nan" is not a number'):
+        read_rows(str(folder / "bad.csv"), options)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "reason"),
+    [
+        (
+            "classification",
+            "a.csv",
+            csv([(f"text {n}", "pos") for n in range(20)]),
+            'a.csv:2: every row has the label "pos"',
+        ),
+        ("tagging", "a.conll", "a\tO\n\nb\tO\n", 'a.conll:1: every word has the tag "O"'),
+        (
+            "classification",
+            "b.csv",
+            csv([(f"t {n}", f"{n}.5") for n in range(20)]),
+            "b.csv:2: the labels look like numbers",
+        ),
+    ],
+)
+def test_labels_of_which_finetune_can_learn_nothing(
+    make_files: MakeFiles, task: str, name: str, content: str, reason: str
+) -> None:
+    folder = make_files({name: content})
+    report = check_data(task, CheckSettings(train=str(folder / name)))
+    ((split, kind, place),) = found(report, folder)
+    assert (split, kind) == ("train", "unlearnable")
+    assert place.startswith(reason)
+    assert "which stops finetune" in shown(report)
+
+
+def test_labels_that_only_evaluation_has_are_named_with_their_rows(make_files: MakeFiles) -> None:
+    tagged = "".join(f"the\tO\nking\tB-PER\n{number}\tO\ncity\tB-LOC\n\n" for number in range(8))
+    folder = make_files(
+        {
+            "a.csv": csv(CLEAN),
+            "b.csv": csv([("one", "plant"), ("two", "cat"), *[(f"new {n}", "plant") for n in range(3)]]),
+            "a.conll": tagged,
+            "b.conll": "old\tB-LOC\ncity\tI-LOC\n\nthe\tO\nred\tB-COL\n",
+        }
+    )
+    report = check_data("classification", CheckSettings(train=str(folder / "a.csv"), test=str(folder / "b.csv")))
+    assert found(report, folder) == [("test", "unseen", '"plant": 4 (b.csv:2; b.csv:4; b.csv:5; ...)')]
+    assert "1 labels do not occur in train, which stops finetune." in shown(report)
+    report = check_data("tagging", CheckSettings(train=str(folder / "a.conll"), dev=str(folder / "b.conll")))
+    assert found(report, folder) == [("dev", "unseen", '"B-COL": 1 (b.conll:4, word 2)')]  # I-LOC goes with B-LOC
+    choices = [{"text": f"text {n}", "choices": ["x", "y", "z"], "label": n} for n in (0, 1, 2)]
+    lines = [json.dumps(row) + "\n" for row in choices]
+    folder = make_files({"a.jsonl": "".join(lines[:2]), "b.jsonl": lines[2]})
+    report = check_data("choice", CheckSettings(train=str(folder / "a.jsonl"), test=str(folder / "b.jsonl")))
+    assert "unseen" not in {finding.kind for finding in report.findings}  # nothing is learnt of a choice's number
+
+
+def test_tags_that_do_not_fit_their_scheme_are_named_with_how_they_are_read(make_files: MakeFiles) -> None:
+    good = "".join(f"the\tO\nking\tB-PER\n{number}\tI-PER\n\n" for number in range(8))
+    ended = "".join(f"the\tO\nking\tB-PER\n{number}\tE-PER\n\n" for number in range(8))
+    folder = make_files(
+        {
+            "a.conll": good + "a\tO\nb\tI-PER\n\na\tB-LOC\nb\tI-PER\nc\tI-PER\n",
+            "b.conll": ended + "a\tB-LOC\nb\tI-LOC\n\na\tB-LOC\nb\tO\nc\tS-LOC\n",
+            "c.conll": "a\tO\nb\tI-PER\nc\tB-PER\nd\tI-LOC\n",
+        }
+    )
+    report = check_data("tagging", CheckSettings(train=str(folder / "a.conll")))
+    assert [one for one in found(report, folder) if one[1] == "tags"] == [
+        (
+            "train",
+            "tags",
+            "a.conll:33, word 2: I-PER after O begins an entity | "
+            "a.conll:36, word 2: I-PER after B-LOC begins an entity",
+        ),
+    ]
+    assert "2 tags do not fit the scheme iob2" in shown(report)
+    report = check_data("tagging", CheckSettings(train=str(folder / "b.conll"), test=str(folder / "b.conll")))
+    assert [one for one in found(report, folder) if one[1] == "tags"] == [
+        (
+            split,
+            "tags",
+            "b.conll:33, word 2: I-LOC before nothing is the end of an entity | "
+            "b.conll:36, word 1: B-LOC before O is all of an entity",
+        )
+        for split in ("train", "test")
+    ]
+    for scheme, count in (("iob1", 0), ("iob2", 2), ("none", 0)):
+        options = TaggingSettings(scheme=scheme)
+        report = check_data("tagging", CheckSettings(train=str(folder / "c.conll")), options)
+        assert sum(finding.count for finding in report.findings if finding.kind == "tags") == count
+
+
+def test_labels_that_differ_only_in_how_they_are_written(make_files: MakeFiles) -> None:
+    train = [(f"a {n}", label) for n in range(8) for label in ("pos", "Pos", "1", "1.0", "caf\u00e9", "other")]
+    test = [("b", "cafe\u0301"), ("c", "OTHER"), ("d", "pos")]
+    tags = [{"words": ["a", "b"], "tags": ["NOUN", " NOUN"]}, {"words": ["a"], "tags": ["12345678901234567890"]}]
+    tags.append({"words": ["b"], "tags": ["12345678901234567891"]})
+    lines = "".join(json.dumps(row) + "\n" for row in tags)
+    folder = make_files({"a.csv": csv(train), "b.csv": csv(test), "c.jsonl": lines})
+    report = check_data("classification", CheckSettings(train=str(folder / "a.csv"), test=str(folder / "b.csv")))
+    alike = [(split, places) for split, kind, places in found(report, folder) if kind == "alike"]
+    assert alike == [
+        (
+            "train",
+            '"pos": 8 (a.csv:2; ...) and "Pos": 8 (a.csv:3; ...) | "1": 8 (a.csv:4; ...) and "1.0": 8 (a.csv:5; ...)',
+        ),
+        (
+            "test",
+            '"caf\u00e9": 8 (a.csv:6; ...) and \'cafe\\u0301\' = "cafe\u0301": 1 (b.csv:2) | '
+            '"other": 8 (a.csv:7; ...) and "OTHER": 1 (b.csv:3)',
+        ),
+    ]
+    assert "2 labels are written in more than one way" in shown(report)
+    report = check_data("tagging", CheckSettings(train=str(folder / "c.jsonl")), TaggingSettings(scheme="none"))
+    assert [places for _, kind, places in found(report, folder) if kind == "alike"] == [
+        '"NOUN": 1 (c.jsonl:1, word 1) and " NOUN": 1 (c.jsonl:1, word 2)'
+    ]
+
+
+def test_labels_that_nearly_all_rows_have_where_a_row_has_several(make_files: MakeFiles) -> None:
+    rows = [{"text": f"text {n}", "labels": [*(["all"] if n else []), "a" if n % 2 else "b", "c"]} for n in range(20)]
+    folder = make_files({"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
+    options = ClassificationSettings(multi_label=True)
+    report = check_data("classification", CheckSettings(train=str(folder / "a.jsonl")), options)
+    assert [(finding.kind, finding.places) for finding in report.findings] == [
+        ("imbalance", ('"c": 20',)),
+        ("imbalance", ('"all": 19',)),
+    ]
+    text = shown(report)
+    assert '100.0% have the label "c": nothing can be learnt of it.' in text
+    assert '95.0% have the label "all"' in text
+    assert "class-weights" not in text  # which is not for several labels
+
+
+def test_choices_that_are_empty_or_the_same(make_files: MakeFiles) -> None:
+    rows = [
+        {"text": "one", "choices": ["blue", "red", " Blue "], "label": 0},
+        {"text": "two", "choices": ["blue", "", "red"], "label": 0},
+        {"text": " ", "question": "three ?", "choices": ["blue", "red"], "label": 1},
+        {"text": "four", "choices": ["blue", "red"], "label": 1},
+    ]
+    folder = make_files({"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
+    report = check_data("choice", CheckSettings(train=str(folder / "a.jsonl")))
+    assert [one for one in found(report, folder) if one[1] != "rare"] == [
+        ("train", "empty", "a.jsonl:3"),
+        ("train", "empty", "a.jsonl:2"),
+        ("train", "choices", 'a.jsonl:1: "blue" 2 times'),
+    ]
+    text = shown(report)
+    assert text.index("have an empty text") < text.index("have an empty choice")
 
 
 def test_faults_of_pairs(make_files: MakeFiles, tiny_tokenizer: Path) -> None:

@@ -11,6 +11,7 @@ from bertsmith.errors import InputError
 from bertsmith.tasks.entities import (
     Span,
     detect_scheme,
+    misfits,
     read_spans,
     score_entities,
     split_tag,
@@ -53,6 +54,17 @@ def write(spans: list[Span], scheme: str) -> list[str]:
 @given(span_lists(), st.sampled_from(["iob1", "iob2", "bioes", "bilou"]))
 def test_every_scheme_is_read_back(spans, scheme):
     assert read_spans(write(spans, scheme)) == spans
+
+
+@given(span_lists(), st.sampled_from(["iob1", "iob2", "bioes", "bilou"]))
+def test_what_is_written_by_a_scheme_fits_it(spans, scheme):
+    assert misfits(write(spans, scheme), "bioes" if scheme == "bilou" else scheme) == ()
+
+
+@given(st.lists(st.sampled_from(["O", *(f"{prefix}-{name}" for prefix in "BIES" for name in "XY")]), max_size=6))
+def test_what_fits_its_scheme_is_written_back_as_it_was(tags):
+    if not misfits(tags, "iob2"):
+        assert to_iob2(tags, "iob2", "x") == tuple(tags)
 
 
 @given(span_lists())

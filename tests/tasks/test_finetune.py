@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,13 +30,15 @@ from bertsmith.model.sizes import named_size
 from bertsmith.settings import from_mapping, read_config
 from bertsmith.tasks import teaching
 from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.card import model_card
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.saved import load_task, model_folder
+from bertsmith.tasks.saved import load_task, model_folder, task_kind
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.training.evaluate import Evaluation
 from bertsmith.training.loop import train
 from bertsmith.training.task import Batch
 
@@ -139,6 +143,49 @@ def test_evaluate_gives_the_metrics_of_the_run(run: FinetuneResult, data: Path, 
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [line["label"] for line in lines] == ["animal", "place", "place"]
     assert lines[0]["row"] == f"{data / 'test.csv'}:2"
+    assert [line["given"] for line in lines] == ["animal", "place", "place"]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "expected"),
+    [
+        ("classification", "a.csv", "text,label\na cat,x\na dog,y\n", ["x", "y"]),
+        ("tagging", "a.conll", "a O\ncat B-A\n\ndog B-A\n", ["O B-A", "B-A"]),
+        (
+            "answering",
+            "a.jsonl",
+            '{"question": "who?", "context": "a cat", "answers": [{"text": "cat", "answer_start": 2}]}\n'
+            '{"question": "who?", "context": "a dog", "answers": []}\n',
+            ["cat", "no answer"],
+        ),
+        ("choice", "a.jsonl", '{"text": "a", "choices": ["cat", "dog"], "label": 1}\n', ["dog"]),
+        ("embedding", "a.csv", "sentence1,sentence2,score\na,b,0.25\n", ["0.25"]),
+    ],
+)
+def test_predictions_of_every_task_have_what_is_given_beside_them(
+    tiny_tokenizer: Path, make_files: MakeFiles, task: str, name: str, content: str, expected: list[str]
+) -> None:
+    folder = make_files({name: content})
+    kind = task_kind(task)
+    options, rows = kind.read_rows(str(folder / name), kind.settings())
+    work = kind.make(load_tokenizer(tiny_tokenizer), kind.find_labels(rows, options), options, {})
+    saying = SimpleNamespace(to_json=lambda answer: {"label": answer})
+    evaluation = Evaluation({}, ["said"] * len(rows), work.encode(rows))
+    teaching.write_predictions(folder / "said.jsonl", saying, evaluation)  # type: ignore[arg-type]
+    lines = [json.loads(line) for line in (folder / "said.jsonl").read_text().splitlines()]
+    assert [list(line.items()) for line in lines] == [
+        [("row", row.where), ("given", given), ("label", "said")] for row, given in zip(rows, expected, strict=True)
+    ]
+
+
+def test_a_card_shows_labels_whatever_they_hold() -> None:
+    """Spans are read back as CommonMark has it: an equal run of backticks ends one."""
+    labels = ["plain", "a`b", "``", "`", "two\n\nlines", "x```y``z`"]
+    card = model_card("t", "text-classification", made_from="m", metrics={}, labels=labels, data={}, settings={})
+    line = card.split("## Labels\n\n")[1].split("\n")[0]
+    spans = [body for _, body in re.findall(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", line)]
+    shown = [body[1:-1] if body.startswith(" ") and body.endswith(" ") else body for body in spans]
+    assert shown == ["plain", "a`b", "``", "`", "two lines", "x```y``z`"]
 
 
 def test_evaluate_reads_other_columns_when_told(run: FinetuneResult, make_files: MakeFiles) -> None:

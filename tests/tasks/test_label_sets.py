@@ -79,7 +79,7 @@ def test_labels_are_lists_or_parts_of_a_text(make_files: MakeFiles) -> None:
     [
         ('{"text": "x", "labels": {"a": 1}}', r"a\.jsonl:1, labels: a list of labels wanted"),
         ('{"text": "x", "labels": [["a"]]}', r"a\.jsonl:1, labels: a list of labels wanted"),
-        ('{"text": "x", "label": ["a"]}\n{"text": "x"}', r'a\.jsonl:2: there is no column "label"'),
+        ('{"text": "x", "label": ["a"]}\n{"text": "x"}', r'a\.jsonl:2: this row has no field "label"'),
     ],
 )
 def test_what_is_no_list_of_labels(make_files: MakeFiles, row: str, message: str) -> None:
@@ -198,7 +198,8 @@ def test_it_learns_each_label_by_itself(run: FinetuneResult, data: Path, tmp_pat
     found = evaluate(run.folder, str(data / "test.jsonl"), predictions=answers, precision="fp32", device="cpu")
     assert found == pytest.approx(run.metrics["test"])
     said = [json.loads(text) for text in answers.read_text().splitlines()]
-    assert list(said[0]) == ["row", "labels", "scores"] and list(said[0]["scores"]) == ["animal", "person", "place"]
+    assert list(said[0]) == ["row", "given", "labels", "scores"]
+    assert list(said[0]["scores"]) == ["animal", "person", "place"]
     assert [one["labels"] for one in said].count([]) >= 1
     report = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "By label" in report and "samples_f1" in report

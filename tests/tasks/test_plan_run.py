@@ -10,7 +10,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForPreTraining
 
-from bertsmith.cli import main, model_verbs
+from bertsmith.cli import advice_verbs, main, model_verbs
 from bertsmith.model.operations import TextShape
 from bertsmith.tasks import plan_run
 from bertsmith.tasks.advice_text import plan_sheets
@@ -115,11 +115,18 @@ def test_two_phases_have_their_shares(planned: Any) -> None:
 
 
 @pytest.mark.parametrize("is_lean", [False, True])
-def test_what_does_not_fit_is_said(planned: Any, is_lean: bool) -> None:
+def test_what_does_not_fit_is_said(
+    planned: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_lean: bool
+) -> None:
     one = planned({"fits": False, "stages": ()}, budget="1h", gradient_checkpointing=is_lean)
     assert (one.forecast, one.stages) == (None, ())
     (why,) = [why for sheet in plan_sheets(one) for _, value, why in sheet.lines if "does not fit" in value]
     assert why.endswith("take a smaller model") and ("--gradient-checkpointing" in why) != is_lean
+    monkeypatch.setattr(advice_verbs, "plan_run", lambda settings: one)
+    assert main(["plan", "--corpus", "store"]) == 2
+    out, err = capsys.readouterr()
+    assert "does not fit" in out and "bertsmith pretrain" not in out
+    assert "the run does not fit the memory of" in err and err.endswith("No command is given.\n")
 
 
 def test_a_synthetic_store_has_the_vocabulary_and_the_text(tmp_path: Path) -> None:
@@ -182,11 +189,12 @@ def test_a_plan_without_a_store(
         ([], "give corpus, or tokens and vocab_size"),
         (["--tokens", "1M"], "give corpus, or tokens and vocab_size"),
         (["--corpus", "c", "--tokens", "1M"], "leave tokens and vocab_size out"),
-        (["--tokens", "many", "--vocab-size", "100"], "cannot read"),
+        (["--tokens", "many", "--vocab-size", "100"], 'error: tokens: cannot read "many tokens"'),
         (["--tokens", "1M", "--vocab-size", "5"], "vocab_size must be above"),
         (["--corpus", "c", "--price-per-hour", "-1"], "price_per_hour must be at least 0"),
         (["--corpus", "missing"], "missing"),
         (["--corpus", "c", "--budget", "20%"], "share of itself"),
+        (["--corpus", "c", "--budget", "soon"], "error: budget: cannot read"),
         (["--corpus", "c", "--memory", "lots"], "cannot read the size"),
     ],
 )

@@ -285,6 +285,16 @@ def test_scores_of_parts_of_speech(tokenizer):
     assert list(worst.rows) == [(1, "sat (VERB)", "sat (NOUN)", "cat sat red dog", "train.conll:1")]
 
 
+def test_a_matrix_of_many_labels_is_left_out_and_that_is_said(tokenizer):
+    labels = tuple(f"L{number}" for number in range(41))
+    row = sentence(("cat", "sat"), ("L3", "L40"))
+    task = make(tokenizer, row, chosen=replace(SMALL, scheme="none"), labels=labels)
+    answers = decode(task, task.collate(items(task)), ["L3", "L3"])
+    table, worst = task.sections(answers, items(task))
+    assert (table.title, worst.title) == ("By label", "Worst sentences")
+    assert table.note == "There is no confusion matrix: 41 labels are too many; it can be read up to 40."
+
+
 def test_answers_as_json_with_words_and_entities(tokenizer):
     text = "The old  KING."
     task = make(tokenizer)

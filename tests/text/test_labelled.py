@@ -136,6 +136,27 @@ def test_squad_questions_share_their_context_and_impossible_ones_have_no_answers
     assert (first.id, first.where) == ("a", f"{path}, question a")
 
 
+def test_a_question_must_say_its_answers_unless_no_question_of_the_file_does(make_files):
+    asked = {"id": "a", "question": "Who?", "answers": [{"text": "cat", "answer_start": 4}]}
+    bare, typed = {"id": "b", "question": "Why?"}, {"id": "b", "question": "Why?", "answer": asked["answers"]}
+    folder = make_files(
+        {
+            "typed.json": squad(asked, typed),
+            "all.json": squad(typed, typed),
+            "bare.json": squad(asked, bare),
+            "impossible.json": squad(asked, {**bare, "is_impossible": True}),
+            "open.json": squad(bare, {"id": "c", "question": 'Are there "answers"?'}),
+        }
+    )
+    for name in ("typed.json", "all.json"):
+        with pytest.raises(InputError, match=rf'{name}, question b: there is no "answers". Did you mean "answer"'):
+            list(read_squad(folder / name))
+    with pytest.raises(InputError, match=r'bare\.json, question b: there is no "answers"\. Choices: id, question'):
+        list(read_squad(folder / "bare.json"))
+    for name in ("impossible.json", "open.json"):
+        assert [question.answers for question in read_squad(folder / name)][1] == ()
+
+
 @pytest.mark.parametrize("start", [5, -1, 400, None, "4"])
 def test_a_misplaced_answer_is_an_error_or_keeps_its_text_when_lenient(make_files, start):
     path = make_files(

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertsmith.errors import InputError, StorageError
+from bertsmith.text.encodings import likely_encoding
 from bertsmith.text.reading import open_text
 from bertsmith.text.sources import expand_sources, iter_documents
 
@@ -75,6 +77,59 @@ def test_wrong_encoding(make_files: MakeFiles, content: bytes, line: int, offset
     assert caught.value.where == f"{path}:{line}"
     assert f"byte 0x{content[offset]:02x} at offset {offset} is not UTF-8" in str(caught.value)
     assert f"iconv -f {encoding}" in str(caught.value)
+
+
+SENTENCES = {
+    "Grüße aus München: das Essen war köstlich, die Straße laut. Über Öl und Äpfel.": ("latin-1", "cp1252"),
+    "„Schön“ – sagte er. 5 €": ("cp1252",),
+    "GRÖSSE ÄÖÜ ÜBER ÄPFEL": ("latin-1",),
+    "El niño comió mañana; ¿dónde está? ¡Qué bien! La habitación está limpia.": ("latin-1", "cp1252"),
+    "Très déçu par cet hôtel, l'été élève à côté; créée « naïf ».": ("latin-1", "cp1252"),
+    "l’été – « œuvre » … 30 €": ("cp1252",),
+    "La qualità è perciò più bassa; non c'è, però è così.": ("latin-1",),
+    "A AÇÃO não é boa; ações, coração, informações às vezes": ("latin-1",),
+    "Þýðing á íslensku er góð": ("latin-1",),
+    "I don’t think it’s good, we’re “bad” – really": ("cp1252",),
+    "25°C, 30°C, 28°C": ("latin-1",),
+    "这家酒店的房间很干净，服务员也很热情，下次还会来住。": ("gb2312", "gbk", "gb18030"),
+    "我用iPhone手机看NBA, 5元 ok": ("gbk",),
+    "這家飯店的房間很乾淨，服務人員也很熱情，下次還會來住。": ("big5", "cp950", "gb18030"),
+    "このホテルの部屋はとてもきれいで、スタッフも親切でした。": ("shift_jis", "euc_jp"),
+    "이 호텔은 방이 아주 깨끗하고 직원들도 친절했습니다.": ("euc_kr",),
+    "Номер был чистый, персонал очень вежливый. Мы приедем ещё раз.": ("cp1251", "koi8_r"),
+    "Το δωμάτιο ήταν πολύ καθαρό και το προσωπικό ευγενικό.": ("cp1253",),
+}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "codec"), [(text, codec) for text, codecs in SENTENCES.items() for codec in codecs]
+)
+def test_the_encoding_of_the_hint_gives_the_text_back(make_files: MakeFiles, sentence: str, codec: str) -> None:
+    content = f"text,label\nplain,neg\n{sentence},pos\n"
+    path = make_files({"a.csv": content.encode(codec)}) / "a.csv"
+    with open_text(path) as file, pytest.raises(InputError) as caught:
+        list(file)
+    encoding = str(caught.value).partition("iconv -f ")[2].partition(" ")[0]
+    assert path.read_bytes().decode(encoding) == content
+
+
+@given(st.data())
+def test_a_few_words_are_enough_to_tell_an_encoding(data: st.DataObject) -> None:
+    sentence = data.draw(st.sampled_from([sentence for sentence in SENTENCES if " " in sentence]))
+    words = sentence.split(" ")
+    begin = data.draw(st.integers(0, max(0, len(words) - 3)))
+    part = " ".join(words[begin : begin + data.draw(st.integers(3, 8))])
+    content = part.encode(data.draw(st.sampled_from(SENTENCES[sentence])))
+    if not part.isascii():
+        assert content.decode(likely_encoding(content)) == part
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_lines_behind_the_first_bad_one_tell_the_encoding(make_files: MakeFiles, compression: str) -> None:
+    """A single character is western to all appearances."""
+    lines = "text,label\n净,pos\n".encode("gbk") + b"plain,neg\n" * 9 + "房间很干净，服务员也热情,pos\n".encode("gbk")
+    with pytest.raises(InputError, match="iconv -f GB18030"):
+        texts(make_files({f"a.txt{compression}": PACK[compression](lines)}))
 
 
 def test_wrong_encoding_counts_unpacked_bytes(make_files: MakeFiles) -> None:
@@ -183,3 +238,22 @@ def test_nothing_to_read(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch,
         with pytest.raises(InputError) as caught:
             read([source])
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.conll", "The O\n# O\nking B-PER\n\nHe O\n"),
+        ("a.iob2", "# text = The # king\n1\tThe\tO\n2\t#\tO\n3\tking\tB-PER\n\n1\tHe\tO\n"),
+        ("a.conllu", "# text = The\n1-2\tThe#\t_\n1\tThe\t_\n2\t#\t_\n3\tking\t_\n3.1\tx\t_\n\n1\tHe\t_\n"),
+    ],
+)
+def test_labelled_files_come_with_a_command_that_makes_text_of_them(
+    make_files: MakeFiles, name: str, content: str
+) -> None:
+    folder = make_files({name: content})
+    with pytest.raises(InputError, match="holds words with their labels, for finetune tagging, and neither") as caught:
+        expand_sources([folder / name])
+    assert "Did you mean" not in str(caught.value)
+    subprocess.run(str(caught.value).partition("To make text of it: ")[2], shell=True, check=True, cwd=folder)
+    assert (folder / "a.txt").read_text() == "The # king \nHe "

@@ -122,7 +122,7 @@ def test_unknown_column(make_files: MakeFiles, name: str) -> None:
     }
     path = make_files({name: content[name]}) / name
     with pytest.raises(
-        InputError, match=r'there is no column "text". Did you mean "texts"[?] Choices: id, texts'
+        InputError, match=r'no (column|field) "text". Did you mean "texts"[?] Choices: id, texts'
     ) as caught:
         texts(path)
     assert str(caught.value).startswith(str(path))
@@ -231,9 +231,21 @@ def test_a_field_larger_than_pythons_limit(make_files: MakeFiles) -> None:
     [
         ("a.csv", "a,b\n1,2\n1,2,3\n", "a.csv:3: 3 fields here, but 2 columns: a, b."),
         ("a.csv", "a,b\n1\n", "a.csv:2: 1 fields here"),
-        ("a.csv", 'a,b\n1,2\n"3,4\n5,6\n', "a.csv:3: the record that begins here cannot be read: unexpected end"),
+        (
+            "a.csv",
+            'a,b\n1,2\n"3,4\n5,6\n',
+            "a.csv:3: the quote that opens in this line is never closed: all that follows",
+        ),
+        ("a.csv", 'a,b\n"1\n2","3\n4,5\n', "a.csv:3: the quote that opens in this line is never closed"),
+        ("a.csv", 'a,b\n"3,4\n"5",6\n7,8\n', "a.csv:2: the record that begins here cannot be read: ',' expected"),
+        ("a.csv", 'a,b\n"3,4\n"5",6\n7,8\n', " in line 3: a quote may be missing before it."),
         ("a.csv", 'a,b\n"1"2,3\n', "a.csv:2: the record that begins here"),
-        ("a.csv", "a,b\r1,2\r", "a.csv:1: the record that begins here cannot be read: new-line character"),
+        ("a.csv", "a,b\r1,2\r", "a.csv:1: there is a carriage return (\\r) outside of quotes"),
+        ("a.csv", "a,b\r1,2\r", "convert it: tr '\\r' '\\n' < a.csv > new-a.csv"),
+        ("a.tsv", "a\tb\r1\t2\r", "a.tsv:1: there is a carriage return"),
+        ("a.csv", "text;label\ngood, bad;1\n", 'columns: text;label. If ";" parts them, say --delimiter ";".'),
+        ("a.tsv", "text|label\na\tb\n", 'columns: text|label. If "|" parts them, say --delimiter "|".'),
+        ("a.csv", "text\tlabel\na,b\tc\n", "If tabs part them, say --delimiter $'\\t'."),
         ("a.csv", "a,b,a\n1,2,3\n", "a.csv:1: the header names a more than once."),
         ("a.jsonl", '{"a": 1}\n{"a": 1\n', "a.jsonl:2: not JSON: Expecting ',' delimiter at column 8"),
         ("a.jsonl", '[\n{"a": 1}\n]', "a.jsonl:1: not JSON"),
@@ -241,6 +253,13 @@ def test_a_field_larger_than_pythons_limit(make_files: MakeFiles) -> None:
         ("a.jsonl", '{"a": ' + "[" * 100_000, "a.jsonl:1: the JSON is nested too deeply"),
         ("a.jsonl", '{"a": ' + "1" * 5000 + "}", "a.jsonl:1: not JSON: Exceeds the limit"),
         ("a.parquet", "PAR1 no", "a.parquet: cannot be read as Parquet"),
+        (
+            "a.xlsx",
+            "PK",
+            "a.xlsx: spreadsheets are not read. Save it as CSV, in UTF-8, and give that file. Choices: .csv, .jsonl",
+        ),
+        ("a.json", "[]", "jq -c '.[]' a.json > a.jsonl"),
+        ("a.json", "[]", "Choices: .csv, .jsonl, .ndjson, .parquet, .tsv. Each"),
         ("a.txt", "text", "a.txt: there are no columns in plain text. Choices: .csv, .jsonl"),
     ],
 )
@@ -249,6 +268,22 @@ def test_broken_rows(make_files: MakeFiles, name: str, content: str, message: st
     with pytest.raises(InputError) as caught:
         rows(folder / name)
     assert message in str(caught.value)
+
+
+def test_a_field_that_one_row_lacks_is_no_missing_column(make_files: MakeFiles) -> None:
+    folder = make_files({"a.jsonl.gz": gzip.compress(b'{"text": "a"}\n{"txt": "b"}\n'), "a.csv": "txt\na\n"})
+    with pytest.raises(InputError, match=r'a\.jsonl\.gz:2: this row has no field "text"\. Did you mean "txt"'):
+        texts(folder / "a.jsonl.gz")
+    with pytest.raises(InputError, match=r'a\.csv:2: there is no column "text"\. Did you mean "txt"'):
+        texts(folder / "a.csv")
+
+
+def test_what_a_quote_has_swallowed_is_said(make_files: MakeFiles) -> None:
+    path = make_files({"a.csv": 'a,b\n1,2\n"3,4\n' + "5,6\n" * 40}) / "a.csv"
+    bad: list[InputError] = []
+    assert len(list(iter_rows(path, bad=bad))) == 1
+    (error,) = bad
+    assert error.where == f"{path}:3" and "up to line 43, is read as one field" in str(error)
 
 
 def test_rows_keep_their_types(make_files: MakeFiles) -> None:

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from bertsmith.cli.app import flag_name
 from bertsmith.cli.config import ConfigFile
-from bertsmith.tasks.advice_text import Sheet, advice_sheets, plan_sheets, render
+from bertsmith.errors import SettingsError
+from bertsmith.tasks.advice_text import Sheet, advice_sheets, no_advice, no_plan, plan_sheets, render
 from bertsmith.tasks.advise import AdviceSettings
 from bertsmith.tasks.advise import advise as advise_task
 from bertsmith.tasks.answer_data import AnsweringSettings
@@ -81,6 +82,9 @@ def advise_embedding(
 def plan(*, settings: Annotated[PlanSettings | None, _FLAT] = None, config: ConfigFile = None) -> None:
     """Say what a pre-training will take: parameters, operations, tokens, time, memory, disk, cost."""
     planned = plan_run(settings or PlanSettings())
+    if planned.forecast is None:
+        _show_sheets(plan_sheets(planned))
+        raise SettingsError(no_plan(planned))
     _show(plan_sheets(planned), command(["pretrain"], planned.settings))
 
 
@@ -111,6 +115,9 @@ def command(verb: list[str], *settings: Any) -> str:
 
 def _advise(task: str, settings: AdviceSettings, options: Any) -> None:
     advice = advise_task(task, settings, options)
+    if not advice.fits:
+        _show_sheets(advice_sheets(advice))
+        raise SettingsError(no_advice(advice))
     _show(advice_sheets(advice), command(["finetune", task], advice.settings, advice.options))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from bertsmith.cli.config import ConfigFile, as_verb
+from bertsmith.cli.predict_rows import given_rows, rows_of_file
 from bertsmith.demo.run import run_demo
 from bertsmith.demo.summary import DemoResult
-from bertsmith.deploy.predict import Predictor, TaskPredictor, Value, load
+from bertsmith.deploy.predict import load
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.files import atomic_file
 from bertsmith.settings import read_value
@@ -31,7 +32,6 @@ from bertsmith.tasks.masking import MaskUnit
 from bertsmith.tasks.pretrain import pretrain as pretrain_model
 from bertsmith.tasks.pretrain_examples import DataMode
 from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
-from bertsmith.tasks.rows import iter_records
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
 from bertsmith.tasks.seeds import Spread, spread
@@ -40,15 +40,11 @@ from bertsmith.tasks.together import TogetherSettings
 from bertsmith.tasks.together import finetune_together as learn_together
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.doctor import check_corpus, render
-from bertsmith.text.reading import open_text, suffix_of
-from bertsmith.text.sentences import replace_surrogates
-from bertsmith.text.sources import iter_rows
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import Precision
 from bertsmith.training.launch import read_launch
 
 _FLAT = Parameter(name="*")
-_ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def corpus_check(
@@ -234,7 +230,7 @@ def evaluate(
         model: A run's folder, a model folder, or a Hub id.
         data: What the model's task reads.
         override: KEY=VALUE, a setting of the task to change, such as text_column=review; may be repeated.
-        predictions: Write every answer there, a JSON object a line.
+        predictions: Write every answer there beside what is given, a JSON object a line.
         precision: bf16 autocast where the hardware has it, unless said otherwise.
         device: auto, cpu, cuda or cuda:N.
     """
@@ -275,10 +271,12 @@ def predict(
     """
     if text is None and (pair is not None or question is not None):
         raise SettingsError("--pair and --question go with a TEXT on the command line.")
+    if pair is not None and question is not None:
+        raise SettingsError("give --pair or --question, not both.")
     if text is not None and file is not None:
         raise SettingsError("give a TEXT or --file, not both.")
     predictor = load(model, device=device, precision=precision, top_k=top_k)
-    rows = _rows(text, pair, question) if file is None else _rows_of_file(file, predictor)
+    rows = given_rows(text, pair, question) if file is None else rows_of_file(file, predictor)
     is_typed = text is None and file is None and sys.stdin.isatty()
     with nullcontext(sys.stdout.buffer) if out is None else atomic_file(out) as stream:
         for answer in predictor.predict(rows, read_ahead=1 if is_typed else 256):
@@ -290,61 +288,6 @@ def _show_nothing(result: DemoResult) -> None:
 
 
 demo = as_verb(run_demo, _show_nothing, fixed={"settings": None, "docs": None, "console": None})
-
-
-def _rows(text: str | None, pair: str | None, question: str | None) -> Iterable[Value]:
-    """What to answer: the text of the command line, or standard input."""
-    if text is None:
-        return map(_row_of_line, _lines_of_standard_input())
-    # Bytes of a command line that are not UTF-8 become lone surrogates.
-    given = replace_surrogates(text)
-    if question is not None:
-        return [{"question": replace_surrogates(question), "context": given}]
-    return [given if pair is None else {"text": given, "pair": replace_surrogates(pair)}]
-
-
-def _lines_of_standard_input() -> Iterator[str]:
-    """As the lines of a file: UTF-8, whatever the locale says."""
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"byte 0x{line[error.start]:02x} at place {error.start + 1} of the line is not UTF-8. Convert the text "
-                "on its way, for example: iconv -f ISO-8859-1 -t UTF-8 text.txt | bertsmith predict ...",
-                f"standard input:{number}",
-            ) from None
-        yield text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _rows_of_file(file: str, predictor: Predictor) -> Iterator[Value]:
-    """The rows of a table or data set, read as the settings of the model say; the lines of any other file."""
-    if file.startswith("hub:") or suffix_of(file) in _ROW_SUFFIXES:
-        settings = predictor.task.settings if isinstance(predictor, TaskPredictor) else None
-        rows = (
-            iter_records(file, settings)
-            if isinstance(settings, ClassificationSettings | EmbeddingSettings)
-            else iter_rows(file)
-        )
-        yield from (row for _, row in rows)
-        return
-    with open_text(Path(file)) as lines:
-        yield from map(_row_of_line, lines)
-
-
-def _row_of_line(line: str) -> Value:
-    """A JSON object as a row, anything else as a text."""
-    text = line.rstrip("\r\n")
-    if text.startswith("{"):
-        try:
-            row = json.loads(text)
-            if "\\ud" in text.lower():  # only an escape can have made a lone surrogate
-                row = json.loads(replace_surrogates(json.dumps(row, ensure_ascii=False)))
-        except (ValueError, RecursionError):
-            return text
-        if isinstance(row, dict):
-            return row
-    return text
 
 
 def _write_line(stream: BinaryIO, answer: Mapping[str, Any], *, is_flushed: bool) -> None:

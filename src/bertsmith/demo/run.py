@@ -119,7 +119,7 @@ def run_demo(
         InputError: there is not enough documentation.
         Interrupted: Ctrl-C. A demo is not resumed, it begins anew.
     """
-    Budget.parse(budget)
+    Budget.parse(budget, "budget")
     check_seed(seed)
     settings = settings or DemoSettings()
     screen = console or Console(stderr=True)

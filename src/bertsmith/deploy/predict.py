@@ -5,7 +5,7 @@ the order in which they came. A batch that does not fit the memory is cut, as in
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from bertsmith.errors import InputError, ModelError, SettingsError
+from bertsmith.errors import InputError, ModelError, SettingsError, collecting
 from bertsmith.files import read_json
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
@@ -22,7 +22,7 @@ from bertsmith.tasks.mlm import fill_mask, strips_before_mask
 from bertsmith.tasks.objectives import pair_question
 from bertsmith.tasks.pairs import PairQuestion, judge_pairs
 from bertsmith.tasks.pretrain_model import PretrainingModel
-from bertsmith.tasks.rows import ListExamples
+from bertsmith.tasks.rows import ListExamples, given_as
 from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, has_answers, load_task, model_folder
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision, ResolvedPrecision, autocast, resolve_device, resolve_precision
@@ -37,20 +37,29 @@ _PRETRAINED_ROWS = 32  # at once: each may be as long as the model allows
 _PAIRS, _MASKS = "ForPreTraining", "ForMaskedLM"  # what the names of architectures end in
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A row that knows where it stands, for messages: `file:line` or alike."""
+
+    value: Value
+    where: str
+
+
 class Predictor(Protocol):
     """Something that answers rows, in order."""
 
     name: str
     """What it answers: "classification", "tagging", "answering", "choice", "embedding" or "pretraining"."""
 
-    def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
+    def predict(self, rows: Iterable[Value | Placed], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """One plain dictionary a row, in the order of the rows.
 
         Args:
             read_ahead: rows that are taken before the first of them is answered; 1 answers each at once.
 
         Raises:
-            InputError: a row the task cannot read; names its number, counted from 1.
+            InputError: a row the task cannot read, once those before it are answered; names its place, or its number,
+                counted from 1.
             StepError: memory ran out in a single row.
         """
 
@@ -121,18 +130,21 @@ class TaskPredictor:
         self._device = device
         self._precision = precision
 
-    def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
+    def predict(self, rows: Iterable[Value | Placed], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """See `Predictor`; where rows are shown with their neighbours, those that follow are read as well.
 
         Unless `read_ahead` is 1: then a row is answered at once, from itself and those before it.
         """
-        read = (self.task.row(value, f"row {number}") for number, value in enumerate(rows, start=1))
+        bad: list[InputError] = []
+        read = _until_bad((self.task.row(value, where) for value, where in _with_places(rows)), bad)
         around = self.task.num_neighbours
         before: list[Any] = []
-        for _, own, after in _chunks(read, read_ahead, around if read_ahead > 1 else 0):
+        for own, after in _chunks(read, read_ahead, around if read_ahead > 1 else 0):
             examples = self.task.encode([*before, *own, *after])
             yield from self._answer(ListExamples(examples[len(before) : len(before) + len(own)]))
             before = [*before, *own][-around:] if around else []
+        if bad:
+            raise bad[0]
 
     def _answer(self, examples: ListExamples[Any]) -> list[dict[str, Any]]:
         answers: dict[int, dict[str, Any]] = {}
@@ -174,23 +186,28 @@ class PretrainedPredictor:
         self._device = device
         self._precision = precision
 
-    def predict(self, rows: Iterable[Value], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
+    def predict(self, rows: Iterable[Value | Placed], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """See `Predictor`; for a text or `{"text"}` the guesses for its masks, for a pair what `judge_pairs` says.
 
         `{"guesses": [{"token", "score", "text"}, ...]}` for one mask, and a list of such lists, one a mask, for
         several, as the fill-mask pipeline of transformers has it.
         """
-        for first_number, values, _ in _chunks(rows, min(read_ahead, _PRETRAINED_ROWS)):
-            texts = [self._read(value, f"row {number}") for number, value in enumerate(values, first_number)]
+        bad: list[InputError] = []
+        read = _until_bad((self._read(value, where) for value, where in _with_places(rows)), bad)
+        for texts, _ in _chunks(read, min(read_ahead, _PRETRAINED_ROWS)):
             with torch.inference_mode(), autocast(self._device, self._precision):
                 paired = [(text, pair) for text, pair in texts if pair is not None]
                 pairs = iter(within_memory(self._judge, paired, lambda both: _characters(*both)))
                 masked = iter(within_memory(self._fill, [text for text, pair in texts if pair is None], _characters))
             yield from (next(masked if pair is None else pairs) for _, pair in texts)
+        if bad:
+            raise bad[0]
 
     def _read(self, value: Value, where: str) -> tuple[str, str | None]:
         """The text and, for a judgement, the pair of a row."""
         row = {"text": value} if isinstance(value, str) else value
+        if given_as(value) == "question":
+            raise InputError("a model that is pre-trained alone does not answer questions. Fine-tune it first.", where)
         text, pair = row.get("text"), row.get("pair")
         mask = self.tokenizer.tokens([self.tokenizer.mask_id])[0]
         if not isinstance(text, str) or not (isinstance(pair, str) or (pair is None and mask in text)):
@@ -221,15 +238,25 @@ def _objective(folder: Path) -> object:
     return saved.get("objective") if isinstance(saved, dict) else None
 
 
-def _chunks(rows: Iterable[T], size: int, num_following: int = 0) -> Iterator[tuple[int, list[T], list[T]]]:
-    """At most `size` rows at a time, with the number of the first, and as many as there are of those that follow."""
+def _with_places(rows: Iterable[Value | Placed]) -> Iterator[tuple[Value, str]]:
+    """Each row with its place: its own, else its number."""
+    for number, row in enumerate(rows, start=1):
+        yield (row.value, row.where) if isinstance(row, Placed) else (row, f"row {number}")
+
+
+def _until_bad(rows: Iterable[T], bad: list[InputError]) -> Iterator[T]:
+    """The rows before the first that cannot be read, which `bad` gets: they can be answered first."""
+    with collecting(bad):
+        yield from rows
+
+
+def _chunks(rows: Iterable[T], size: int, num_following: int = 0) -> Iterator[tuple[list[T], list[T]]]:
+    """At most `size` rows at a time, and as many as there are of those that follow."""
     if size < 1:
         raise SettingsError(f"read_ahead is {size}; at least 1 row must be read to be answered.")
     source = iter(rows)
-    number = 1
     read = list(islice(source, size + num_following))
     while chunk := read[:size]:
         following = read[size:]
-        yield number, chunk, following
-        number += len(chunk)
+        yield chunk, following
         read = [*following, *islice(source, size + num_following - len(following))]

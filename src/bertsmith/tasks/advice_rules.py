@@ -26,6 +26,8 @@ _DEV_ROWS = 2000
 _MOST_FREQUENT = 0.8  # of the rows of one label
 _UNKNOWN = 0.01  # of the tokens
 _LORA_RATE = 10.0
+_FEWEST_STEPS = 24
+_FEWEST_OF_LABEL = 8  # rows; of fewer, `check` says that a label is hardly to be learnt
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,34 @@ def _epochs(task: str, number: int) -> Choice:
     if number < 10_000:
         return Choice("epochs", 6.0, f"{rows}: as recipes/trec.yaml (5,452 questions, 97.0 %).")
     return Choice("epochs", 3.0, f"{rows}: on 67,349 phrases five were no better than three (docs/results.md).")
+
+
+@dataclass(frozen=True)
+class Least:
+    """What a run that is short of time has at least: two dozen steps and 8 rows a label, as far as there are rows.
+
+    Both are habits. A run of less is hardly past its warm-up at the end, and takes as long to start and to save.
+    """
+
+    epochs: int
+    rows: int
+    """Of an epoch."""
+
+    @classmethod
+    def of(cls, num_rows: int, num_labels: int, batch_size: int, epochs: float) -> "Least":
+        """For so many training rows, of which `epochs` would be best.
+
+        >>> Least.of(10_000, 6, 32, 3.0), Least.of(100, 6, 16, 20.0)
+        (Least(epochs=1, rows=768), Least(epochs=4, rows=100))
+        """
+        rows = min(num_rows, max(_FEWEST_STEPS * batch_size, _FEWEST_OF_LABEL * num_labels))
+        steps = math.ceil(rows / batch_size)
+        return cls(max(1, min(int(epochs), math.ceil(_FEWEST_STEPS / max(1, steps)))), rows)
+
+    @property
+    def why(self) -> str:
+        """For those who would have less."""
+        return f"less than {_FEWEST_STEPS} steps and {_FEWEST_OF_LABEL} rows of a label would teach nothing."
 
 
 def family_reason(data: DataFigures, config: EncoderConfig) -> str:

@@ -57,12 +57,36 @@ def advice_sheets(advice: Advice) -> list[Sheet]:
     ]
     sheets = [
         Sheet("What was read", list(_read(advice))),
-        Sheet("What to do", model + chosen),
+        Sheet("What to do" if advice.fits else "What was tried, and does not fit", model + chosen),
         Sheet("What it will take", list(_taken(advice))),
     ]
     if advice.remarks:
         sheets.append(Sheet("Beyond that", [("", remark, "") for remark in advice.remarks]))
     return sheets
+
+
+def no_advice(advice: Advice) -> str:
+    """What to say in the place of a command, where nothing fits."""
+    limit, least = advice.time_limit_seconds, advice.least_seconds
+    unwritten = "" if advice.settings_file is None else f", and {advice.settings_file} is not written"
+    if advice.forecast is None or least is None:
+        time = "" if limit is None else f" Whether {_seconds(limit)} would be enough cannot be measured before it does."
+        what = (
+            f"nothing fits the memory of {format_size(advice.memory_limit_bytes)}.{time} Take a smaller model, or give"
+        )
+        return f"{what} more memory. No command is given{unwritten}."
+    beside = advice.forecast.start_seconds + advice.forecast.saving_seconds
+    return (
+        f"nothing fits the time of {_seconds(limit or 0.0)}. The least that may teach anything takes some "
+        f"{_seconds(least)}, of which starting and saving are {_seconds(beside)}. Give more time, or take a smaller "
+        f"model. No command is given{unwritten}."
+    )
+
+
+def no_plan(plan: RunPlan) -> str:
+    """The same of a pre-training, which only memory can forbid."""
+    memory = format_size(plan.memory_limit_bytes)
+    return f"the run does not fit the memory of {memory}. Take a smaller model, or give more. No command is given."
 
 
 def plan_sheets(plan: RunPlan) -> list[Sheet]:
@@ -105,6 +129,9 @@ def _taken(advice: Advice) -> Iterator[tuple[str, str, str]]:
     cost, forecast = advice.measured.calibration, advice.forecast
     if forecast is None:
         yield _lacking(cost.peak_bytes, advice.memory_limit_bytes, "take a smaller model")
+        if advice.time_limit_seconds is not None:
+            limit = f"of {_seconds(advice.time_limit_seconds)} that there are; steps are timed once they fit the memory"
+            yield "the whole", "cannot be measured", limit
         return
     (stage,) = cost.stages
     measured = f"{stage.num_measured} steps of {stage.mean_tokens:,.0f} tokens were measured"
@@ -113,7 +140,7 @@ def _taken(advice: Advice) -> Iterator[tuple[str, str, str]]:
     limit = ""
     if advice.time_limit_seconds is not None:
         limit = f"of {_seconds(advice.time_limit_seconds)} that there are"
-        limit += "" if advice.fits_time else ": too long even so. Give more time, or less to evaluate"
+        limit += "" if advice.fits_time else ": too long, and nothing shorter would teach anything"
     yield "the whole", _seconds(forecast.seconds), limit
     yield from _room(forecast, advice.memory_limit_bytes, free_bytes(advice.settings.out))
 

@@ -5,7 +5,6 @@ own first steps are measured in a process of their own (`tasks/forecast.py`); an
 memory is changed, and the reason said.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,10 +18,10 @@ from bertsmith.model.config import EncoderConfig
 from bertsmith.model.operations import TextShape, encoder_operations
 from bertsmith.model.sizes import SIZES, named_size
 from bertsmith.settings import to_yaml
-from bertsmith.tasks.advice_rules import Choice, DataFigures, for_lora, recommend, remarks
-from bertsmith.tasks.data_check import classes_of
+from bertsmith.tasks.advice_rules import Choice, DataFigures, Least, for_lora, recommend, remarks
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.forecast import FinetuneMeasured, Forecast, measure_finetune, memory_limit, time_limit
+from bertsmith.tasks.label_check import label_counts
 from bertsmith.tasks.row_lengths import Encoded, row_lengths
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.saved import Kind, task_kind
@@ -84,6 +83,7 @@ class Advice:
     choices: tuple[Choice, ...]
     remarks: tuple[str, ...]
     settings: FinetuneSettings
+    """What is recommended; where nothing fits, what was tried last, which wants the least."""
     options: Any
     """The task's settings."""
     measured: FinetuneMeasured
@@ -93,12 +93,31 @@ class Advice:
     time_limit_seconds: float | None
     is_cut_short: bool
     """Whether there are fewer epochs, or rows, than would be better, for want of time."""
+    is_evaluated_less: bool
+    """Whether less is held back for evaluation, for want of time."""
+    settings_file: Path | None
+    """Where the settings were to be written; they are if they fit."""
 
     @property
     def fits_time(self) -> bool:
         """Whether the run ends within the time that was given."""
         limit = self.time_limit_seconds
         return limit is None or (self.forecast is not None and self.forecast.seconds <= limit)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is anything to recommend."""
+        return self.forecast is not None and self.fits_time
+
+    @property
+    def least_seconds(self) -> float | None:
+        """About how long a run takes at least; None: that cannot be measured, as it does not fit the memory.
+
+        With more time, up to a fifth of it goes to the evaluation, if that was cut.
+        """
+        if self.forecast is None:
+            return None
+        return self.forecast.seconds / (1 - _EVALUATION_SHARE if self.is_evaluated_less else 1)
 
     def epoch_seconds(self) -> float:
         """Of learning from the training rows, or as many as are recommended, once."""
@@ -154,21 +173,18 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
     data = read_figures(kind, task, run, options, tokenizer)
     asked = recommend(data, config, options, is_random=weights is None)
     choices, measured = _fitting_memory(task, run, options, asked, limit_bytes)
-    wanted = choices
+    wanted, less = choices, asked
     if measured.calibration.fits and limit_seconds is not None:
         if (less := _with_less_evaluation(asked, measured, limit_seconds)) != asked:  # other batches, so other memory
             choices, measured = _fitting_memory(task, run, options, less, limit_bytes)
         if measured.calibration.fits:
-            choices = _fitting_time(choices, measured, limit_seconds)
+            choices = _fitting_time(choices, measured, len(data.labels), limit_seconds)
     run, options = _chosen(run, options, choices)
     forecast = None
     if measured.calibration.fits:
         forecast = measured.forecast(run.settled[0], _share(run, measured))
     notes = tuple(remarks(data, options))
-    if settings.out is not None:
-        note = f"# bertsmith finetune {task} --config {settings.out.name}\n"
-        atomic_write(settings.out, note + to_yaml(configuration(run, options)))
-    return Advice(
+    advice = Advice(
         task,
         data,
         config,
@@ -181,7 +197,13 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
         limit_bytes,
         limit_seconds,
         choices != wanted,
+        less != asked,
+        settings.out,
     )
+    if settings.out is not None and advice.fits:
+        note = f"# bertsmith finetune {task} --config {settings.out.name}\n"
+        atomic_write(settings.out, note + to_yaml(configuration(run, options)))
+    return advice
 
 
 def read_figures(kind: Kind, task: str, settings: FinetuneSettings, options: Any, tokenizer: Tokenizer) -> DataFigures:
@@ -198,12 +220,11 @@ def read_figures(kind: Kind, task: str, settings: FinetuneSettings, options: Any
             sizes[split] = len(kind.read_rows(source, options)[1])
     encoded = Encoded.of(rows, tokenizer)
     total = sum(map(sum, encoded.lengths))
-    is_number = getattr(options, "regression", False)
     return DataFigures(
         task=task,
         rows=sizes,
         lengths=np.array(row_lengths(rows, encoded, tokenizer), dtype=np.int64),
-        labels={} if is_number else Counter(label for row in rows for label in classes_of(row)),
+        labels=label_counts(rows, options),
         scripts=script_shares(text for row in rows for text in row.texts),
         unknown_share=encoded.num_unknown / max(1, total),
     )
@@ -277,28 +298,33 @@ def _with_less_evaluation(choices: list[Choice], measured: FinetuneMeasured, lim
     return _changed(choices, Choice("dev_share", smaller, why))
 
 
-def _fitting_time(choices: list[Choice], measured: FinetuneMeasured, limit_seconds: float) -> list[Choice]:
-    """Fewer passes over the data, and where not even one fits, a share of it."""
+def _fitting_time(
+    choices: list[Choice], measured: FinetuneMeasured, num_labels: int, limit_seconds: float
+) -> list[Choice]:
+    """Fewer passes over the data, and where not even one fits, a share of it: no less than teaches anything."""
     epochs = next(choice.value for choice in choices if choice.name == "epochs")
     if measured.forecast(epochs).seconds <= limit_seconds:
         return choices
-    fitting = [number for number in range(int(epochs), 0, -1) if measured.forecast(number).seconds <= limit_seconds]
-    if fitting:
-        return _changed(
-            choices,
-            Choice("epochs", float(fitting[0]), f"{epochs:g} would be better, but take longer than there is."),
-        )
+    number = measured.num_examples["train"]
+    batch = measured.calibration.stages[0].batch_size
+    least = Least.of(number, num_labels, batch, epochs)
+    passes = range(int(epochs), least.epochs - 1, -1)
+    fitting = next((one for one in passes if measured.forecast(one).seconds <= limit_seconds), None)
+    if fitting is not None:
+        why = f"{epochs:g} would be better, but take longer than there is."
+        return _changed(choices, Choice("epochs", float(fitting), why))
+    if least.rows == number:
+        return _changed(choices, Choice("epochs", float(least.epochs), f"{epochs:g} would be better; {least.why}"))
     epoch = measured.epoch_seconds()
     left = limit_seconds - (measured.forecast(1).seconds - epoch)
-    number = measured.num_examples["train"]
-    fewest = min(number, measured.calibration.stages[0].batch_size)
-    kept = max(fewest, int(number * max(0.0, left) / epoch))
+    kept = max(least.rows, int(number * max(0.0, left) / epoch) // batch * batch)
+    why = f"{kept / number:.0%} of the {number:,} training rows are what fits the time."
+    if kept == least.rows:
+        why = f"{kept / number:.0%} of the {number:,} training rows; {least.why}"
     return _changed(
         choices,
         Choice("epochs", 1.0, f"{epochs:g} would be better, but not even one over all rows fits the time."),
-        Choice(
-            "max_train_examples", kept, f"{kept / number:.0%} of the {number:,} training rows are what fits the time."
-        ),
+        Choice("max_train_examples", kept, why),
     )
 
 

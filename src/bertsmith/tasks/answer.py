@@ -28,7 +28,7 @@ from bertsmith.tasks.answer_data import (
 )
 from bertsmith.tasks.answer_spans import QuestionAnswer, choose_answer, decide
 from bertsmith.tasks.pairs import assemble
-from bertsmith.tasks.rows import ListExamples, check_max_length, sub_batches
+from bertsmith.tasks.rows import ListExamples, check_max_length, given_as, sub_batches
 from bertsmith.tasks.squad_metrics import Metric, Rules, best_over_references, best_threshold, exact_match, f1
 from bertsmith.text.labelled import Question
 from bertsmith.text.tokenizer import Tokenizer
@@ -91,9 +91,10 @@ class Answering:
         """A question to answer: a mapping with this task's columns, or `question` and `context`.
 
         Raises:
-            InputError: a plain text, or a column is missing.
+            InputError: a plain text or pair, or a column is missing.
         """
-        if isinstance(value, str):
+        columns = (self.settings.question_column, self.settings.context_column)
+        if isinstance(value, str) or given_as(value, columns) == "pair":
             raise InputError('this model answers questions; give a row with "question" and "context".', where)
         return row_of(value, self.settings, where, labelled=False)
 
@@ -276,7 +277,13 @@ class Answering:
 
 
 def find_labels(rows: Sequence[Question], settings: AnsweringSettings) -> tuple[str, ...]:
-    """No labels: an answer is a span of the context."""
+    """No labels: an answer is a span of the context.
+
+    Raises:
+        InputError: no question has an answer.
+    """
+    if not any(row.answers for row in rows):
+        raise InputError("no question of the training data has an answer: nothing to learn.", rows[0].where)
     return ()
 
 

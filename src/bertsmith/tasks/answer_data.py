@@ -119,7 +119,7 @@ def read_rows(
                 with collecting(bad):
                     questions.append(row_of(values, settings, where, labelled=True))
         else:
-            questions.extend(read_squad(source, lenient=settings.lenient))
+            questions.extend(read_squad(source, lenient=settings.lenient, bad=bad))
     if not questions:
         raise nothing_read(source, "questions", bad)
     if settings.unanswerable is None:

@@ -1,5 +1,6 @@
 """The model card: README.md of a model folder, in the form the Hugging Face Hub reads."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from bertsmith import __version__
@@ -52,7 +53,7 @@ def model_card(
         lines.append("")
     if labels:
         more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
-        lines += ["## Labels\n", f"{', '.join(f'`{label}`' for label in labels[:_SHOWN_LABELS])}{more}\n"]
+        lines += ["## Labels\n", f"{', '.join(map(code_span, labels[:_SHOWN_LABELS]))}{more}\n"]
     if data:
         lines += ["## Data\n", _row("file", "SHA-256"), _row("---", "---")]
         lines += [*(_row(name, f"`{digest}`") for name, digest in data.items()), ""]
@@ -70,6 +71,21 @@ def model_card(
     if pipeline_tag not in _UNANSWERING:
         lines.append("or, from the command line, `bertsmith predict path/to/this/folder`.\n")
     return "\n".join(lines)
+
+
+def code_span(text: str) -> str:
+    """A Markdown code span that shows the text on one line, whatever it holds.
+
+    A run of backticks ends a span only if it is as long as the one that began it; a space on either side parts them
+    from those of the text, and is not shown (CommonMark 0.31, 6.1).
+
+    >>> code_span("a"), code_span("a`b"), code_span("``")
+    ('`a`', '`` a`b ``', '``` `` ```')
+    """
+    line = " ".join(text.split())
+    longest = max(map(len, re.findall("`+", line)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{line}{space}{fence}"
 
 
 def _row(*cells: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from bertsmith.errors import InputError, collecting
 from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, value_of
+from bertsmith.text.tables import delimiter_hint
 
 TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
 """Names that are taken for the text when `text_column` is not given."""
@@ -160,7 +161,8 @@ def _find_columns(settings: ChoiceSettings, columns: Sequence[str], where: str) 
     for name, column in (("choices", choices), ("label", label), ("text", text or question)):
         if column is None:
             raise InputError(
-                f"cannot tell which column is the {name}: give {name}_column. Columns: {', '.join(map(str, columns))}.",
+                f"cannot tell which column is the {name}: give {name}_column. Columns: {', '.join(map(str, columns))}."
+                f"{delimiter_hint(columns)}",
                 where,
             )
     return replace(settings, text_column=text, question_column=question, choices_column=choices, label_column=label)

@@ -22,7 +22,7 @@ from bertsmith.tasks.choice_data import ChoiceRow, ChoiceSettings, row_of
 from bertsmith.tasks.classify import SequenceClassifier, sequence_logits
 from bertsmith.tasks.classify_targets import calibration
 from bertsmith.tasks.pairs import assemble, num_pair_specials
-from bertsmith.tasks.rows import ListExamples, check_max_length, sub_batches
+from bertsmith.tasks.rows import ListExamples, check_max_length, given_as, sub_batches
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import truncate_pair
 from bertsmith.training.report import Section, Table
@@ -83,7 +83,7 @@ class Choosing:
         Raises:
             InputError: something of it is missing.
         """
-        if isinstance(value, str):
+        if isinstance(value, str) or given_as(value) != "row":
             raise InputError('this model chooses; give a row with "text", "question" and "choices".', where)
         return row_of(value, self.settings, where)
 

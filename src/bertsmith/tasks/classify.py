@@ -21,7 +21,7 @@ from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSetti
 from bertsmith.tasks.classify_targets import ClassificationExample, LabelTarget, NumberTarget, Target
 from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.pairs import assemble, num_pair_specials
-from bertsmith.tasks.rows import ListExamples, check_max_length, sub_batches
+from bertsmith.tasks.rows import ListExamples, check_max_length, given_as, sub_batches
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import Kept, keep, truncate_pair, windows
 from bertsmith.training.report import Section
@@ -72,11 +72,18 @@ class Classification:
         """A row to predict: a text, or a mapping with this task's columns (or `text` and `pair`).
 
         Raises:
-            InputError: a column is missing, or a plain text came where the model wants a pair.
+            InputError: a column is missing, a plain text came where the model wants a pair, or the reverse.
         """
+        text, pair = self.settings.text_column, self.settings.pair_column
+        form = given_as(value, (text, pair))
+        wanted = "a text alone" if pair is None else 'a row with "text" and "pair"'
+        if form == "question":
+            raise InputError(f"this model does not answer questions; give {wanted}.", where)
+        if form == "pair" and text is not None and pair is None:  # a folder of others may read both
+            raise InputError('this model reads one text; leave "pair" out.', where)
         if isinstance(value, str):
-            if self.settings.pair_column is not None:
-                raise InputError('this model reads pairs; give a row with "text" and "pair".', where)
+            if pair is not None:
+                raise InputError(f"this model reads pairs; give {wanted}.", where)
             return ClassificationRow(where, value, None, None)
         return row_of(value, self.settings, where)
 

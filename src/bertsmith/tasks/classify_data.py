@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, sorted_labels, value_of
+from bertsmith.text.tables import delimiter_hint
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
 """Names that are taken for the text when `text_column` is not given and only one of them is there."""
@@ -35,7 +36,10 @@ _SET_METRICS = ("micro_f1", "macro_f1", "samples_f1", "subset_accuracy")
 Metric = Literal[
     "accuracy", "macro_f1", "micro_f1", "mcc", "spearman", "pearson", "mse", "samples_f1", "subset_accuracy"
 ]
-_FEWEST_NUMBERS = 10
+_FEWEST_NUMBERS = 10  # that make a regression likely
+_MOST_LABELS = 0.9  # for each row,
+_FEWEST_ROWS = 50  # where there are so many
+_SHOWN = 40  # characters of a label
 
 
 @dataclass(frozen=True)
@@ -143,18 +147,31 @@ def read_rows(
         The settings with the names of the columns that were found, to read further files with; the rows.
 
     Raises:
-        InputError: no rows, a column that is missing or cannot be told, a row without a label.
+        InputError: no rows, a column that is missing or cannot be told, a row without a label or, of a
+            regression, without a number.
     """
     rows: list[ClassificationRow] = []
     with collecting(bad):
         for where, values in iter_records(source, settings, bad):
             if not rows:
                 settings = find_columns(settings, list(values), where)
+                _check_first(values, settings, where)
             with collecting(bad):
                 rows.append(_labelled_row(values, settings, where))
     if not rows:
         raise nothing_read(source, "rows", bad)
     return settings, rows
+
+
+def _check_first(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> None:
+    """Raise InputError if columns were named and the first row holds these very names: it is a header line."""
+    first = {str(value).strip().lower() for value in values.values()}
+    if settings.columns is not None and len(values) > 1 and first == {str(name).lower() for name in values}:
+        raise InputError(
+            f"the first row equals the column names ({', '.join(map(str, values.values()))}): the file has a header "
+            "line, which gives each column its name. Leave columns out.",
+            where,
+        )
 
 
 def _labelled_row(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> ClassificationRow:
@@ -166,7 +183,24 @@ def _labelled_row(values: Mapping[str, Any], settings: ClassificationSettings, w
     label = _text_of(values, str(settings.label_column), where).strip()
     if not label:
         raise InputError("nothing here; every row needs a label.", f"{where}, {settings.label_column}")
+    if settings.regression:
+        number_of(label, f"{where}, {settings.label_column}")  # to hear of it with its column
     return replace(row, label=label)
+
+
+def number_of(label: str, where: str) -> float:
+    """The number that a regression learns.
+
+    Raises:
+        InputError: it is none, or not a finite one.
+    """
+    try:
+        number = float(label)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f'"{label}" is not a number, and a regression learns numbers.', where)
+    return number
 
 
 def _text_of(values: Mapping[str, Any], column: str, where: str) -> str:
@@ -230,7 +264,7 @@ def find_columns(settings: ClassificationSettings, columns: Sequence[str], where
         if column is None:
             raise InputError(
                 f"cannot tell which column is the {name.split('_')[0]}: give {name} (or columns, if the file has no "
-                f"header line). Columns: {', '.join(map(str, columns))}.",
+                f"header line). Columns: {', '.join(map(str, columns))}.{delimiter_hint(columns)}",
                 where,
             )
     return replace(settings, text_column=text, pair_column=pair, label_column=label)
@@ -257,7 +291,8 @@ def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSetti
     """The labels of the training rows in the order of their ids; none for a regression.
 
     Raises:
-        InputError: only one label, or the same labels in every row; labels that are numbers with fractions.
+        InputError: only one label, or the same labels in every row; labels that are numbers with fractions, or nearly
+            as many as there are rows.
     """
     if settings.regression:
         return ()
@@ -276,11 +311,28 @@ def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSetti
             f"or choose another label_column than {settings.label_column}.",
             rows[0].where,
         )
+    if len(rows) >= _FEWEST_ROWS and len(labels) > _MOST_LABELS * len(rows):
+        raise _no_classes(labels, len(rows), settings, rows[0].where)
     return labels
 
 
-def _is_fraction(label: str) -> bool:
+def _no_classes(labels: Sequence[str], num_rows: int, settings: ClassificationSettings, where: str) -> InputError:
+    shown = ", ".join(f'"{label if len(label) <= _SHOWN else label[:_SHOWN] + "..."}"' for label in labels[:3])
+    number = " If they are numbers to learn, say regression." if all(map(_is_number, labels)) else ""
+    return InputError(
+        f'{len(labels):,} labels in {num_rows:,} rows: hardly any of the column "{settings.label_column}" stands twice '
+        f"({shown}, ...), so it seems to hold something else. Choose another label_column; if the file has no header "
+        f"line, give columns in the order in which they stand in it, else leave them out.{number}",
+        where,
+    )
+
+
+def _is_number(label: str) -> bool:
     try:
-        return "." in label and math.isfinite(float(label))
+        return math.isfinite(float(label))
     except ValueError:
         return False
+
+
+def _is_fraction(label: str) -> bool:
+    return "." in label and _is_number(label)

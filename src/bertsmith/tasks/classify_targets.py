@@ -4,7 +4,6 @@ Each has its loss, its answers, its figures and what the report shows of it.
 Shape letters: S examples, C labels.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +16,12 @@ from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertsmith.errors import InputError
-from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings
+from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, number_of
 from bertsmith.tasks.rows import class_weights, label_id
-from bertsmith.training.report import Curves, Matrix, Section, Table
+from bertsmith.training.report import LARGEST_MATRIX, Curves, Matrix, Section, Table, no_matrix
 
 SHOWN_MISTAKES = 20
 _SHOWN_CHARACTERS = 300
-_LARGEST_MATRIX = 40
 _CALIBRATION_BINS = 10
 
 
@@ -169,7 +166,7 @@ class LabelTarget:
         precision, recall, f1, support = (column.tolist() for column in columns)
         rows = list(zip(self._labels, precision, recall, f1, support, strict=True))
         sections: list[Section] = [Table("By label", ("label", "precision", "recall", "F1", "rows"), rows)]
-        if len(self._labels) <= _LARGEST_MATRIX:
+        if len(self._labels) <= LARGEST_MATRIX:
             sections.insert(0, Matrix("Confusion matrix", self._labels, counts.tolist()))
         else:
             sections.append(self._confusions(counts))
@@ -186,7 +183,7 @@ class LabelTarget:
         order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_MISTAKES]
         places = [(int(place) // len(counts), int(place) % len(counts)) for place in order]
         rows = [(self._labels[i], self._labels[j], int(wrong[i, j])) for i, j in places if wrong[i, j]]
-        return Table("Most frequent confusions", ("label", "predicted", "rows"), rows)
+        return Table("Most frequent confusions", ("label", "predicted", "rows"), rows, no_matrix(len(counts)))
 
 
 class NumberTarget:
@@ -197,15 +194,7 @@ class NumberTarget:
 
     def encode(self, row: ClassificationRow) -> float | None:
         """See `Target`."""
-        if row.label is None:
-            return None
-        try:
-            number = float(row.label)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(f'"{row.label}" is not a number, and a regression learns numbers.', row.where)
-        return number
+        return None if row.label is None else number_of(row.label, row.where)
 
     def collate(self, targets: Sequence[float]) -> tuple[Tensor, float]:
         """float32 [S], and S."""

@@ -17,17 +17,24 @@ from bertsmith.errors import InputError
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.choice_data import ChoiceRow
 from bertsmith.tasks.classify_data import ClassificationRow
+from bertsmith.tasks.findings import Finding, finding, share
+from bertsmith.tasks.label_check import (
+    alike_labels,
+    is_regression,
+    label_counts,
+    misfit_tags,
+    numbers_alone,
+    numbers_of,
+    train_labels,
+    unseen_labels,
+)
 from bertsmith.tasks.row_lengths import Encoded, sequence_length
 from bertsmith.tasks.saved import model_folder, task_kind
 from bertsmith.tasks.tag_data import TaggingRow
 from bertsmith.text.labelled import Question
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 
-# From these shares on, something is said.
-_MANY_UNKNOWN = 0.01
-_MOST_FREQUENT = 0.9
-_FEW_ROWS = 8  # of a label
-_SHOWN_PLACES = 5
+_MANY_UNKNOWN = 0.01  # share of the tokens from which on something is said
 _SHOWN_LABELS = 12
 _SHOWN_CHARACTERS = 60
 
@@ -49,17 +56,6 @@ class CheckSettings:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One kind of trouble in one split: how many rows have it, and the first places."""
-
-    split: str
-    kind: str
-    count: int
-    message: str
-    places: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class SplitFigures:
     """One split. Lengths are (median, 95th percentile, longest) of a row's texts together."""
 
@@ -69,6 +65,7 @@ class SplitFigures:
     characters: tuple[int, int, int]
     tokens: tuple[int, int, int] | None
     unknown_share: float | None  # of the tokens
+    numbers: tuple[float, float, float] | None  # lowest, median, highest of what is learnt; None if no numbers are
 
 
 @dataclass(frozen=True)
@@ -98,21 +95,27 @@ def check_data(task: str, settings: CheckSettings, options: Any = None) -> DataR
     tokenizer = None if settings.tokenizer is None else load_tokenizer(model_folder(settings.tokenizer))
     sources = {"train": settings.train, "dev": settings.dev, "test": settings.test}
     rows: dict[str, list[Any]] = {}
-    splits, findings = {}, []
+    splits: dict[str, SplitFigures] = {}
+    known: set[str] = set()
+    findings: list[Finding] = []
+    unseen: list[Finding] = []
     for split, source in sources.items():
         if source is None:
             continue
         bad: list[InputError] = []
         options, rows[split] = kind.read_rows(source, options, bad)
         encoded = None if tokenizer is None else Encoded.of(rows[split], tokenizer)
-        splits[split] = _figures(rows[split], encoded)
-        found = [*_bad_rows(bad), *_in_split(rows[split])]
+        splits[split] = _figures(rows[split], options, encoded)
+        found = [*_bad_rows(bad), *_in_split(rows[split], options)]
         if split == "train":
-            found += _labels(splits[split].labels)
+            known, of_labels = train_labels(rows[split], options, kind.find_labels)
+            found += of_labels
+        elif known:
+            unseen += [replace(one, split=split) for one in unseen_labels(rows[split], options, known)]
         if tokenizer is not None and encoded is not None:
             found += _tokens(rows[split], encoded, tokenizer, options)
-        findings += [replace(finding, split=split) for finding in found]
-    findings += _between(rows, splits)
+        findings += [replace(one, split=split) for one in found]
+    findings += [*_leaks(rows), *unseen, *alike_labels(rows, options)]
     return DataReport(task, splits, tuple(findings))
 
 
@@ -136,11 +139,11 @@ def render(report: DataReport) -> RenderableType:
         if len(labels) > _SHOWN_LABELS:
             shown.add_row(f"and {len(labels) - _SHOWN_LABELS:,} more", *("" for _ in report.splits))
         parts.append(shown)
-    for finding in report.findings:
-        parts.append(Text(f"! {finding.split}: {finding.message}", style="yellow"))
-        parts += [Text(f"    {place}") for place in finding.places]
-        if finding.count > len(finding.places) > 0:
-            parts.append(Text(f"    and {finding.count - len(finding.places):,} more"))
+    for one in report.findings:
+        parts.append(Text(f"! {one.split}: {one.message}", style="yellow"))
+        parts += [Text(f"    {place}") for place in one.places]
+        if one.count > len(one.places) > 0:
+            parts.append(Text(f"    and {one.count - len(one.places):,} more"))
     if not report.findings:
         parts.append(Text("Nothing suspicious was found.", style="green"))
     return Group(*parts)
@@ -159,15 +162,6 @@ def given_answer(row: Any) -> str:
     return "" if row.score is None else f"{row.score:g}"
 
 
-def classes_of(row: Any) -> Sequence[str]:
-    """The labels to count: a row's, or its words'."""
-    if isinstance(row, ClassificationRow):
-        return [str(row.label)] if row.labels is None else row.labels
-    if isinstance(row, ChoiceRow):
-        return [f"choice {row.label}"]  # one that is right too often gives itself away
-    return row.tags or () if isinstance(row, TaggingRow) else ()
-
-
 def _key(texts: Sequence[str]) -> str:
     return "\n".join(" ".join(text.casefold().split()) for text in texts)
 
@@ -177,24 +171,17 @@ def _shown(text: str) -> str:
     return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
 
 
-def _finding(kind: str, message: str, places: Sequence[str]) -> list[Finding]:
-    """The finding, if there is a place; its split is filled in by who knows it."""
-    return [Finding("", kind, len(places), message, tuple(places[:_SHOWN_PLACES]))] if places else []
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,} rows ({part / whole:.1%})"
-
-
-def _figures(rows: Sequence[Any], encoded: Encoded | None) -> SplitFigures:
+def _figures(rows: Sequence[Any], options: Any, encoded: Encoded | None) -> SplitFigures:
+    numbers = numbers_of(rows, options)
     tokens = None if encoded is None else [sum(several) for several in encoded.lengths]
     return SplitFigures(
         rows=len(rows),
         distinct=len({_key(row.texts) for row in rows}),
-        labels=Counter(label for row in rows for label in classes_of(row)),
+        labels=label_counts(rows, options),
         characters=_lengths([sum(map(len, row.texts)) for row in rows]),
         tokens=None if tokens is None else _lengths(tokens),
         unknown_share=None if encoded is None or tokens is None else encoded.num_unknown / max(1, sum(tokens)),
+        numbers=(min(numbers), float(np.median(numbers)), max(numbers)) if numbers else None,
     )
 
 
@@ -202,6 +189,9 @@ def _lines(splits: Sequence[SplitFigures]) -> Iterator[tuple[str, list[str]]]:
     yield "rows", [f"{split.rows:,}" for split in splits]
     yield "different texts", [f"{split.distinct:,}" for split in splits]
     yield "labels", [f"{len(split.labels):,}" if split.labels else "" for split in splits]
+    if any(split.numbers is not None for split in splits):
+        for place, name in enumerate(("numbers: lowest", "    median", "    highest")):
+            yield name, ["" if split.numbers is None else f"{split.numbers[place]:g}" for split in splits]
     units = [("characters", [split.characters for split in splits])]
     if all(split.tokens is not None for split in splits):
         units.append(("tokens", [split.tokens or (0, 0, 0) for split in splits]))
@@ -219,54 +209,57 @@ def _lengths(values: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _bad_rows(bad: Sequence[InputError]) -> list[Finding]:
-    return _finding("unusable", f"{len(bad):,} rows cannot be used, which stops finetune.", [str(one) for one in bad])
+    return finding("unusable", f"{len(bad):,} rows cannot be used, which stops finetune.", [str(one) for one in bad])
 
 
-def _in_split(rows: Sequence[Any]) -> Iterator[Finding]:
-    """Empty texts, copies, contradictions, and answers that cannot be learnt."""
-    empty = [row.where for row in rows if not all(text.strip() for text in row.texts)]
-    yield from _finding("empty", f"{_share(len(empty), len(rows))} have an empty text.", empty)
+def _in_split(rows: Sequence[Any], options: Any) -> Iterator[Finding]:
+    """Empty texts, copies, contradictions, and answers, tags and numbers that look wrong."""
+    yield from _empty(rows)
     answers: dict[str, dict[str, str]] = {}  # of each text, with the first place of each
     copies = []
     for row in rows:
-        first = answers.setdefault(_key(row.texts), {}).setdefault(given_answer(row), row.where)
-        if first != row.where:
-            copies.append(f"{row.where} = {first}")
-    yield from _finding("copies", f"{_share(len(copies), len(rows))} are copies of an earlier one.", copies)
+        answer = str(float(row.label)) if is_regression(options) else given_answer(row)
+        places = answers.setdefault(_key(row.texts), {})
+        if answer in places:
+            copies.append(f"{row.where} = {places[answer]}")
+        else:
+            places[answer] = row.where
+    yield from finding("copies", f"{share(len(copies), len(rows))} are copies of an earlier one.", copies)
     if not isinstance(rows[0], Question):  # which may be answered in several ways
         contradictions = [
             ", ".join(f"{where} ({_shown(answer)})" for answer, where in places.items()) + f": {_shown(text)}"
             for text, places in answers.items()
             if len(places) > 1
         ]
-        yield from _finding(
+        yield from finding(
             "contradictions",
             f"{len(contradictions):,} texts stand with different labels: one is wrong, or the text does not decide.",
             contradictions,
         )
     lost = [row.where for row in rows if isinstance(row, Question) and any(a.start is None for a in row.answers)]
-    yield from _finding(
+    yield from finding(
         "misplaced",
-        f"{_share(len(lost), len(rows))} have an answer that is not at its place: finetune stops without --lenient.",
+        f"{share(len(lost), len(rows))} have an answer that is not at its place: finetune stops without --lenient.",
         lost,
     )
+    yield from misfit_tags(rows, options)
+    yield from numbers_alone(rows, options)
 
 
-def _labels(counts: Mapping[str, int]) -> Iterator[Finding]:
-    """Labels of the training data that are too rare or too frequent."""
-    if not counts:
-        return
-    rare = [f'"{label}": {count:,}' for label, count in sorted(counts.items(), key=lambda item: item[1])]
-    rare = rare[: sum(count < _FEW_ROWS for count in counts.values())]
-    yield from _finding("rare", f"{len(rare):,} labels occur fewer than {_FEW_ROWS} times: hardly to be learnt.", rare)
-    label, count = max(counts.items(), key=lambda item: item[1])
-    share = count / sum(counts.values())
-    if share >= _MOST_FREQUENT and label != "O":
-        yield from _finding(
-            "imbalance",
-            f'{share:.1%} have the label "{label}": accuracy says little, see macro_f1; --class-weights auto may help.',
-            [f'"{label}": {count:,}'],
-        )
+def _empty(rows: Sequence[Any]) -> Iterator[Finding]:
+    """Texts and choices without a character, and choices between which nothing can decide."""
+    empty, empty_choices, same = [], [], []
+    for row in rows:
+        choices = row.choices if isinstance(row, ChoiceRow) else ()
+        if not all(text.strip() for text in row.texts[: len(row.texts) - len(choices)]):
+            empty.append(row.where)
+        if not all(choice.strip() for choice in choices):
+            empty_choices.append(row.where)
+        counts = Counter(_key([choice]) for choice in choices)
+        same += [f'{row.where}: "{_shown(choice)}" {n} times' for choice, n in counts.items() if n > 1][:1]
+    yield from finding("empty", f"{share(len(empty), len(rows))} have an empty text.", empty)
+    yield from finding("empty", f"{share(len(empty_choices), len(rows))} have an empty choice.", empty_choices)
+    yield from finding("choices", f"{share(len(same), len(rows))} have the same choice more than once.", same)
 
 
 def _tokens(rows: Sequence[Any], encoded: Encoded, tokenizer: Tokenizer, options: Any) -> Iterator[Finding]:
@@ -282,9 +275,9 @@ def _tokens(rows: Sequence[Any], encoded: Encoded, tokenizer: Tokenizer, options
     ]
     long.sort(key=lambda item: -item[0])
     name = "max_query_length" if isinstance(options, AnsweringSettings) else "max_length"
-    yield from _finding(
+    yield from finding(
         "long",
-        f"{_share(len(long), len(rows))} are longer than {name} {limit}: {what}.",
+        f"{share(len(long), len(rows))} are longer than {name} {limit}: {what}.",
         [f"{where}: {length:,} tokens" for length, where in long],
     )
     total = sum(map(sum, encoded.lengths))
@@ -298,22 +291,16 @@ def _tokens(rows: Sequence[Any], encoded: Encoded, tokenizer: Tokenizer, options
         )
 
 
-def _between(rows: Mapping[str, Sequence[Any]], splits: Mapping[str, SplitFigures]) -> Iterator[Finding]:
-    """What evaluation has in common with what came before it, and labels that it alone has."""
+def _leaks(rows: Mapping[str, Sequence[Any]]) -> Iterator[Finding]:
+    """What evaluation has in common with what came before it."""
     for before, split in (("train", "dev"), ("train", "test"), ("dev", "test")):
         if before not in rows or split not in rows:
             continue
         known = {_key(_identity(row)): row.where for row in reversed(rows[before])}
         found = [f"{row.where} = {known[key]}" for row in rows[split] if (key := _key(_identity(row))) in known]
         what = "are about a context that is" if isinstance(rows[split][0], Question) else "are"
-        message = f"{_share(len(found), len(rows[split]))} {what} in {before} as well: figures will look too good."
-        yield from (replace(one, split=split) for one in _finding("leak", message, found))
-    known_labels = splits["train"].labels
-    for split in ("dev", "test"):
-        counts = splits[split].labels if split in splits else {}
-        new = [f'"{label}": {count:,}' for label, count in counts.items() if label not in known_labels]
-        message = f"{len(new):,} labels do not occur in train, where nothing can be learnt of them."
-        yield from (replace(one, split=split) for one in _finding("unseen", message, new))
+        message = f"{share(len(found), len(rows[split]))} {what} in {before} as well: figures will look too good."
+        yield from (replace(one, split=split) for one in finding("leak", message, found))
 
 
 def _identity(row: Any) -> tuple[str, ...]:

@@ -171,6 +171,36 @@ def to_iob2(tags: Sequence[str], scheme: Scheme, where: str) -> tuple[str, ...]:
     return write_iob2(read_spans(tags), len(tags))
 
 
+def misfits(tags: Sequence[str], scheme: Scheme) -> tuple[str, ...]:
+    """Tags of a sentence that stand where their scheme has no place for them, each with how `read_spans` reads it.
+
+    >>> misfits(["O", "I-PER", "B-LOC", "I-PER"], "iob2")
+    ('word 2: I-PER after O begins an entity', 'word 4: I-PER after B-LOC begins an entity')
+    >>> misfits(["B-PER", "O", "I-PER"], "bioes")
+    ('word 1: B-PER before O is all of an entity', 'word 3: I-PER after O begins an entity')
+    """
+    if scheme == "none":
+        return ()
+    outside = OUTSIDE, ""
+    parts = [outside, *((split_tag(tag) or outside) for tag in tags), outside]
+    found = []
+    for number, tag in enumerate(tags, start=1):
+        (before, own_before), (prefix, label), (behind, own_behind) = parts[number - 1 : number + 2]
+        goes_on = before in ("B", "I") and own_before == label
+        went_on = behind in ("I", "E") and own_behind == label
+        if prefix in ("E", "S") and scheme != "bioes":
+            how = "is not a tag of this scheme and ends an entity"
+        elif prefix in ("I", "E") and not goes_on and scheme != "iob1":
+            how = f"after {tags[number - 2] if number > 1 else 'nothing'} begins an entity"
+        elif prefix in ("B", "I") and not went_on and scheme == "bioes":
+            how = f"before {tags[number] if number < len(tags) else 'nothing'} is "
+            how += "all of an entity" if prefix == "B" else "the end of an entity"
+        else:
+            continue
+        found.append(f"word {number}: {tag} {how}")
+    return tuple(found)
+
+
 def score_entities(gold: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> dict[str, Scores]:
     """Strict scores over sentences: for each type, and over all of them under the key "".
 

@@ -283,7 +283,7 @@ def evaluate(
         model: a run's folder, a model folder, or a Hub id.
         data: what the model's task reads.
         overrides: settings of the task to change, by field name, for example `{"text_column": "review"}`.
-        predictions: write every answer there, a JSON object a line, in the order of the data.
+        predictions: write every answer there, beside what is given, a JSON object a line, in the order of the data.
 
     Returns:
         Metrics, the objective first.

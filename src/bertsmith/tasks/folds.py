@@ -23,7 +23,6 @@ from bertsmith.errors import SettingsError
 from bertsmith.files import atomic_write
 from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
-from bertsmith.tasks.data_check import given_answer
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import Row, iter_records, place_of, sorted_labels, value_of
@@ -157,13 +156,13 @@ def _records(source: str, options: Any) -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def write_out_of_fold(runs: Sequence[SeedRun], folds: Sequence[Fold], rows: Sequence[Row], path: Path) -> None:
-    """One file out of those of the runs, in the order of the rows, with the fold and the label of each."""
+    """One file out of those of the runs, in the order of the rows, with the fold of each."""
     found: dict[str, str] = {}
     for run, fold in zip(runs, folds, strict=True):
         lines = (run.folder / PREDICTIONS).read_text(encoding="utf-8").split("\n")[:-1]
         for row, line in zip(fold.scored, lines, strict=True):
             values = json.loads(line)
-            told = {"row": values.pop("row"), "fold": fold.name, "given": given_answer(row), **values}
+            told = {"row": values.pop("row"), "fold": fold.name, **values}
             found[row.where] = json.dumps(told, ensure_ascii=False)
     atomic_write(path, "".join(f"{found[row.where]}\n" for row in rows))
 

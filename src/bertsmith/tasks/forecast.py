@@ -68,7 +68,7 @@ class FinetuneMeasured:
     def epoch_seconds(self, share: float = 1.0) -> float:
         """Of learning from a share of the training examples once."""
         (stage,) = self.calibration.stages
-        examples = share * self.num_examples["train"]
+        examples = round(share * self.num_examples["train"], 3)  # a share of a third has a rest
         return stage.pace.seconds(math.ceil(examples / stage.batch_size), share * self.num_tokens["train"])
 
     def forecast(self, epochs: float, share: float = 1.0) -> Forecast:
@@ -209,7 +209,7 @@ def time_limit(given: str | None) -> float | None:
     """
     if given is None:
         return None
-    budget = Budget.parse(given)
+    budget = Budget.parse(given, "budget")
     if budget.unit != "seconds":
         raise SettingsError(f'budget "{given}" is no time. Write a time such as 30m or 2h.')
     return budget.amount

@@ -116,7 +116,7 @@ def plan(settings: PlanSettings) -> RunPlan:
         TrainingError: the process that measures was killed.
     """
     limit = memory_limit(settings.memory, settings.device)
-    if Budget.parse(settings.budget).unit == "share":
+    if Budget.parse(settings.budget, "budget").unit == "share":
         raise SettingsError(f'the budget "{settings.budget}" is a share of itself; give a time or a number.')
     given = {field.name: getattr(settings, field.name) for field in fields(PretrainOptions)}
     if settings.corpus is not None:
@@ -138,7 +138,7 @@ def num_tokens(text: str) -> float:
     Raises:
         SettingsError: it is none.
     """
-    return Budget.parse(f"{text.strip().removesuffix('tokens').strip()} tokens").amount
+    return Budget.parse(f"{text.strip().removesuffix('tokens').strip()} tokens", "tokens").amount
 
 
 def training_operations(

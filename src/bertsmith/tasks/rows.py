@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.encoder import Encoder
 from bertsmith.text.sources import iter_rows
+from bertsmith.text.tables import no_column
 
 LONGEST_TEXT = 1 << 22
 """Characters. Tokenizing takes some hundred bytes for each of them, so far more memory than the text."""
@@ -122,10 +123,32 @@ def value_of(row: Mapping[str, Any], column: str, where: str) -> Any:
         InputError: the row has no such column, or nothing in it; names the nearest column.
     """
     if column not in row:
-        raise InputError(f'there is no column "{column}". {did_you_mean(column, row)}', where)
+        raise no_column(column, row, where)
     if row[column] is None:
         raise InputError("nothing here; every row needs a value.", f"{where}, {column}")
     return row[column]
+
+
+def given_as(
+    value: str | Mapping[str, Any], columns: Iterable[object] = ()
+) -> Literal["text", "pair", "question", "row"]:
+    """What a user gives to be answered: a text, a pair of texts, a question with its context, or a row.
+
+    Whoever gives nothing but `text` and `pair`, or `question` and `context`, means both, and is not to be answered from
+    one of them. A row with more may have what nobody reads.
+
+    Args:
+        columns: names that the task's settings say themselves; what has no others is a row.
+
+    >>> given_as({"text": "a", "pair": "b"}), given_as({"text": "a", "pair": "b", "id": 1}), given_as({"text": "a"})
+    ('pair', 'row', 'row')
+    """
+    if isinstance(value, str):
+        return "text"
+    names = {name for name, one in value.items() if one is not None}
+    if names == {"text", "pair"} and not names <= set(columns):
+        return "pair"
+    return "question" if names == {"question", "context"} and not names <= set(columns) else "row"
 
 
 def detect_column(columns: Iterable[str], known: Sequence[str], taken: Iterable[str | None] = ()) -> str | None:

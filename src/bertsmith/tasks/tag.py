@@ -29,13 +29,12 @@ from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, in_documents, 
 from bertsmith.tasks.tag_words import Words, around, words_of
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import max_context, overlap, windows
-from bertsmith.training.report import Matrix, Section, Table
+from bertsmith.training.report import LARGEST_MATRIX, Matrix, Section, Table, no_matrix
 from bertsmith.training.task import Batch
 
 _NUM_SPECIAL_TOKENS = 2  # [CLS] sentence [SEP]
 _SHOWN_SENTENCES = 15
 _SHOWN_CHARACTERS = 400
-_LARGEST_MATRIX = 40
 _LONGEST_ENTITY = 4  # words; longer ones are counted together
 
 
@@ -332,11 +331,11 @@ class Tagging:
         predicted = [label for answer in answers for label in answer.labels]
         numbers = metrics.precision_recall_fscore_support(gold, predicted, labels=self.labels, zero_division=0.0)
         rows = list(zip(self.labels, *(column.tolist() for column in numbers), strict=True))
-        sections: list[Section] = [Table("By label", ("label", "precision", "recall", "F1", "words"), rows)]
-        if len(self.labels) <= _LARGEST_MATRIX:
-            counts = metrics.confusion_matrix(gold, predicted, labels=self.labels)
-            sections.append(Matrix("Confusion matrix", self.labels, counts.tolist()))
-        return sections
+        names = ("label", "precision", "recall", "F1", "words")
+        if len(self.labels) > LARGEST_MATRIX:
+            return [Table("By label", names, rows, no_matrix(len(self.labels)))]
+        counts = metrics.confusion_matrix(gold, predicted, labels=self.labels)
+        return [Table("By label", names, rows), Matrix("Confusion matrix", self.labels, counts.tolist())]
 
     def _worst_sentences(self, answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> Table:
         wrong = []

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting
-from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, read_spans, to_iob2
-from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, sorted_labels
+from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, misfits, read_spans, to_iob2
+from bertsmith.tasks.rows import detect_column, given_as, iter_records, nothing_read, sorted_labels
 from bertsmith.text.labelled import TaggedSentence, holds_rows, read_columns, string_list
 
 WORD_COLUMNS = ("words", "tokens")
@@ -67,6 +67,8 @@ class TaggingRow:
     neighbours: Sequence["TaggingRow"] = field(default=(), compare=False, repr=False)
     """With context, the sentences of its document in their order, itself at `place`; without, none."""
     place: int = field(default=0, compare=False)
+    misfits: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """What of the tags, as they were written, does not fit their scheme, and how it is read."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ def read_rows(
         if holds_rows(source):
             settings = _read_fields(source, settings, sentences, bad)
         else:
-            sentences.extend(read_columns(Path(source), settings.token_column, settings.tag_column))
+            sentences.extend(read_columns(Path(source), settings.token_column, settings.tag_column, bad))
     if not sentences:
         raise nothing_read(source, "sentences", bad)
     scheme: Scheme = (
@@ -109,7 +111,8 @@ def read_rows(
     for one in sentences:
         with collecting(bad):
             tags = to_iob2(one.tags, scheme, one.where)
-            rows.append(TaggingRow(one.where, one.words, None, tags, one.document))
+            doubts = misfits(one.tags, scheme)
+            rows.append(TaggingRow(one.where, one.words, None, tags, one.document, misfits=doubts))
     return replace(settings, scheme=scheme), rows if settings.context == "none" else in_documents(rows)
 
 
@@ -177,8 +180,13 @@ def row_of(value: str | Mapping[str, Any], settings: TaggingSettings, where: str
     """A sentence to predict: raw text, or a mapping with a list of words, or with `text`.
 
     Raises:
-        InputError: neither is there.
+        InputError: neither is there, or beside it what is for another task.
     """
+    form = given_as(value)
+    if form == "question":
+        raise InputError('this model does not answer questions; give a text, or a list of "words".', where)
+    if form == "pair":
+        raise InputError('this model reads one text; leave "pair" out.', where)
     if isinstance(value, str):
         return TaggingRow(where, None, value, None)
     names = (settings.token_column, *WORD_COLUMNS) if isinstance(settings.token_column, str) else WORD_COLUMNS

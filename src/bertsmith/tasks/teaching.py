@@ -18,7 +18,8 @@ from bertsmith.settings import to_mapping, to_yaml
 from bertsmith.tasks import seeds
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.augment import augmented
-from bertsmith.tasks.card import model_card
+from bertsmith.tasks.card import code_span, model_card
+from bertsmith.tasks.data_check import given_answer
 from bertsmith.tasks.distill import Distillation, source_name, teacher_names
 from bertsmith.tasks.finetune_report import write_run_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -199,9 +200,11 @@ def write_configuration(task: str, settings: FinetuneSettings, options: Any) -> 
 
 
 def write_predictions(path: Path, task: FinetuneTask, evaluation: Evaluation) -> None:
-    """Every answer as a JSON object a line, in the order of the data, with the place of its row."""
+    """Every answer as a JSON object a line, in the order of the data, with the place of its row and what is given."""
     lines = (
-        json.dumps({"row": example.row.where, **task.to_json(answer)}, ensure_ascii=False)
+        json.dumps(
+            {"row": example.row.where, "given": given_answer(example.row), **task.to_json(answer)}, ensure_ascii=False
+        )
         for example, answer in zip(evaluation.examples, evaluation.answers, strict=True)
     )
     atomic_write(path, "".join(f"{line}\n" for line in lines))
@@ -234,12 +237,12 @@ def save_finetuned(
     """
     names = {Path(source).name: digest for source, digest in data.items()}
     is_random = settings.model.startswith(SIZE_PREFIX)
-    origin = "random weights" if is_random else f"`{source_name(settings.model)}`"
+    origin = "random weights" if is_random else code_span(source_name(settings.model))
     teaching: dict[str, Any] = {}
     if settings.teacher is not None:
         teachers, weight = [source_name(one) for one in teacher_names(settings.teacher)], settings.distill_weight
         teaching = {"teacher": ", ".join(teachers), "distill_weight": weight, "temperature": settings.temperature}
-        origin = f"{origin}, taught by {', '.join(f'`{name}`' for name in teachers)}"
+        origin = f"{origin}, taught by {', '.join(map(code_span, teachers))}"
     if beside:
         origin = f"{origin}, together with {', '.join(beside)}"
     row = family(config.model_type)

@@ -4,6 +4,7 @@ Every value read is checked here, with file and line, so that the tasks can trus
 as many tags as words, and every answer at its place in the context.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.errors import InputError, SettingsError, did_you_mean
+from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.text.reading import open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
+from bertsmith.text.tables import no_column
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
 _ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 # `# sent_id = 7`, `# newdoc id = x`, `# newpar`; but not the token "#" nor a hashtag.
 _COMMENT = re.compile(r"# *(newdoc|newpar|[\w.:-]+ += )")
+_ANSWERS = "answers"  # of a question in SQuAD's layout
 _DOCUMENT = "-DOCSTART-"  # CoNLL-2003
 _NEW_DOCUMENT = re.compile(r"# *newdoc( |$)")  # CoNLL-U
 _SKIPPED_ID = re.compile(r"\d+[-.]\d+")  # CoNLL-U: a multiword range, an empty node
@@ -73,13 +76,17 @@ def holds_rows(source: str) -> bool:
 
 
 def read_columns(
-    source: str | Path, token_column: int | str | None = None, tag_column: int | str | None = None
+    source: str | Path,
+    token_column: int | str | None = None,
+    tag_column: int | str | None = None,
+    bad: list[InputError] | None = None,
 ) -> Iterator[TaggedSentence]:
     """Tagged sentences from a file of columns: CoNLL-U by its suffix, else any CoNLL-like file.
 
     Args:
         token_column, tag_column: see `read_conllu` (names) and `read_conll` (numbers); None: as usual
             for the format.
+        bad: gets what is wrong with sentences that cannot be used, which are passed over; None: the first is an error.
 
     Raises:
         SettingsError: a name where a number is wanted, or the other way round.
@@ -88,7 +95,7 @@ def read_columns(
     path = Path(source)
     if suffix_of(path) == ".conllu":
         form, tag = ("form" if token_column is None else token_column), ("upos" if tag_column is None else tag_column)
-        yield from read_conllu(path, str(form), str(tag))
+        yield from read_conllu(path, str(form), str(tag), bad)
         return
     if isinstance(token_column, str) or isinstance(tag_column, str):
         name, column = ("token_column", token_column) if isinstance(token_column, str) else ("tag_column", tag_column)
@@ -96,10 +103,12 @@ def read_columns(
             f'{name} "{column}": the columns of {path.name} have no names. Give a number, counted from 0 '
             "(-1 is the last)."
         )
-    yield from read_conll(path, token_column, tag_column)
+    yield from read_conll(path, token_column, tag_column, bad)
 
 
-def read_conll(path: Path, token_column: int | None = None, tag_column: int | None = None) -> Iterator[TaggedSentence]:
+def read_conll(
+    path: Path, token_column: int | None = None, tag_column: int | None = None, bad: list[InputError] | None = None
+) -> Iterator[TaggedSentence]:
     """Sentences from lines of columns (tabs, else spaces), blank lines between sentences.
 
     `-DOCSTART-` lines and `# newdoc` begin a document; these and comments of the form `# key = value` are no words.
@@ -107,6 +116,7 @@ def read_conll(path: Path, token_column: int | None = None, tag_column: int | No
     Args:
         token_column, tag_column: counted from 0, negative from the end. By default first and last;
             1 and 2 for `.iob2` files, which number their words (universalner.org).
+        bad: see `read_columns`.
 
     Raises:
         InputError: a line with another number of columns than the first one, with its line number.
@@ -114,35 +124,40 @@ def read_conll(path: Path, token_column: int | None = None, tag_column: int | No
     numbered = suffix_of(path) == ".iob2"
     token_column = token_column if token_column is not None else (1 if numbered else 0)
     tag_column = tag_column if tag_column is not None else (2 if numbered else -1)
-    num_columns = 0
-    for document, lines in _blocks(path, numbered=numbered):
-        words, tags, first_line = [], [], 0
-        for number, line in lines:
-            columns = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
-            num_columns = num_columns or len(columns)
-            if len(columns) != num_columns or num_columns < 2:
-                raise InputError(
-                    f"{len(columns)} columns here, {max(2, num_columns)} wanted (a token and its tag, "
-                    "parted by a tab or spaces).",
-                    f"{path}:{number}",
-                )
-            if not (-num_columns <= token_column < num_columns and -num_columns <= tag_column < num_columns):
-                raise InputError(
-                    f"there are {num_columns} columns; token_column is {token_column} and tag_column {tag_column}.",
-                    f"{path}:{number}",
-                )
-            first_line = first_line or number
-            words.append(columns[token_column])
-            tags.append(columns[tag_column])
-        if words:
-            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{first_line}", document)
+    num_columns = 0  # of the first line that has a token and a tag
+    for document, lines in _blocks(path, bad, numbered=numbered):
+        with_columns = [(n, line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))) for n, line in lines]
+        num_columns = num_columns or next((len(columns) for _, columns in with_columns if len(columns) > 1), 0)
+        words, tags = [], []
+        with collecting(bad):
+            for number, columns in with_columns:
+                if len(columns) != num_columns:
+                    raise InputError(
+                        f"{len(columns)} columns here, {max(2, num_columns)} wanted (a token and its tag, "
+                        "parted by a tab or spaces).",
+                        f"{path}:{number}",
+                    )
+                if not (-num_columns <= token_column < num_columns and -num_columns <= tag_column < num_columns):
+                    raise InputError(
+                        f"there are {num_columns} columns; token_column is {token_column} and tag_column {tag_column}.",
+                        f"{path}:{number}",
+                    )
+                words.append(columns[token_column])
+                tags.append(columns[tag_column])
+        if len(words) == len(lines):
+            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{lines[0][0]}", document)
 
 
-def read_conllu(path: Path, token_column: str = "form", tag_column: str = "upos") -> Iterator[TaggedSentence]:
+def read_conllu(
+    path: Path, token_column: str = "form", tag_column: str = "upos", bad: list[InputError] | None = None
+) -> Iterator[TaggedSentence]:
     """Sentences of a CoNLL-U file, its columns chosen by name.
 
     Multiword ranges (`1-2`) and empty nodes (`8.1`) are passed over: what is left are the syntactic
     words, one tag each (universaldependencies.org/format.html). `# newdoc` begins a document.
+
+    Args:
+        bad: see `read_columns`.
 
     Raises:
         SettingsError: no such column.
@@ -152,19 +167,25 @@ def read_conllu(path: Path, token_column: str = "form", tag_column: str = "upos"
         if column not in CONLLU_COLUMNS:
             raise SettingsError(f'CoNLL-U has no column "{column}". {did_you_mean(column, CONLLU_COLUMNS)}')
     token_index, tag_index = CONLLU_COLUMNS.index(token_column), CONLLU_COLUMNS.index(tag_column)
-    for document, lines in _blocks(path, numbered=True):
-        words, tags, first_line = [], [], 0
-        for number, line in lines:
-            columns = line.split("\t")
-            if len(columns) != len(CONLLU_COLUMNS):
-                raise InputError(f"{len(columns)} columns here; a CoNLL-U line has 10.", f"{path}:{number}")
-            if _SKIPPED_ID.fullmatch(columns[0]):
-                continue
-            first_line = first_line or number
-            words.append(columns[token_index])
-            tags.append(columns[tag_index])
+    for document, lines in _blocks(path, bad, numbered=True):
+        words: list[tuple[int, list[str]]] = []
+        with collecting(bad):
+            words = _conllu_words(path, lines)
         if words:
-            yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{first_line}", document)
+            tokens, tags = (tuple(columns[index] for _, columns in words) for index in (token_index, tag_index))
+            yield TaggedSentence(tokens, tags, f"{path}:{words[0][0]}", document)
+
+
+def _conllu_words(path: Path, lines: list[tuple[int, str]]) -> list[tuple[int, list[str]]]:
+    """The columns of each syntactic word of a sentence, with the number of its line."""
+    words = []
+    for number, line in lines:
+        columns = line.split("\t")
+        if len(columns) != len(CONLLU_COLUMNS):
+            raise InputError(f"{len(columns)} columns here; a CoNLL-U line has 10.", f"{path}:{number}")
+        if not _SKIPPED_ID.fullmatch(columns[0]):
+            words.append((number, columns))
+    return words
 
 
 def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
@@ -174,7 +195,7 @@ def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ..
         InputError: no such field, or it is not a list of texts or numbers.
     """
     if field not in row:
-        raise InputError(f'there is no column "{field}". {did_you_mean(field, map(str, row))}', where)
+        raise no_column(field, row, where)
     value = row[field].tolist() if isinstance(row[field], np.ndarray) else row[field]
     if not isinstance(value, list | tuple):
         raise InputError(f"a list wanted, {type(value).__name__} found.", f"{where}, {field}")
@@ -220,16 +241,18 @@ def question_row(
     return _question(question, context, given, str(row.get("id") or where), where, lenient)
 
 
-def read_squad(source: str | Path, *, lenient: bool = False) -> Iterator[Question]:
+def read_squad(source: str | Path, *, lenient: bool = False, bad: list[InputError] | None = None) -> Iterator[Question]:
     """Questions of a SQuAD 1.1 or 2.0 file (also XQuAD, DRCD, and CMRC 2018 in SQuAD's layout).
 
-    The questions of a paragraph share one context object. `is_impossible` questions have no answers.
+    The questions of a paragraph share one context object. `is_impossible` questions have no answers. Any other must
+    say its "answers", even if there are none, unless no question of the file does: then it is one to be answered.
 
     Args:
         lenient: an answer that does not lie where it says keeps its text, for scoring, but no place.
+        bad: gets what is wrong with questions that cannot be used, which are passed over; None: the first is an error.
 
     Raises:
-        InputError: not JSON, another layout, or an answer that is not at its place (names the id).
+        InputError: not JSON, another layout, no "answers", or an answer that is not at its place (names the id).
     """
     path = Path(source)
     with open_text(path) as file:
@@ -244,19 +267,47 @@ def read_squad(source: str | Path, *, lenient: bool = False) -> Iterator[Questio
         raise InputError("the JSON is nested too deeply.", str(path)) from None
     except ValueError as error:  # a number of more digits than Python reads
         raise InputError(f"not JSON: {error}", str(path)) from None
+    are_answered = f'"{_ANSWERS}"' in text  # as a name: within a string, its quotes would be escaped
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list):
         raise InputError('not in SQuAD layout: there is no list "data".', str(path))
     for article_number, article in enumerate(articles):
-        for paragraph_number, paragraph in enumerate(_list(article, "paragraphs", f"{path}, data[{article_number}]")):
+        paragraphs: list[Any] = []
+        with collecting(bad):
+            paragraphs = _list(article, "paragraphs", f"{path}, data[{article_number}]")
+        for paragraph_number, paragraph in enumerate(paragraphs):
             place = f"{path}, data[{article_number}].paragraphs[{paragraph_number}]"
-            for entry in _list(paragraph, "qas", place):
-                context = _string(paragraph, "context", place)
-                name = replace_surrogates(str(entry.get("id", ""))) if isinstance(entry, dict) else ""
-                where = f"{path}, question {name}" if name else place
-                question = _string(entry, "question", where)
-                given = () if entry.get("is_impossible") else entry.get("answers") or ()
-                yield _question(question, context, given, name or where, where, lenient)
+            entries: list[Any] = []
+            context = ""
+            with collecting(bad):
+                given = _list(paragraph, "qas", place)
+                context = _string(paragraph, "context", place) if given else ""
+                entries = given
+            for entry in entries:
+                question = None
+                with collecting(bad):
+                    question = _squad_question(path, entry, context, place, lenient=lenient, are_answered=are_answered)
+                if question is not None:
+                    yield question
+
+
+def _squad_question(path: Path, entry: Any, context: str, place: str, *, lenient: bool, are_answered: bool) -> Question:
+    """One of the `qas` of the paragraph at `place`; in a file of questions alone, none has answers."""
+    name = replace_surrogates(str(entry.get("id", ""))) if isinstance(entry, dict) else ""
+    where = f"{path}, question {name}" if name else place
+    question = _string(entry, "question", where)
+    given = _squad_answers(entry, where, are_answered)
+    return _question(question, context, given, name or where, where, lenient)
+
+
+def _squad_answers(entry: Mapping[str, Any], where: str, are_answered: bool) -> Any:
+    """What stands for the answers of a question, unchecked. A name spelt wrong must not become silence."""
+    if entry.get("is_impossible"):
+        return ()
+    names = [str(name) for name in entry]
+    if _ANSWERS not in entry and (are_answered or difflib.get_close_matches(_ANSWERS, names, cutoff=0.8)):
+        raise InputError(f'there is no "{_ANSWERS}". {did_you_mean(_ANSWERS, names)}', where)
+    return entry.get(_ANSWERS) or ()
 
 
 def _question(question: str, context: str, given: Any, name: str, where: str, lenient: bool) -> Question:
@@ -286,7 +337,7 @@ def _misplaced(text: str, start: Any, context: str) -> str:
 _LENIENT = "Mend the data, or set lenient to leave such questions out of training."
 
 
-def _blocks(path: Path, *, numbered: bool) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+def _blocks(path: Path, bad: list[InputError] | None, *, numbered: bool) -> Iterator[tuple[str, list[tuple[int, str]]]]:
     """The document (the number of marks before it) and the numbered token lines of each sentence.
 
     Comments and document marks are left out.
@@ -297,9 +348,9 @@ def _blocks(path: Path, *, numbered: bool) -> Iterator[tuple[str, list[tuple[int
     """
     block: list[tuple[int, str]] = []
     num_marks = 0
-    with open_text(path) as file:
-        for number, raw in enumerate(file, start=1):
-            line = raw.rstrip("\n")
+    with open_text(path, bad) as file:
+        for raw in file:
+            number, line = file.line_number, raw.rstrip("\n")
             is_mark = line.startswith(_DOCUMENT)
             if is_mark or not line.strip(" \t"):
                 if block:

@@ -1,6 +1,5 @@
 """Files on disk, found and opened: plain or compressed, one line after the other, with exact errors."""
 
-import codecs
 import difflib
 import glob
 import gzip
@@ -9,7 +8,7 @@ import lzma
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +17,20 @@ from typing import Self
 import pyarrow
 
 from bertsmith.errors import InputError, StorageError, collecting, did_you_mean
+from bertsmith.text.encodings import likely_encoding
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
+_NUMBERED_WORDS = r"""awk -F'\t' '/^[0-9]+\t/ {printf "%s ", $2} !NF {print ""}'"""
+_LABELLED = {
+    ".conll": """awk 'NF {printf "%s ", $1; next} {print ""}'""",
+    ".iob2": _NUMBERED_WORDS,
+    ".conllu": _NUMBERED_WORDS,
+}
+"""Files of a word a line, and what makes a line of text of each of their sentences."""
+_SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 _PART_BYTES = 1 << 20
+_SAMPLE_BYTES = 1 << 18  # behind a line that is not UTF-8, to tell its encoding by
 # Of a document of the greatest length, if all of its characters have four bytes.
 _LINE_LIMIT = 1 << 30
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -53,6 +62,7 @@ class TextReader(Iterator[str]):
         self._bad = bad
         self.line_number = 0  # of the line read last, counted from 1
         self._offset_bytes = 0
+        self._encoding: str | None = None  # what the file seems to be in, once a line was not UTF-8
         self._stream = open_bytes(path)
 
     def __next__(self) -> str:
@@ -105,9 +115,11 @@ class TextReader(Iterator[str]):
 
     def _not_utf8(self, line: bytes, begin_bytes: int, start: int) -> InputError:
         unpacked = " (unpacked)" if self.path.suffix.lower() in COMPRESSIONS else ""
+        if self._encoding is None:
+            self._encoding = likely_encoding(_not_utf8_lines(self.path, line, self._offset_bytes))
         return InputError(
             f"byte 0x{line[start]:02x} at offset {begin_bytes + start}{unpacked} is not UTF-8. Convert the "
-            f"file, for example: iconv -f {_likely_encoding(line)} -t UTF-8 {self.path.name} > new-{self.path.name}",
+            f"file, for example: iconv -f {self._encoding} -t UTF-8 {self.path.name} > new-{self.path.name}",
             f"{self.path}:{self.line_number}",
         )
 
@@ -157,11 +169,14 @@ def open_seekable(path: Path) -> io.BufferedIOBase:
         ) from error
 
 
-def find_files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
+def find_files(source: str, suffixes: Sequence[str], proposed: Sequence[str] | None = None) -> list[Path]:
     """The files a path means, sorted: itself, those below a folder, or those a glob pattern matches.
 
     Of folders and patterns, files with other suffixes and hidden files are passed over; links to
     folders are not followed. A path that exists is never a pattern.
+
+    Args:
+        proposed: the suffixes that an error names; None: all of them.
 
     Raises:
         InputError: nothing is there, nothing has a known suffix, or a file named outright has not.
@@ -173,7 +188,7 @@ def find_files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
         raise _unreadable(Path(source[:60]), error) from None
     if is_file:
         if suffix_of(path) not in suffixes:
-            raise InputError(_unknown_suffix(path, suffixes), str(path))
+            raise InputError(_unknown_suffix(path, proposed or suffixes), str(path))
         return [path]
     if path.is_dir():
         matches = [path]
@@ -189,7 +204,7 @@ def find_files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
     if not known:
         found = sorted({suffix_of(file) or file.name for file in files})
         raise InputError(
-            f"no file here has a suffix of {', '.join(suffixes)}, plain or with {', '.join(COMPRESSIONS)}. "
+            f"no file here has a suffix of {', '.join(proposed or suffixes)}, plain or with {', '.join(COMPRESSIONS)}. "
             f"Found: {', '.join(found[:10]) or 'no file at all'}.",
             source,
         )
@@ -242,11 +257,22 @@ def _walk(folder: Path) -> Iterable[Path]:
         yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
-def _unknown_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
-    known = f"{did_you_mean(suffix_of(path), suffixes)} Each may be followed by {', '.join(COMPRESSIONS)}."
-    if suffix_of(path) == ".json":
-        return f"a .json file is read here only if it holds one object a line; then name it .jsonl. {known}"
-    return f'cannot tell the format from "{suffix_of(path) or path.name}". {known}'
+def _unknown_suffix(path: Path, suffixes: Sequence[str]) -> str:
+    suffix = suffix_of(path)
+    known = f"{did_you_mean(suffix, suffixes)} Each may be followed by {', '.join(COMPRESSIONS)}."
+    if suffix == ".json":
+        return (
+            "a .json file is read here only if it holds one object a line; then name it .jsonl. One with a list of "
+            f"objects can be converted: jq -c '.[]' {path.name} > {path.stem}.jsonl. {known}"
+        )
+    if suffix in _LABELLED:
+        return (
+            f"a {suffix} file holds words with their labels, for finetune tagging, and neither text nor columns with "
+            f"names. To make text of it: {_LABELLED[suffix]} {path.name} > {path.stem}.txt"
+        )
+    if suffix in _SPREADSHEETS:
+        return f"spreadsheets are not read. Save it as CSV, in UTF-8, and give that file. {known}"
+    return f'cannot tell the format from "{suffix or path.name}". {known}'
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
@@ -255,12 +281,26 @@ def _unreadable(path: Path, error: BaseException) -> InputError:
     return InputError(f"cannot be read: {reason}.{damaged}", str(path))
 
 
-def _likely_encoding(line: bytes) -> str:
-    """A guess good enough for a hint: UTF-16 by its mark, else GB18030 where it fits, else Latin-1."""
-    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "UTF-16"
+def _not_utf8_lines(path: Path, line: bytes, end_bytes: int) -> bytes:
+    """A line that is not UTF-8 and ends there, and others like it behind it: one alone tells little of its encoding."""
+    if not path.is_file():  # a pipe gives its bytes but once
+        return line
     try:
-        line.decode("gb18030")
+        with open_bytes(path) as stream:
+            for place in range(0, end_bytes, _PART_BYTES):
+                stream.read(min(_PART_BYTES, end_bytes - place))
+            sample = stream.read(_SAMPLE_BYTES)
+    except _DAMAGED:
+        return line
+    *whole, last = sample.split(b"\n")
+    if len(sample) < _SAMPLE_BYTES:
+        whole.append(last)
+    return b"\n".join([line, *(other for other in whole if not _is_utf8(other))])
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
     except UnicodeDecodeError:
-        return "ISO-8859-1"
-    return "GB18030"
+        return False
+    return True

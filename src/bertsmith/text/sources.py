@@ -12,10 +12,9 @@
 Everything is read as a stream. Text is UTF-8, its lines end at a line feed and nowhere else.
 """
 
-import csv
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +27,7 @@ from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.text.python_docs import iter_docstrings
 from bertsmith.text.reading import TextReader, find_files, open_seekable, open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
+from bertsmith.text.tables import JSON_LINES, no_column, table_rows
 
 PYTHON_DOCS = "python-docs"
 HUB = "hub:"
@@ -35,14 +35,12 @@ HUB = "hub:"
 DocumentSeparator = Literal["file", "blank-lines"]
 
 _TEXT = (".txt", ".md")
-_JSON_LINES = (".jsonl", ".ndjson")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_ROWS = (*_JSON_LINES, *_DELIMITERS, ".parquet")
+_ROWS = (*JSON_LINES, *_DELIMITERS, ".parquet")
+_SUFFIXES = (*_TEXT, *_ROWS)
 
 # A document is kept in memory whole. Past this many characters it is a corpus in one file.
 _DOCUMENT_LIMIT = 1 << 28
-# Enough for any field; a quote that is never closed must not swallow a file larger than memory.
-_FIELD_LIMIT = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,11 @@ class Document:
     source: str
 
 
-def expand_sources(sources: Sequence[str | Path]) -> list[str]:
+def expand_sources(sources: Sequence[str | Path], *, proposed: Sequence[str] = _SUFFIXES) -> list[str]:
     """Each source as single files, `hub:` names and `python-docs`, in the order they will be read.
+
+    Args:
+        proposed: the suffixes that an error names.
 
     Raises:
         InputError: as `find_files`; also for a `hub:` name that cannot be read as one.
@@ -67,7 +68,7 @@ def expand_sources(sources: Sequence[str | Path]) -> list[str]:
         elif source == PYTHON_DOCS:
             expanded.append(source)
         else:
-            expanded.extend(map(str, find_files(source, (*_TEXT, *_ROWS))))
+            expanded.extend(map(str, find_files(source, _SUFFIXES, proposed)))
     return expanded
 
 
@@ -129,7 +130,7 @@ def iter_rows(
     """
     if delimiter is not None and len(delimiter) != 1:
         raise SettingsError(f"delimiter: one character wanted, {delimiter!r} given.")
-    for path in expand_sources([source]):
+    for path in expand_sources([source], proposed=_ROWS):
         suffix = suffix_of(path)
         if path.startswith(HUB):
             yield from _hub_rows(path)
@@ -137,8 +138,8 @@ def iter_rows(
             raise InputError(f"there are no columns in plain text. {did_you_mean(suffix, _ROWS)}", path)
         elif suffix in _DELIMITERS:
             quoted = suffix == ".csv" if quoting is None else quoting
-            yield from _table_rows(path, columns, delimiter or _DELIMITERS[suffix], quoted, bad)
-        elif suffix in _JSON_LINES:
+            yield from table_rows(path, columns, delimiter or _DELIMITERS[suffix], quoted, bad)
+        elif suffix in JSON_LINES:
             yield from _json_rows(path, bad)
         else:
             yield from _parquet_rows(path)
@@ -157,7 +158,7 @@ def _documents(source: str, text_column: str, document_separator: DocumentSepara
         rows = _parquet_rows(source, only=text_column) if is_parquet else iter_rows(source)
         for where, row in rows:
             if text_column not in row:
-                raise _no_column(text_column, row, where)
+                raise no_column(text_column, row, where)
             text = row[text_column]
             if not isinstance(text, str | None):
                 raise InputError(f"text wanted, {type(text).__name__} found.", f"{where}, {text_column}")
@@ -198,67 +199,6 @@ def _too_long(advice: str, where: str) -> InputError:
         "JSON Lines.",
         where,
     )
-
-
-def _table_rows(
-    path: str, columns: Sequence[str] | None, delimiter: str, quoting: bool, bad: list[InputError] | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open_text(path, bad) as file:
-        records = _quoted_records(file, delimiter, bad) if quoting else _plain_records(file, delimiter)
-        names = list(columns) if columns is not None else None
-        num_bad = len(bad or ())
-        for line_number, fields in records:
-            where = f"{path}:{line_number}"
-            if names is None:
-                if bad is not None and len(bad) > num_bad:
-                    raise bad.pop()  # it may have been the header
-                names = fields
-                repeated = sorted({name for name in names if name and names.count(name) > 1})
-                if repeated:
-                    raise InputError(f"the header names {', '.join(repeated)} more than once.", where)
-            elif len(fields) != len(names):
-                quotes = "" if quoting else " Quotes have no meaning here; if they should, set quoting."
-                with collecting(bad):
-                    raise InputError(
-                        f"{len(fields)} fields here, but {len(names)} columns: {', '.join(names)}.{quotes}", where
-                    )
-            else:
-                yield where, dict(zip(names, fields, strict=True))
-
-
-def _plain_records(file: TextReader, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    for line in file:
-        if line.strip("\n"):
-            yield file.line_number, line.removesuffix("\n").split(delimiter)
-
-
-def _quoted_records(file: TextReader, delimiter: str, bad: list[InputError] | None) -> Iterator[tuple[int, list[str]]]:
-    """Records with the number of their first line; quoted fields may run over several."""
-    csv.field_size_limit(_FIELD_LIMIT)  # Python's own limit, 128 KiB, is less than a long document.
-    numbers: list[int] = []  # of the record's lines
-
-    def numbered() -> Iterator[str]:
-        for line in file:
-            numbers.append(file.line_number)
-            yield line
-
-    reader = csv.reader(numbered(), delimiter=delimiter, strict=True)
-    while True:
-        numbers.clear()
-        fields: list[str] = []
-        with collecting(bad):
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise InputError(
-                    f"the record that begins here cannot be read: {error}. A quote inside a field must be doubled, and "
-                    "the field quoted; a table without quoting is named .tsv, or read with quoting off.",
-                    f"{file.path}:{numbers[0]}",
-                ) from None
-        if fields:
-            yield numbers[0], fields
 
 
 def _json_rows(path: str, bad: list[InputError] | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -308,7 +248,7 @@ def _parquet_rows(path: str, only: str | None = None) -> Iterator[tuple[str, dic
             file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False)
             names = file.schema_arrow.names
             if only is not None and only not in names:
-                raise _no_column(only, names, path)
+                raise no_column(only, names, path)
             row_number = 0
             for batch in file.iter_batches(batch_size=256, columns=names if only is None else [only]):
                 for row in batch.to_pylist():
@@ -359,7 +299,3 @@ def _label_names(value: Any, feature: Any) -> Any:
     if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel) and value is not None:
         return [_label_names(item, feature.feature) for item in value]
     return value
-
-
-def _no_column(column: str, columns: Iterable[str], where: str) -> InputError:
-    return InputError(f'there is no column "{column}". {did_you_mean(column, columns)}', where)

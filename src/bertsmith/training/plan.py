@@ -98,11 +98,11 @@ class TrainSettings:
             )
         if self.shard_weights and self.compile:
             raise SettingsError("compile and shard_weights do not go together: leave one of them out.")
-        if Budget.parse(self.budget).unit == "share":
+        if Budget.parse(self.budget, "budget").unit == "share":
             raise SettingsError(f'the budget "{self.budget}" is a share of itself; give a time or a number.')
-        for every in (self.evaluate_every, self.save_every):
-            if every is not None:
-                Budget.parse(every)
+        for name in ("evaluate_every", "save_every"):
+            if getattr(self, name) is not None:
+                Budget.parse(getattr(self, name), name)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ from bertsmith.files import atomic_write, sha256
 from bertsmith.training.environment import environment
 from bertsmith.training.progress import read_metrics
 
+LARGEST_MATRIX = 40
+"""Labels; a confusion matrix of more cannot be read."""
+
 _PALETTE = ("#2f7ed8", "#e07b39", "#3a9d5d", "#b0559e", "#a38a1f", "#d04a4a", "#6b6ee0", "#2a9aa5")
 _INK = "#010203"  # stands for the page's text colour inside a picture; replaced by `currentColor`
 _CURVE_POINTS = 400
@@ -91,6 +94,15 @@ class Bars:
 
 
 Section = Table | Curves | Matrix | Text | Bars
+
+
+def no_matrix(num_labels: int) -> str:
+    """The sentence that stands where a matrix is left out.
+
+    >>> no_matrix(77)
+    'There is no confusion matrix: 77 labels are too many; it can be read up to 40.'
+    """
+    return f"There is no confusion matrix: {num_labels} labels are too many; it can be read up to {LARGEST_MATRIX}."
 
 
 def write_report(

@@ -43,8 +43,11 @@ class Budget:
     unit: Unit
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
+    def parse(cls, text: str, name: str | None = None) -> "Budget":
         """Read what a person writes.
+
+        Args:
+            name: of the setting, with which errors begin.
 
         >>> Budget.parse("1h30m")
         Budget(amount=5400.0, unit='seconds')
@@ -54,7 +57,7 @@ class Budget:
         Raises:
             SettingsError: unreadable, or not above zero.
         """
-        stripped = text.strip()
+        stripped, where = text.strip(), f"{name}: " if name else ""
         if match := _COUNTED.fullmatch(stripped):
             number, multiplier, unit = match.groups()
             amount = float(number.replace("_", "").replace(",", "")) * _MULTIPLIERS[multiplier]
@@ -66,11 +69,11 @@ class Budget:
             budget = cls(float(match.group(1)) / 100, "share")
         else:
             raise SettingsError(
-                f'cannot read "{text}". Write a time (90s, 10m, 1h30m), or a number with its unit '
+                f'{where}cannot read "{text}". Write a time (90s, 10m, 1h30m), or a number with its unit '
                 "(50M tokens, 20000 steps, 2 epochs)."
             )
         if budget.amount <= 0:
-            raise SettingsError(f'"{text}" is nothing; it must be above 0.')
+            raise SettingsError(f'{where}"{text}" is nothing; it must be above 0.')
         return budget
 
     def progress(self, spent: Spent, reserve_seconds: float = 0.0) -> float:

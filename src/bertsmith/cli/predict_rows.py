@@ -1,0 +1,75 @@
+"""What the verb predict answers: the command line's text, rows of a file, or lines of standard input."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bertsmith.deploy.predict import Placed, Predictor, TaskPredictor, Value
+from bertsmith.errors import InputError
+from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.embed_data import EmbeddingSettings
+from bertsmith.tasks.rows import iter_records
+from bertsmith.text.encodings import likely_encoding
+from bertsmith.text.reading import open_text, suffix_of
+from bertsmith.text.sentences import replace_surrogates
+from bertsmith.text.sources import iter_rows
+
+_ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_STANDARD_INPUT = "standard input"
+
+
+def given_rows(text: str | None, pair: str | None, question: str | None) -> Iterable[Value | Placed]:
+    """What to answer: the text of the command line, or standard input."""
+    if text is None:
+        return (Placed(_row_of_line(line), where) for where, line in _lines_of_standard_input())
+    # Bytes of a command line that are not UTF-8 become lone surrogates.
+    given = replace_surrogates(text)
+    if question is not None:
+        return [{"question": replace_surrogates(question), "context": given}]
+    return [given if pair is None else {"text": given, "pair": replace_surrogates(pair)}]
+
+
+def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:
+    """The rows of a table or data set, read as the settings of the model say; the lines of any other file."""
+    if file.startswith("hub:") or suffix_of(file) in _ROW_SUFFIXES:
+        settings = predictor.task.settings if isinstance(predictor, TaskPredictor) else None
+        rows = (
+            iter_records(file, settings)
+            if isinstance(settings, ClassificationSettings | EmbeddingSettings)
+            else iter_rows(file)
+        )
+        yield from (Placed(row, where) for where, row in rows)
+        return
+    with open_text(Path(file)) as lines:
+        yield from (Placed(_row_of_line(line), f"{file}:{lines.line_number}") for line in lines)
+
+
+def _lines_of_standard_input() -> Iterator[tuple[str, str]]:
+    """Lines with their places, as those of a file: UTF-8, whatever the locale says."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        where = f"{_STANDARD_INPUT}:{number}"
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"byte 0x{line[error.start]:02x} at place {error.start + 1} of the line is not UTF-8. Convert the text "
+                f"on its way, for example: iconv -f {likely_encoding(line)} -t UTF-8 text.txt | bertsmith predict ...",
+                where,
+            ) from None
+        yield where, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _row_of_line(line: str) -> Value:
+    """A JSON object as a row, anything else as a text."""
+    text = line.rstrip("\r\n")
+    if text.startswith("{"):
+        try:
+            row = json.loads(text)
+            if "\\ud" in text.lower():  # only an escape can have made a lone surrogate
+                row = json.loads(replace_surrogates(json.dumps(row, ensure_ascii=False)))
+        except (ValueError, RecursionError):
+            return text
+        if isinstance(row, dict):
+            return row
+    return text

@@ -1,0 +1,149 @@
+"""Tables in text, with quotes and without, and what is said of columns that are not there."""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from bertsmith.errors import InputError, collecting, did_you_mean
+from bertsmith.text.reading import TextReader, open_text, suffix_of
+
+JSON_LINES = (".jsonl", ".ndjson")
+
+_DELIMITERS = ",;\t|"
+_TAB_HINT = " If tabs part them, say --delimiter $'\\t'."
+# Enough for any field; a quote that is never closed must not swallow a file larger than memory.
+_FIELD_LIMIT = 1 << 27
+
+
+def table_rows(
+    path: str, columns: Sequence[str] | None, delimiter: str, quoting: bool, bad: list[InputError] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of one file with their places; see `bertsmith.text.sources.iter_rows`."""
+    with open_text(path, bad) as file:
+        records = _quoted_records(file, delimiter, bad) if quoting else _plain_records(file, delimiter)
+        names = list(columns) if columns is not None else None
+        num_bad = len(bad or ())
+        for line_number, fields in records:
+            where = f"{path}:{line_number}"
+            if names is None:
+                if bad is not None and len(bad) > num_bad:
+                    raise bad.pop()  # it may have been the header
+                if not quoting and any("\r" in name for name in fields):
+                    raise _carriage_return(file, where)
+                names = _header(fields, where)
+            elif len(fields) != len(names):
+                quotes = "" if quoting else " Quotes have no meaning here; if they should, set quoting."
+                with collecting(bad):
+                    raise InputError(
+                        f"{len(fields)} fields here, but {len(names)} columns: {', '.join(names)}."
+                        f"{delimiter_hint(names) or quotes}",
+                        where,
+                    )
+            else:
+                yield where, dict(zip(names, fields, strict=True))
+
+
+def delimiter_hint(columns: Iterable[str]) -> str:
+    """What else may part the columns, where there is a single one with such a character in its name; else nothing.
+
+    >>> delimiter_hint(["text;label"])
+    ' If ";" parts them, say --delimiter ";".'
+    >>> delimiter_hint(["text", "label"])
+    ''
+    """
+    names = list(columns)
+    found = next((mark for mark in _DELIMITERS if mark in names[0]), None) if len(names) == 1 else None
+    if found is None:
+        return ""
+    return f' If "{found}" parts them, say --delimiter "{found}".' if found != "\t" else _TAB_HINT
+
+
+def no_column(column: str, columns: Iterable[str], where: str) -> InputError:
+    """The error for a row without that column. One of JSON Lines may lack what all others have."""
+    names = [str(name) for name in columns]
+    is_object = suffix_of(where.rpartition(":")[0]) in JSON_LINES
+    lacking = f'this row has no field "{column}".' if is_object else f'there is no column "{column}".'
+    return InputError(f"{lacking} {did_you_mean(column, names)}{delimiter_hint(names)}", where)
+
+
+def _header(names: list[str], where: str) -> list[str]:
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise InputError(f"the header names {', '.join(repeated)} more than once.", where)
+    return names
+
+
+def _plain_records(file: TextReader, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    for line in file:
+        if line.strip("\n"):
+            yield file.line_number, line.removesuffix("\n").split(delimiter)
+
+
+def _quoted_records(file: TextReader, delimiter: str, bad: list[InputError] | None) -> Iterator[tuple[int, list[str]]]:
+    """Records with the number of their first line; quoted fields may run over several."""
+    csv.field_size_limit(_FIELD_LIMIT)  # Python's own limit, 128 KiB, is less than a long document.
+    lines = _QuotedLines(file)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.begin_record()
+        fields: list[str] = []
+        with collecting(bad):
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise lines.unreadable(error) from None
+        if fields:
+            yield lines.first, fields
+
+
+class _QuotedLines(Iterator[str]):
+    """The lines of a file for the csv module, which does not say where a record began, nor a quote."""
+
+    def __init__(self, file: TextReader) -> None:
+        self.first = 0
+        """Number of the record's first line; 0: none was read yet."""
+        self._opened = 0  # number of the line with the quote that is open; 0: none is
+        self._file = file
+
+    def begin_record(self) -> None:
+        """The next line is the first of a record."""
+        self.first, self._opened = 0, 0
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self.first = self.first or self._file.line_number
+        num_quotes = line.replace('""', "").count('"')  # those that open or close a field
+        if num_quotes:
+            is_open = (self._opened > 0) ^ (num_quotes % 2 > 0)
+            self._opened = self._file.line_number if is_open else 0
+        return line
+
+    def unreadable(self, error: csv.Error) -> InputError:
+        """What is wrong with the record, by what the csv module says of it."""
+        path, last, reason = self._file.path, self._file.line_number, str(error)
+        if reason.startswith("new-line character"):
+            return _carriage_return(self._file, f"{path}:{last}")
+        if self._opened and reason.startswith(("unexpected end", "field larger")):
+            return InputError(
+                f"the quote that opens in this line is never closed: all that follows, up to line {last}, is read as "
+                "one field. Close it, or double it if it is part of the text; a table without quoting is named .tsv, "
+                "or read with quoting off.",
+                f"{path}:{self._opened}",
+            )
+        spread = "" if last == self.first else f" in line {last}: a quote may be missing before it"
+        return InputError(
+            f"the record that begins here cannot be read: {reason}{spread}. A quote inside a field must be doubled, "
+            "and the field quoted; a table without quoting is named .tsv, or read with quoting off.",
+            f"{path}:{self.first}",
+        )
+
+
+def _carriage_return(file: TextReader, where: str) -> InputError:
+    name = file.path.name
+    return InputError(
+        "there is a carriage return (\\r) outside of quotes, without a line feed behind it. If all lines of the file "
+        f"end so, as on old Macs, convert it: tr '\\r' '\\n' < {name} > new-{name}; else put the field in quotes.",
+        where,
+    )
