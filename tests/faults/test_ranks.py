@@ -178,9 +178,9 @@ def files(folder: Path) -> set[str]:
             "only finetune and pretrain can share their work",
         ),
         (["predict", "model", "A text."], "only finetune and pretrain can share"),
-        (["finetune", "classification", "--seeds", "2"], "seeds, folds and search are runs one after the other"),
-        (["finetune", "tagging", "--folds", "2"], "seeds, folds and search are runs one after the other"),
-        (["finetune", "tagging", "--search", "2"], "seeds, folds and search are runs one after the other"),
+        (["finetune", "classification", "--seeds", "2"], "seeds, folds and search are several runs"),
+        (["finetune", "tagging", "--folds", "2"], "seeds, folds and search are several runs"),
+        (["finetune", "tagging", "--search", "2"], "seeds, folds and search are several runs"),
     ],
 )
 def test_what_ranks_cannot_share_is_refused(

@@ -261,7 +261,7 @@ def remarks(data: DataFigures, options: Any) -> Iterator[str]:
     if data.rows["train"] < _FEW_ROWS:
         yield (
             "On so few rows another seed gives other figures: --seeds 3 shows by how much (Dodge et al. 2020), in "
-            "three times the time."
+            "three times the time; --jobs 2 runs two at a time."
         )
     counts = sorted(data.labels.values())
     if data.task == "classification" and counts and counts[-1] >= 10 * counts[0]:
