@@ -83,6 +83,9 @@ def test_runs_at_the_same_time_are_those_one_after_the_other(
         assert results[0].metrics == results[1].metrics
     resumed = finetune("classification", replace(at_once, resume=True), OPTIONS, console=QUIET)
     assert resumed.metrics == results[1].metrics
+    if "search" in several:
+        with pytest.raises(SettingsError, match="begun with jobs 1, and goes on with as many"):
+            finetune("classification", replace(in_turn, resume=True, jobs=2), OPTIONS, console=QUIET)
 
 
 def of_copies(works: Any, number: int, screen: Console) -> Iterator[Any]:

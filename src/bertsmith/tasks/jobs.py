@@ -1,8 +1,8 @@
 """Runs of one fine-tuning at the same time, each in a process of its own: seeds, folds, trials of a search.
 
-A small encoder does not keep many cores busy, nor a GPU: two processes with a core each do more steps a second than one
-with two. A worker has its share of the threads, and where torch sees several GPUs, one in turn; it is given a run at a
-time, tells in metrics.jsonl where it is, and sends back what the run came to.
+A small encoder does not keep several cores busy: two processes with a core each do more steps a second than one with
+two. A worker has its share of the threads, and where torch sees several GPUs, one in turn; it is given a run at a time,
+tells in metrics.jsonl where it is, and sends back what the run came to.
 
 Ctrl-C reaches this process alone, which asks the workers to save and leave. So does a worker whose parent has died.
 """

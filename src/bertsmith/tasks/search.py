@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from bertsmith.errors import MissingExtraError, SettingsError, TrainingError
+from bertsmith.settings import read_config
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import OF_A_TRIAL, FinetuneTask
 from bertsmith.tasks.seeds import SeedRun, discard_weights, publish_run
@@ -49,7 +50,8 @@ def check(settings: FinetuneSettings) -> None:
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        SettingsError: to resume, but `out` holds one run, or one run is asked for where it holds a search.
+        SettingsError: to resume, but `out` holds one run, or one run is asked for where it holds a search, or the
+            search was begun with other jobs: its trials would be others.
     """
     is_search = any(settings.out.glob(f"{OF_A_TRIAL}*"))
     if settings.resume and (settings.out / "checkpoints").exists() and settings.search is not None:
@@ -58,6 +60,12 @@ def check(settings: FinetuneSettings) -> None:
         raise SettingsError(f"{settings.out} holds a search. Say how many trials with search.")
     if settings.search is not None:
         _optuna()
+    if (
+        settings.resume
+        and is_search
+        and (jobs := read_config(settings.out / "config.yaml").get("jobs", 1)) != settings.jobs
+    ):
+        raise SettingsError(f"{settings.out} holds a search that was begun with jobs {jobs}, and goes on with as many.")
 
 
 def propose(
