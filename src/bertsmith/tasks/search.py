@@ -60,12 +60,12 @@ def check(settings: FinetuneSettings) -> None:
         raise SettingsError(f"{settings.out} holds a search. Say how many trials with search.")
     if settings.search is not None:
         _optuna()
-    if (
-        settings.resume
-        and is_search
-        and (jobs := read_config(settings.out / "config.yaml").get("jobs", 1)) != settings.jobs
-    ):
-        raise SettingsError(f"{settings.out} holds a search that was begun with jobs {jobs}, and goes on with as many.")
+    if settings.resume and is_search:
+        jobs = read_config(settings.out / "config.yaml").get("jobs", 1)
+        if jobs != settings.jobs:
+            raise SettingsError(
+                f"{settings.out} holds a search that was begun with jobs {jobs}, and goes on with as many."
+            )
 
 
 def propose(

@@ -92,7 +92,7 @@ class Reporter:
     def note(self, kind: str, step: int, text: str, values: Mapping[str, Any]) -> None:
         """Something that people should see at once: a line of metrics.jsonl with `text` in it, and `text` itself."""
         self.write(kind, step, {"text": text, **values})
-        _print(self._console, f"      {_noted(step, text)}")
+        _print(self._console, f"      step {step:,}  {text}")
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float, best: bool) -> None:
         """Scores of the held-out split after `step` steps, which took `seconds` to get; baselines are not shown."""
@@ -138,12 +138,10 @@ class Watcher:
 
     def leave(self, run_folder: Path) -> None:
         """Look once more, and no longer."""
-        watched = self._runs[run_folder]
-        for line in watched.new_lines():
-            self._show(run_folder.name, watched, line)
+        self.look()
+        watched = self._runs.pop(run_folder)
         if self._bars is not None:
             self._bars.remove_task(watched.bar_id)
-        del self._runs[run_folder]
 
     def _show(self, name: str, watched: "_Watched", line: Mapping[str, Any]) -> None:
         step = line["step"]
@@ -157,7 +155,7 @@ class Watcher:
         elif line["kind"] == "eval":
             _print(self._console, f"{name}        {_scored(step, line['metrics'], line['best'])}")
         elif "text" in line:
-            _print(self._console, f"{name}        {_noted(step, line['text'])}")
+            _print(self._console, f"{name}        step {step:,}  {line['text']}")
 
 
 @dataclass
@@ -208,11 +206,6 @@ def _scored(step: int, metrics: Mapping[str, float | None], best: bool) -> str:
     shown = {name: value for name, value in metrics.items() if not name.endswith("_baseline")}
     figures = "  ".join(f"{name} {math.nan if value is None else value:.4f}" for name, value in shown.items())
     return f"step {step:,}  {figures}{'  (best)' if best else ''}"
-
-
-def _noted(step: int, text: str) -> str:
-    """A line with a text for people."""
-    return f"step {step:,}  {text}"
 
 
 def _print(console: Console, text: str) -> None:
