@@ -100,9 +100,23 @@ SENTENCES = {
     "Το δωμάτιο ήταν πολύ καθαρό και το προσωπικό ευγενικό.": ("cp1253",),
 }
 
+OTHER_LATIN = {
+    "Pokój był czysty, obsługa też; śniadanie wyśmienite, a łóżko wygodne.": ("cp1250", "iso8859_2"),
+    "„Źle” – powiedział gość i wyszedł": ("cp1250",),
+    "Příliš žluťoučký kůň úpěl ďábelské ódy.": ("cp1250", "iso8859_2"),
+    "Veľmi sme boli spokojní, raňajky výborné, určite sa ešte vrátime.": ("cp1250", "iso8859_2"),
+    "Nagyon jó volt, a személyzet kedves; a fürdőszoba szűk, de tűrhető.": ("cp1250", "iso8859_2"),
+    "Soba je bila čista, osoblje ljubazno; još ćemo doći, sviđa nam se, žao nam je.": ("cp1250", "iso8859_2"),
+    "Camera a fost curată şi personalul drăguţ, încă o dată mulţumim, aşa să fie.": ("cp1250",),
+    "Oda çok temizdi, çalışanlar güler yüzlüydü; kahvaltı için teşekkürler, İyi değil.": ("cp1254", "iso8859_9"),
+    "Kambarys buvo švarus, darbuotojai malonūs; dėkojame, grįšime čia dar kartą.": ("cp1257", "iso8859_13"),
+    "Numurs bija tīrs, ļoti laipni cilvēki, mēs noteikti atgriezīsimies šeit vēl.": ("cp1257", "iso8859_13"),
+}
+
 
 @pytest.mark.parametrize(
-    ("sentence", "codec"), [(text, codec) for text, codecs in SENTENCES.items() for codec in codecs]
+    ("sentence", "codec"),
+    [(text, codec) for text, codecs in (SENTENCES | OTHER_LATIN).items() for codec in codecs],
 )
 def test_the_encoding_of_the_hint_gives_the_text_back(make_files: MakeFiles, sentence: str, codec: str) -> None:
     content = f"text,label\nplain,neg\n{sentence},pos\n"

@@ -3,18 +3,22 @@
 Any bytes are text in most encodings, and converted from a wrong one they are lost. So an encoding of another script
 must be right in three ways: all bytes decode; nearly all of the characters are in daily use; and they stand beside
 each other. Letters with accents stand between ASCII letters, and what two of them make of each other is rare.
+
+The encodings of Latin letters share nearly all of their bytes; there it is asked whose language has all these letters.
 """
 
 import codecs
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 _ODD = r"[^\x00-\x7f]"
 _BESIDE_ODD = re.compile(rf"(?<={_ODD}){_ODD}|{_ODD}(?={_ODD})")
 _BESIDE_LETTER = re.compile(rf"(?<=[A-Za-z]){_ODD}|{_ODD}(?=[A-Za-z])")
-_PUNCTUATION = "".join(map(chr, (*range(0x3000, 0x3030), *range(0xFF01, 0xFF5F)))) + "“”‘’«»…—–·№"
+_PUNCTUATION = "".join(map(chr, (*range(0x3000, 0x3030), *range(0xFF01, 0xFF5F)))) + "“”„‘’‚«»…—–·№"
 _KANA = "".join(map(chr, range(0x3041, 0x3100)))
 _CYRILLIC = "".join(map(chr, range(0x410, 0x450))) + "ЁёІіЇїЄєҐґЎў"
 _GREEK = "".join(map(chr, range(0x386, 0x3CF)))
@@ -53,6 +57,22 @@ _SCRIPTS = (
     _Script("WINDOWS-1253", "cp1253", (), _GREEK, "αοιετσνηυρ"),
 )
 
+_EASTERN = ("ąćęłńóśźż", "áčďéěíĺľňóôŕřšťúůýžä", "áéíóöőúüű", "čćđšž", "ăâîşţ")  # pl; cs, sk; hu; hr, sl; ro
+_LATIN: Mapping[str, tuple[str, Sequence[str]]] = MappingProxyType(
+    {
+        "WINDOWS-1250": ("cp1250", _EASTERN),
+        "ISO-8859-2": ("iso8859_2", _EASTERN),
+        "WINDOWS-1254": ("cp1254", ("âçğıîöşüû",)),  # tr
+        "WINDOWS-1257": ("cp1257", ("ąčęėįšųūž", "āčēģīķļņšūž")),  # lt; lv
+    }
+)
+"""Encoding -> its codec, and the letters beyond ASCII of each language that is written in it."""
+# fr, en; de, et, sv, fi; es; it; pt; is, da, no
+_WESTERN = ("àâæçéèêëîïôœùûüÿ", "äöüßõåéšž", "áéíñóúüïªº", "àèéìíîòóùú", "áâãàçéêíóôõúüªº", "áéíóúýðþæöøåäü")
+_SYMBOLS = "¡¢£¥§©¬®°±²³´µ·¹¼½¾¿×÷€‰™\xa0\xad"
+_FEWEST_LETTERS = 3  # different ones, that tell a language
+_FEWEST_OF_LANGUAGE = 0.9
+
 
 def likely_encoding(text: bytes) -> str:
     """The name for iconv of an encoding that the text may be in.
@@ -63,7 +83,23 @@ def likely_encoding(text: bytes) -> str:
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16"
     score, encoding = max(((_score(text, script), script.encoding) for script in _SCRIPTS), key=lambda pair: pair[0])
-    return encoding if score > 0 else _western(text)
+    if score > 0:
+        return encoding
+    western = _of_language(text, "cp1252", [letters + _SYMBOLS for letters in _WESTERN], fewest=0)
+    shares = {name: _of_language(text, *others, fewest=_FEWEST_LETTERS) for name, others in _LATIN.items()}
+    other = max(shares, key=shares.__getitem__)
+    return other if shares[other] > max(western, _FEWEST_OF_LANGUAGE) else _western(text)
+
+
+def _of_language(text: bytes, codec: str, languages: Sequence[str], *, fewest: int) -> float:
+    """The share of the odd characters that the best of the languages has; 0: it has fewer different letters."""
+    counts = Counter(re.findall(_ODD, text.decode(codec, "replace").lower()))
+    best = 0
+    for letters in languages:
+        found = counts.keys() & set(letters)
+        if len(found) >= fewest:
+            best = max(best, sum(counts[one] for one in found.union(_PUNCTUATION)))
+    return best / counts.total()
 
 
 def _western(text: bytes) -> str:
