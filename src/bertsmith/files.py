@@ -270,10 +270,13 @@ def format_size(count: float) -> str:
     return f"{amount:.1f} TiB"
 
 
-def read_size(text: str) -> int:
+def read_size(text: str, name: str) -> int:
     """Bytes, from what a person writes; units of 1000 and of 1024.
 
-    >>> read_size("8GiB"), read_size("1.5 GB")
+    Args:
+        name: of the setting, with which errors begin.
+
+    >>> read_size("8GiB", "memory"), read_size("1.5 GB", "memory")
     (8589934592, 1500000000)
 
     Raises:
@@ -286,6 +289,6 @@ def read_size(text: str) -> int:
         amount = float(number) * (1024 if is_binary else 1000) ** ("KMGT".index(unit) + 1)
     if amount <= 0:
         raise SettingsError(
-            f'cannot read the size "{text}". Write a number above 0 with its unit, such as 8GiB or 500MB.'
+            f'{name}: cannot read the size "{text}". Write a number above 0 with its unit, such as 8GiB or 500MB.'
         )
     return int(amount)

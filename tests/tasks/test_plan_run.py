@@ -195,7 +195,7 @@ def test_a_plan_without_a_store(
         (["--corpus", "missing"], "missing"),
         (["--corpus", "c", "--budget", "20%"], "share of itself"),
         (["--corpus", "c", "--budget", "soon"], "error: budget: cannot read"),
-        (["--corpus", "c", "--memory", "lots"], "cannot read the size"),
+        (["--corpus", "c", "--memory", "lots"], "memory: cannot read the size"),
     ],
 )
 def test_what_cannot_be_planned_is_said(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

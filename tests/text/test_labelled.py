@@ -101,6 +101,7 @@ def test_conllu_columns_by_name_without_ranges_and_empty_nodes(make_files):
         ("a.conllu", "1\tx\tO\n", r"a.conllu:1: 3 columns here"),
         ("a.iob2", "1\tx\n", r"a.iob2:1: there are 2 columns"),
         ("a.conll", b"x O\n\xff\xfe O\n", r"a.conll:2: .*not UTF-8"),
+        ("a.xlsx", b"PK\x03\x04\xff", r"a.xlsx: spreadsheets are not read. Save it as text, in UTF-8"),
     ],
 )
 def test_errors_name_file_and_line(make_files, name, text, message):

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from bertsmith.errors import SettingsError
+from bertsmith.errors import SettingsError, TrainingError
 from bertsmith.training.checkpoint import find_fault, newest_checkpoint
 from bertsmith.training.loader import Loader
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
@@ -329,6 +329,14 @@ def test_a_folder_that_holds_a_run_is_not_written_over(toy: SimpleNamespace, tmp
     with pytest.raises(SettingsError, match=r"already holds a run\. Add --resume"):
         run(toy.Model(), toy.Task(), tmp_path, settings())
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_is_resumed_whichever_way_its_budget_is_written(toy: SimpleNamespace, tmp_path: Path) -> None:
+    first = run(toy.Model(), toy.Task(), tmp_path, settings("8 steps"))
+    again = run(toy.Model(), toy.Task(), tmp_path, settings("8.0 steps"), resume=True)
+    assert (again.step, again.metrics) == (first.step, first.metrics)
+    with pytest.raises(TrainingError, match=r"budget was 8.0 steps and is now 9 steps"):
+        run(toy.Model(), toy.Task(), tmp_path, settings("9 steps"), resume=True)
 
 
 def test_people_see_progress_on_the_console(toy: SimpleNamespace, tmp_path: Path) -> None:

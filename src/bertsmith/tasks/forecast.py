@@ -198,7 +198,7 @@ def memory_limit(given: str | None, device: str) -> int:
     Raises:
         SettingsError: not a size; no such device.
     """
-    return free_memory_bytes(resolve_device(device)) if given is None else read_size(given)
+    return free_memory_bytes(resolve_device(device)) if given is None else read_size(given, "memory")
 
 
 def time_limit(given: str | None) -> float | None:

@@ -128,8 +128,10 @@ def open_text(path: str | Path, bad: list[InputError] | None = None) -> TextRead
     """Open a UTF-8 file for reading, plain or .gz, .xz or .zst; see `TextReader`.
 
     Raises:
-        InputError: no such file (names the nearest one beside it), or one that may not be read.
+        InputError: no such file (names the nearest one beside it), one that may not be read, or a spreadsheet.
     """
+    if suffix_of(path) in _SPREADSHEETS:
+        raise InputError("spreadsheets are not read. Save it as text, in UTF-8, and give that file.", str(path))
     return TextReader(Path(path), bad)
 
 

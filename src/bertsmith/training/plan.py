@@ -221,9 +221,9 @@ def _to_resume(folder: Path, settings: TrainSettings) -> Path | None:
     path = newest_checkpoint(folder)
     if path is not None:
         saved = read_state(path)
-        state, budget = State(**saved["state"]), saved["fingerprint"]["budget"]
-        progress = Budget.parse(budget).progress(Spent(state.step, state.tokens, state.seconds, state.epochs))
-        if budget == settings.budget or not is_falling(progress, state.step, settings.optimizer):
+        state, budget = State(**saved["state"]), Budget.parse(saved["fingerprint"]["budget"])
+        progress = budget.progress(Spent(state.step, state.tokens, state.seconds, state.epochs))
+        if budget == Budget.parse(settings.budget) or not is_falling(progress, state.step, settings.optimizer):
             return path
     return newest_checkpoint(folder, "stable") or path
 
@@ -245,8 +245,9 @@ def check_resumable(
             continue
         advice = "Use the old value, or start a new run in another folder."
         if name == "budget":
-            budgets = [now[name]] if checkpoint.name.startswith("stable-") else [before[name], now[name]]
-            if all(is_stable(Budget.parse(budget).progress(spent), spent.step, settings) for budget in budgets):
+            old, new = Budget.parse(before[name]), Budget.parse(now[name])
+            asked = [new] if checkpoint.name.startswith("stable-") else [old, new]
+            if old == new or all(is_stable(budget.progress(spent), spent.step, settings) for budget in asked):
                 continue
             advice += " (With schedule wsd or constant it may change while the learning rate is at its peak.)"
         raise TrainingError(
