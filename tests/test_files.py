@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,39 @@ def test_a_file_written_in_pieces_appears_at_the_end(tmp_path: Path) -> None:
         file.write(b"3\n")
         raise ValueError
     assert path.read_bytes() == b"1\n2\n" and names(tmp_path) == {"answers.jsonl"}
+
+
+def test_what_is_no_file_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    files.atomic_write(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "x"
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        files.atomic_write(tmp_path / "pipe", "y")
+        assert read.result() == "y"
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"folder is a folder\. Give the name of a file"):
+        files.atomic_write(tmp_path / "folder", "z")
+
+
+def test_a_name_that_has_no_utf8_is_written_with_question_marks(tmp_path: Path) -> None:
+    files.atomic_write(tmp_path / "card.md", "data: r\udce9views.csv")
+    assert (tmp_path / "card.md").read_text() == "data: r?views.csv"
+
+
+def test_a_folder_is_emptied_and_a_link_to_it_stays(tmp_path: Path) -> None:
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    (run / "model").mkdir(parents=True)
+    kept.mkdir()
+    (kept / "thesis.txt").write_text("years of work")
+    (run / "config.yaml").write_text("x")
+    (run / "data").symlink_to(kept)
+    (tmp_path / "link").symlink_to(run)
+    files.empty_folder(tmp_path / "link")
+    files.empty_folder(tmp_path / "nowhere")
+    assert (tmp_path / "link").is_symlink() and names(run) == set() and names(kept) == {"thesis.txt"}
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
@@ -299,7 +333,8 @@ def test_free_space_is_asked_of_the_nearest_folder(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     assert files.free_bytes(tmp_path / "not" / "yet" / "there") == 2**30
-    assert asked == [tmp_path]
+    files.free_bytes(tmp_path)
+    assert asked == [tmp_path, tmp_path]
     files.ensure_free(tmp_path / "x", 2**30)
     with pytest.raises(StorageError, match=r"3\.0 GiB needed, 1\.0 GiB free"):
         files.ensure_free(tmp_path / "x", 3 * 2**30)
@@ -322,11 +357,14 @@ def test_json_round_trip_keeps_order_and_characters(tmp_path: Path) -> None:
         (b"[" * 100_000, "not JSON: nested too deeply"),
         (b"9" * 5000, "not JSON: .*digits"),
         (None, "no such file"),
+        ("a folder", r"v\.json: cannot be read: Is a directory"),
     ],
 )
-def test_unreadable_json_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_unreadable_json_is_named(tmp_path: Path, content: bytes | str | None, message: str) -> None:
     path = tmp_path / "v.json"
-    if content is not None:
+    if isinstance(content, str):
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         files.read_json(path)

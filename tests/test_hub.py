@@ -34,3 +34,14 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(hub, "snapshot_download", refuse)
     with pytest.raises(ModelError, match=r"no/where: .*Hugging Face Hub \(401 Client Error\)$"):
         hub.fetch("no/where", ("config.json",), "a model folder")
+
+
+def test_so_is_what_the_network_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = pytest.importorskip("httpx2")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise network.ProxyError("407 Proxy Authentication Required")
+
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    with pytest.raises(ModelError, match=r"\(407 Proxy Authentication Required\)$"):
+        hub.fetch("no/where", ("config.json",), "a model folder")

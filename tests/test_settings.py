@@ -89,7 +89,7 @@ outers = st.builds(
     sources=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]))).map(tuple),
     weights=st.none()
     | st.dictionaries(st.sampled_from(["no", "1", "true", "1e5", "~", "null", "中文"]), st.floats(0, 1)),
-    limit=st.integers() | st.sampled_from(["1e-4", "no", "12:30", "2001-01-01", "0x10", "", " "]),
+    limit=st.integers() | st.sampled_from(["1e-4", "no", "12:30", "2001-01-01", "0x10", "089", "1_000", "", " "]),
 )
 
 
@@ -131,6 +131,11 @@ def test_the_three_kinds_of_file_say_the_same(tmp_path: Path, name: str, text: s
     assert [type(values[key]) for key in expected] == [type(value) for value in expected.values()]
 
 
+def test_numbers_of_yaml_are_those_that_people_mean(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("a: 2024_05_01\nb: 1:30\nc: 010\nd: 1_000\ne: 0x1F\nf: -5\n")
+    assert read_config(tmp_path / "c.yaml") == {"a": "2024_05_01", "b": "1:30", "c": 10, "d": 1000, "e": 31, "f": -5}
+
+
 def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert read_config(tmp_path / "c.yaml") == {}
@@ -143,6 +148,7 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
         ("c.yaml", "a: [1\nb: 2\n", r"c\.yaml:2: "),
         ("c.yaml", "a: !!python/object/apply:os.system [ls]\n", r"c\.yaml:1: could not determine a constructor"),
         ("c.yaml", "- a\n", "holds keys and values, not a list"),
+        ("c.yaml", "1: a\n", "a key is a text, and 1 is a whole number: put it in quotes"),
         ("c.toml", "a = \n", "cannot be read"),
         ("c.json", "{", "cannot be read"),
         ("c.json", "[" * 100_000, "cannot be read: nested too deeply"),

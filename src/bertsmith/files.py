@@ -36,7 +36,7 @@ _REFUSALS = {
 
 def free_bytes(path: Path) -> int:
     """Bytes that can still be written under `path`, or under its nearest folder that exists."""
-    return shutil.disk_usage(_nearest_folder(path)).free
+    return shutil.disk_usage(path if path.is_dir() else _nearest_folder(path)).free
 
 
 def ensure_free(path: Path, needed_bytes: int) -> None:
@@ -58,24 +58,40 @@ def sha256(path: Path) -> str:
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a whole file (text as UTF-8), creating its folder; on failure the old file stays.
 
+    A name of a file that is not UTF-8 has "?" for what cannot be written of it.
+
     Raises:
         StorageError: no space, no permission, read-only; with the bytes needed and the bytes free.
     """
-    content = data.encode() if isinstance(data, str) else data
+    content = data.encode("utf-8", "replace") if isinstance(data, str) else data
     with atomic_file(path, len(content)) as file:
         file.write(content)
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise StorageError if a file is to be written where a folder is: before what costs time is done for it."""
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder. Give the name of a file.")
 
 
 @contextmanager
 def atomic_file(path: Path, needed_bytes: int | None = None) -> Iterator[BinaryIO]:
     """Write a file piece by piece; it appears under its name when the `with` block ends without an error.
 
+    A link is followed; what is no file, such as a pipe or /dev/null, is written to directly.
+
     Args:
         needed_bytes: the size, where it is known; only for messages.
 
     Raises:
-        StorageError: the disk refused; the old file stays.
+        StorageError: the disk refused; the old file stays. Or `path` is a folder.
     """
+    refuse_folder(path)
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
     with _refusals_explained(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
@@ -148,16 +164,29 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def empty_folder(folder: Path) -> None:
+    """Remove all that is in a folder, if there is one; the folder itself, which may be a link, stays.
+
+    Raises:
+        StorageError: something may not be removed.
+    """
+    with _refusals_explained(folder, None):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        InputError: no such file, or not JSON; names the line and column.
+        InputError: no such file, one that may not be read, or not JSON; names the line and column.
     """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError("no such file", str(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", str(path)) from None
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg} (column {error.colno})", f"{path}:{error.lineno}") from None
     except UnicodeDecodeError as error:

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from bertsmith.errors import ModelError
 
 _NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+# Of the library that asks the network: lost connections and proxies that refuse are raised as they come.
+_HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 
 
 def fetch(name: str, file_patterns: Sequence[str], instead: str) -> Path:
@@ -25,7 +27,7 @@ def fetch(name: str, file_patterns: Sequence[str], instead: str) -> Path:
         raise ModelError(f"{name}: no such file or folder. Give {instead}, or the organisation/name of one on the Hub.")
     try:
         return Path(snapshot_download(name, allow_patterns=list(file_patterns)))
-    except (OSError, HFValidationError) as error:  # every HTTP and offline error of the Hub is an OSError
+    except (OSError, _HTTP_ERROR, HFValidationError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             f"{name}: no such file or folder here, and none came from the Hugging Face Hub ({reason})"

@@ -90,6 +90,9 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: a settings file holds keys and values, not a {_kind(values)}.")
+    for key in values:
+        if not isinstance(key, str):
+            raise SettingsError(f"{path}: a key is a text, and {key} is a {_kind(key)}: put it in quotes.")
     return values
 
 
@@ -144,6 +147,9 @@ class _StrictDumper(yaml.SafeDumper):
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _FLOAT = re.compile(r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
+_INT_TAG = "tag:yaml.org,2002:int"
+_INT = re.compile(r"^[-+]?(?:[0-9]+|[0-9]{1,3}(?:_[0-9]{3})+|0x[0-9a-fA-F]+)$")
+"""1.1 takes a date with lines under it for a number, 1:30 for seconds, and 010 for 8."""
 _BOOL_TAG = "tag:yaml.org,2002:bool"
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 
@@ -151,12 +157,15 @@ _StrictLoader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
         for tag, pattern in resolvers
-        if tag not in (_BOOL_TAG, _FLOAT_TAG, "tag:yaml.org,2002:timestamp")
+        if tag not in (_BOOL_TAG, _INT_TAG, _FLOAT_TAG, "tag:yaml.org,2002:timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _StrictLoader.add_implicit_resolver(_BOOL_TAG, _BOOL, list("tTfF"))
+_StrictLoader.add_implicit_resolver(_INT_TAG, _INT, list("-+0123456789"))
+_StrictLoader.add_constructor(_INT_TAG, lambda _, node: int(node.value, 16 if "x" in node.value else 10))
 _StrictLoader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
+_StrictDumper.add_implicit_resolver(_INT_TAG, _INT, list("-+0123456789"))
 _StrictDumper.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
 
 
@@ -187,7 +196,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
                 for key, item in value.items()
             }
     elif hint is Path and isinstance(value, str | Path):
-        return Path(value)
+        return Path(value).expanduser()
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)

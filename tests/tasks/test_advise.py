@@ -16,6 +16,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from bertsmith.cli import advice_verbs, main, model_verbs
+from bertsmith.cli.advice_verbs import command
 from bertsmith.errors import SettingsError, TrainingError
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import save_model
@@ -338,7 +339,7 @@ def test_rules_follow_length_width_and_number() -> None:
         (["--train", "missing.csv"], "missing.csv"),
         (["--budget", "3 epochs"], "is no time"),
         (["--budget", "soon"], "error: budget: cannot read"),
-        (["--memory", "8"], "cannot read the size"),
+        (["--memory", "8"], "error: memory: cannot read the size"),
         (["--memory", "0GiB"], "cannot read the size"),
         (["--out", "settings.txt"], "ends in .yaml"),
         (["--seed", "-1"], "seed must be at least 0"),
@@ -408,3 +409,10 @@ def test_remarks_are_made_where_they_apply(changes: dict[str, Any], said: set[st
     found = " ".join(remarks(figures(5000, [20], **{**plain, **changes}), options))
     hints = ("--test", "--seeds 3", "--class-weights auto", "tokenizer extend", "--label-smoothing", "--adversarial")
     assert {hint for hint in hints if hint in found} | ({"no r-drop"} if "--r-drop" not in found else set()) == said
+
+
+def test_the_command_can_be_typed_whatever_is_off() -> None:
+    line = command(
+        ["finetune", "classification"], FinetuneSettings(model="m", train="t", out=Path("o"), cuda_graphs=False)
+    )
+    assert line == "bertsmith finetune classification --model m --train t --out o --no-cuda-graphs"

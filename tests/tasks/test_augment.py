@@ -58,6 +58,8 @@ def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
 
 def settings(**changes: Any) -> FinetuneSettings:
     values = {"augment_delete": 0.3, "augment_swap": 0.3, "augment_share": 1.0, **changes}
+    if not (values["augment_delete"] or values["augment_swap"] or changes.get("augment_model")):
+        del values["augment_share"]
     return FinetuneSettings(model="m", train="t", out=Path("o"), device="cpu", **values)
 
 
@@ -431,3 +433,8 @@ def test_other_words_may_be_other_parts_of_speech(tmp_path: Path, tiny_tokenizer
 def test_refusals(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         settings(**changes)
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    with pytest.raises(SettingsError, match="augment_share is of the examples that are changed"):
+        FinetuneSettings(model="m", train="t", out=Path("o"), augment_share=0.9)

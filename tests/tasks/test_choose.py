@@ -97,6 +97,13 @@ def test_bad_rows_are_named(make_files: MakeFiles, row: dict[str, Any], message:
 def test_numbers_as_choices_are_meant_by_their_place(make_files: MakeFiles) -> None:
     folder = make_files({"a.jsonl": '{"question": "q", "choices": [3, 1, 2], "label": 1}'})
     assert read_rows(str(folder / "a.jsonl"), ChoiceSettings())[1][0].label == 1
+    texts = '{"question": "q", "choices": ["3", "4", "1"], "label": "%s"}'
+    for label, found in (("4", 1), ("3", 0), ("0", 0), ("b", 1)):
+        folder = make_files({"b.jsonl": texts % label})
+        assert read_rows(str(folder / "b.jsonl"), ChoiceSettings())[1][0].label == found
+    folder = make_files({"c.jsonl": texts % "1"})
+    with pytest.raises(InputError, match='"1" is both the text of a choice and the number of another: give a letter'):
+        read_rows(str(folder / "c.jsonl"), ChoiceSettings())
 
 
 # Sequences, logits, loss

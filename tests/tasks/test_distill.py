@@ -607,6 +607,14 @@ def test_settings_out_of_range(data: Path, tiny_tokenizer: Path, changes: dict[s
             PretrainSettings(corpus=data, out=data, **changes)
 
 
+@pytest.mark.parametrize("changes", [{"temperature": 3.0}, {"distill_weight": 0.9}])
+def test_without_a_teacher_nothing_weighs_what_it_says(
+    data: Path, tiny_tokenizer: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingsError, match="is of what a teacher says: give teacher"):
+        settings(data, tiny_tokenizer, **changes)
+
+
 def test_a_teacher_that_does_not_fit_leaves_nothing_behind(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     changed = settings(data, tiny_tokenizer, out=tmp_path / "run", teacher=str(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match="nowhere"):

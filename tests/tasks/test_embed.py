@@ -218,6 +218,17 @@ def write_pairs(folder: Path, scored: bool = False) -> Path:
     return path
 
 
+def test_scores_of_dev_are_not_dropped_where_train_has_none(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    train, dev = write_pairs(tmp_path, scored=False), write_pairs(tmp_path / "dev", scored=True)
+    settings = FinetuneSettings(
+        model="size:tiny", tokenizer=str(tiny_tokenizer), train=str(train), dev=str(dev), out=tmp_path / "run"
+    )
+    with pytest.raises(InputError, match=r'dev/pairs.jsonl:1: these pairs have scores \("score"\), and those of train'):
+        finetune("embedding", settings)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("scored", [False, True])
 def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, scored: bool) -> None:
     data = write_pairs(tmp_path, scored)
@@ -262,6 +273,16 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
         ('{"query": "x", "document": ["y"]}', {}, "data.jsonl:1, document: text wanted, list found"),
         ('{"query": "x", "document": "y", "score": "high"}', {}, 'data.jsonl:1, score: "high" is not a number'),
         ('{"query": "x", "document": "y"}', {"negative_column": "worse"}, 'this row has no field "worse"'),
+        (
+            '{"sentence1": "x", "sentence2": "y", "label": 1}\n{"sentence1": "x", "sentence2": "z", "label": 0}',
+            {},
+            r'data.jsonl:2: the column "label" says different things of pairs \("1" and "0"\).* Say score_column label',
+        ),
+        (
+            '{"query": "x", "positive": "y", "negative": "z", "score": 1}',
+            {},
+            'there are both: give score_column "score" or negative_column "negative"',
+        ),
         ("", {}, "no rows"),
     ],
 )
@@ -269,6 +290,18 @@ def test_bad_data_is_refused(make_files: MakeFiles, content: str, settings: dict
     folder = make_files({"data.jsonl": content})
     with pytest.raises(InputError, match=message):
         read_rows(str(folder / "data.jsonl"), EmbeddingSettings(**settings))
+
+
+def test_a_label_that_all_pairs_have_or_that_is_the_score_is_no_fault(make_files: MakeFiles) -> None:
+    folder = make_files(
+        {
+            "same.csv": "sentence1,sentence2,label\nx,y,entailment\nx,z,entailment\n",
+            "judged.csv": "sentence1,sentence2,label\nx,y,1\nx,z,0\n",
+        }
+    )
+    assert len(read_rows(str(folder / "same.csv"), EmbeddingSettings())[1]) == 2
+    _, rows = read_rows(str(folder / "judged.csv"), EmbeddingSettings(score_column="label"))
+    assert [row.score for row in rows] == [1.0, 0.0]
 
 
 def test_columns_are_found_by_their_names(make_files: MakeFiles) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError, TrainingError
+from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError, StorageError, TrainingError
 from bertsmith.files import sha256
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
@@ -36,6 +36,7 @@ from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import load_task, model_folder, task_kind
+from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.evaluate import Evaluation
@@ -188,6 +189,11 @@ def test_a_card_shows_labels_whatever_they_hold() -> None:
     assert shown == ["plain", "a`b", "``", "`", "two lines", "x```y``z`"]
 
 
+def test_answers_are_not_written_over_a_folder(run: FinetuneResult, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is a folder"):
+        evaluate(run.folder, str(data / "test.csv"), predictions=tmp_path)
+
+
 def test_evaluate_reads_other_columns_when_told(run: FinetuneResult, make_files: MakeFiles) -> None:
     other = make_files({"other.csv": "id,kind,phrase\n1,animal,the dog\n"}) / "other.csv"
     with pytest.raises(InputError, match='there is no column "text"'):
@@ -274,6 +280,30 @@ def test_a_folder_in_use_is_not_touched_unless_told(run: FinetuneResult, data: P
     assert (other / "thesis.txt").read_text() == "years of work"
 
 
+def test_data_below_home_are_not_overwritten_either(
+    data: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chosen = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=0.1, dev_share=0.0)
+    finetune("classification", chosen, OPTIONS, console=QUIET)
+    shutil.copy(data / "train.csv", tmp_path / "run" / "mine.csv")
+    with pytest.raises(SettingsError, match=r"--overwrite would remove ~/run/mine\.csv"):
+        finetune("classification", replace(chosen, train="~/run/mine.csv", overwrite=True), OPTIONS, console=QUIET)
+    assert (tmp_path / "run" / "mine.csv").is_file()
+
+
+def test_a_head_for_other_labels_is_not_gone_on_from(run: FinetuneResult, data: Path) -> None:
+    """Of the same labels in another order each keeps its own row."""
+    theirs = load_file(run.model / "model.safetensors")["classifier.weight"]
+    config, weights, tokenizer = starting_point(FinetuneSettings(model=str(run.model), train="", out=Path("o")), 24)
+    for labels, expected in ((("place", "animal"), theirs.flip(0)), (("animal", "place"), theirs), (("x", "y"), None)):
+        task = Classification(tokenizer, labels, OPTIONS, {})
+        model, new = build_model(task, config, weights, FinetuneSettings(model="m", train="", out=Path("o")))
+        head = model.state_dict()["pooled.out.weight"]
+        assert torch.equal(head, expected) if expected is not None else not torch.equal(head, theirs)
+        assert ("pooled.out.weight" in new) == (expected is None)
+
+
 def test_overwrite_replaces_a_run(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     first = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=0.2, dev_share=0.0)
     finetune("classification", first, OPTIONS, console=QUIET)
@@ -281,6 +311,8 @@ def test_overwrite_replaces_a_run(data: Path, tiny_tokenizer: Path, tmp_path: Pa
         finetune("classification", replace(first, resume=True, batch_size=8), OPTIONS, console=QUIET)
     with pytest.raises(TrainingError, match=r"cannot resume .*: dropout was 0\.0 and is now 0\.1"):
         finetune("classification", replace(first, resume=True, dropout=0.1), OPTIONS, console=QUIET)
+    with pytest.raises(TrainingError, match=r"cannot resume .*: dev_share was 0\.0 and is now 0\.2"):
+        finetune("classification", replace(first, resume=True, dev_share=0.2), OPTIONS, console=QUIET)
     cased = tmp_path / "tokenizer"
     shutil.copytree(tiny_tokenizer, cased)
     (cased / "tokenizer_config.json").write_text('{"do_lower_case": false}')

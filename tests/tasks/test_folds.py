@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from bertsmith.tasks.folds import assign
 from bertsmith.tasks.saved import model_folder
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.tag_data import TaggingSettings
-from bertsmith.tasks.teaching import Teaching
+from bertsmith.tasks.teaching import PREDICTIONS, Teaching
 from bertsmith.training.task import Batch
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
@@ -160,6 +161,20 @@ def test_each_row_is_scored_once_and_not_by_who_learnt_from_it(
         True
     ] * 32
     assert set(told[0]) == {"row", "fold", "given", "label", "score", "scores"}
+
+
+def test_questions_without_names_of_their_own_keep_their_own_answers(tmp_path: Path) -> None:
+    """Rows that say that they stand at the same place are still two."""
+    rows = [SimpleNamespace(where="a.json, question 1") for _ in range(4)]
+    parts = [folds.Fold(str(n), rows[2 * n :][:2], rows[2 - 2 * n :][:2], "") for n in (0, 1)]
+    runs = []
+    for number in (0, 1):
+        told = "".join(f'{{"row": "a.json, question 1", "answer": {2 * number + one}}}\n' for one in (0, 1))
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / PREDICTIONS).write_text(told)
+        runs.append(SimpleNamespace(folder=tmp_path / str(number)))
+    folds.write_out_of_fold(runs, parts, rows, tmp_path / "all.jsonl")  # type: ignore[arg-type]
+    assert [line["answer"] for line in lines(tmp_path / "all.jsonl")] == [0, 1, 2, 3]
 
 
 def test_a_fold_is_the_run_that_it_would_be_by_hand(run: FinetuneResult, tiny_tokenizer: Path, tmp_path: Path) -> None:

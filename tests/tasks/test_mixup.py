@@ -79,7 +79,11 @@ def mixed_target_loss(kind: str, logits: Tensor, own: Tensor, other: Tensor, sha
         return F.binary_cross_entropy_with_logits(logits, share * own + (1 - share) * other, reduction="sum")
     soft = share * F.one_hot(own, 3).float() + (1 - share) * F.one_hot(other, 3).float()
     if kind == "smoothed and weighted":
-        return F.cross_entropy(logits, soft, weight=torch.tensor([3.0, 1.0, 1.0]), label_smoothing=0.1, reduction="sum")
+        weights = torch.tensor([3.0, 1.0, 1.0])
+        both = [
+            F.cross_entropy(logits, one, label_smoothing=0.1, reduction="none") * weights[one] for one in (own, other)
+        ]
+        return (share * both[0] + (1 - share) * both[1]).sum()
     return F.cross_entropy(logits, soft, reduction="sum")
 
 

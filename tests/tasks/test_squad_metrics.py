@@ -133,3 +133,12 @@ def test_no_threshold_is_better_than_the_best_threshold(rows):
     best, threshold = best_threshold(values.astype(float), differences.astype(float), has_answer)
     assert mean_at(threshold) == pytest.approx(best)
     assert best == pytest.approx(max(mean_at(t) for t in range(-6, 6)))
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "expected"),
+    [("3.14", "3.15", 0.0), ("12,500元", "13,500元", 0.5), ("192.168.1.1", "192.168.1.2", 0.0)],
+)
+def test_a_number_in_chinese_is_one_unit(reference: str, answer: str, expected: float) -> None:
+    """As NLTK's word_tokenize, which cmrc2018_evaluate.py asks, has it."""
+    assert f1(reference, answer, "cmrc-2018") == expected

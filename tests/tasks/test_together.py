@@ -383,6 +383,7 @@ GOOD = {"a": {"task": "classification", "train": "a.csv"}, "b": {"task": "taggin
         ({"a": GOOD["a"]}, "1 tasks; together at least two"),
         ({}, "0 tasks"),
         ({**GOOD, "../up": GOOD["a"]}, "name is also that of its folder"),
+        ({**GOOD, "1 2": GOOD["a"]}, "name is also that of its folder"),
         ({**GOOD, "checkpoints": GOOD["a"]}, "name is also that of its folder"),
         ({**GOOD, "c": 3}, "tasks.json, c: a task has keys and values"),
         ({**GOOD, "c": {"task": "classification"}}, 'tasks.json, c: "train" is missing'),

@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -315,6 +316,10 @@ def test_patience_ends_a_run_early(toy: SimpleNamespace, tmp_path: Path) -> None
     assert (again.step, again.stopped_early, again.metrics) == (12, True, result.metrics)
     (said,) = lines(tmp_path, "early_stop")
     assert (said["step"], said["text"]) == (12, "stopped early: no new best in 2 evaluations")
+    # With more patience it goes on.
+    more = replace(chosen, early_stopping=4)
+    longer = run(toy.Model(), [Stage(task, progress_end=0.9), Stage(task)], tmp_path, more, resume=True)
+    assert longer.step > 12
 
 
 def test_without_held_out_examples_nothing_is_evaluated(toy: SimpleNamespace, tmp_path: Path) -> None:

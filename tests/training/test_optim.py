@@ -179,6 +179,7 @@ def test_unknown_names_are_refused_with_the_nearest(wrong: dict[str, Any], messa
         ("weight_decay", -0.1),
         ("beta2", 1.0),
         ("epsilon", 0.0),
+        ("epsilon", math.nan),
         ("max_grad_norm", -1.0),
         ("warmup_share", 1.0),
         ("warmup_steps", -1),

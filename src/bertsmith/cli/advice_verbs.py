@@ -109,7 +109,10 @@ def command(verb: list[str], *settings: Any) -> str:
                 if isinstance(value, float) and float(text) != value:
                     text = repr(value)
                 # A value that begins with a dash would be taken for a flag.
-                words += [flag] if value is True else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+                if isinstance(value, bool):
+                    words.append(flag if value else f"--no-{flag[2:]}")
+                else:
+                    words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join(words)
 
 

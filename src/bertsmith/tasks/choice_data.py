@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -134,10 +135,15 @@ def _choices(values: Mapping[str, Any], settings: ChoiceSettings, where: str) ->
 def _number(label: Any, choices: Sequence[str], where: str) -> int:
     """Which choice a label is: a number from 0, a letter from A, or a choice's own text."""
     text = str(label).strip()
-    if text in choices and not text.isdecimal():
-        return choices.index(text)
-    number = int(text) if text.isascii() and text.isdecimal() else _LETTERS.find(text.upper()) if len(text) == 1 else -1
-    if not 0 <= number < len(choices):
+    is_number = text.isascii() and text.isdecimal()
+    number = int(text) if is_number else _LETTERS.find(text.upper()) if len(text) == 1 else -1
+    is_choice = 0 <= number < len(choices)
+    if text in choices and not (isinstance(label, Integral) and is_choice):  # a number of JSON is no text
+        own = choices.index(text)
+        if is_number and is_choice and own != number:
+            raise InputError(f'"{text}" is both the text of a choice and the number of another: give a letter.', where)
+        return own
+    if not is_choice:
         raise InputError(
             f'"{text}" is none of the {len(choices)} choices: give the number from 0, the letter from A, or the text.',
             where,

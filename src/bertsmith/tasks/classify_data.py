@@ -23,6 +23,8 @@ PAIR_COLUMNS = (
     ("question", "answer"),
     ("query", "passage"),
     ("premise", "hypothesis"),
+    ("text", "pair"),
+    ("text", "text_pair"),
 )
 """Names that are taken for the two texts of a pair."""
 LABEL_COLUMNS = ("label", "category", "class", "target", "sentiment", "intent", "score", "similarity")
@@ -253,6 +255,12 @@ def find_columns(settings: ClassificationSettings, columns: Sequence[str], where
     if (text is None and pair is None) or (str(text).lower(), str(pair).lower()) in PAIR_COLUMNS:
         by_name = {column.strip().lower(): column for column in columns if column != label}
         pairs = [names for names in PAIR_COLUMNS if all(name in by_name for name in names)]
+        if len(pairs) > 1 and text is None:
+            raise InputError(
+                "cannot tell which two columns are a pair: give text_column and pair_column, or text_column alone for "
+                f"one text. Columns: {', '.join(map(str, columns))}.",
+                where,
+            )
         if len(pairs) == 1 and not {text, pair} <= set(columns):
             text, pair = by_name[pairs[0][0]], by_name[pairs[0][1]]
     free = [column for column in columns if column not in (pair, label)]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, number_of
+from bertsmith.tasks.cross_entropy import weighted_cross_entropy
 from bertsmith.tasks.rows import class_weights, label_id
 from bertsmith.training.report import LARGEST_MATRIX, Curves, Matrix, Section, Table, no_matrix
 
@@ -121,13 +122,7 @@ class LabelTarget:
 
     def loss(self, logits_SC: Tensor, targets: Tensor) -> Tensor:
         """See `Target`."""
-        return F.cross_entropy(
-            logits_SC,
-            targets,
-            weight=self._class_weights_C.to(logits_SC.device),
-            label_smoothing=self._smoothing,
-            reduction="sum",
-        )
+        return weighted_cross_entropy(logits_SC, targets, self._class_weights_C, self._smoothing)
 
     def scores(self, logits_SC: Tensor) -> Tensor:
         """See `Target`."""

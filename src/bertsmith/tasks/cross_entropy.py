@@ -1,6 +1,6 @@
-"""Cross-entropy over a vocabulary, whose logits are the largest tensor of a step.
+"""Cross-entropy: of labels with weights, and over a vocabulary, whose logits are the largest tensor of a step.
 
-Shape letters: M predicted tokens, V vocabulary.
+Shape letters: S texts or words, C labels, M predicted tokens, V vocabulary.
 """
 
 from typing import Any
@@ -9,6 +9,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+
+def weighted_cross_entropy(logits_SC: Tensor, targets_S: Tensor, weights_C: Tensor, label_smoothing: float) -> Tensor:
+    """Sum of smoothed cross-entropies in nats, each times the weight of its target.
+
+    torch weighs the shares that smoothing gives to the other labels by those labels' own weights. So a rare label,
+    which has a great one, would be the best answer to every text.
+
+    Args:
+        targets_S: int64 ids of the labels.
+        label_smoothing: share of the target that is spread evenly over all labels (Szegedy et al. 2015, section 7).
+    """
+    each_S = F.cross_entropy(logits_SC, targets_S, label_smoothing=label_smoothing, reduction="none")
+    return (each_S * weights_C.to(each_S.device)[targets_S]).sum()
 
 
 def summed_cross_entropy(logits_MV: Tensor, labels_M: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from bertsmith.text.tables import delimiter_hint
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
 _NEGATIVE_COLUMNS = ("negative", "hard_negative")
 _SCORE_COLUMNS = ("score", "similarity", "similarity_score")
+_JUDGED_COLUMNS = ("label", "gold_label", "is_duplicate")
 _RANKING_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10")
 _SCORE_METRICS = ("spearman", "pearson")
 Pooling = Literal["mean", "cls"]
@@ -96,10 +97,17 @@ def read_rows(
         SettingsError: a metric that does not go with the data.
     """
     rows: list[EmbeddingRow] = []
+    judged: str | None = None
+    first_judgement: Any = None
     with collecting(bad):
         for where, values in iter_records(source, settings, bad):
             if not rows:
                 settings = _find_columns(settings, list(values), where)
+                if settings.score_column is None and settings.negative_column is None:
+                    judged = detect_column(list(values), _JUDGED_COLUMNS, taken=_texts_of(settings))
+                first_judgement = None if judged is None else values[judged]
+            elif judged is not None and values.get(judged) != first_judgement:
+                raise _judged(judged, (first_judgement, values.get(judged)), where)
             with collecting(bad):
                 rows.append(_pair_row(values, settings, where))
     if not rows:
@@ -153,13 +161,33 @@ def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: st
             f"has no header line). Columns: {', '.join(map(str, columns))}.{delimiter_hint(columns)}",
             where,
         )
-    negative, score = settings.negative_column, settings.score_column
+    taken, negative, score = (text, pair), settings.negative_column, settings.score_column
     if negative is not None and negative not in columns and negative.lower() in _NEGATIVE_COLUMNS:
         negative = None  # test data may have none where training data had some
     if negative is None and score is None:
-        score = detect_column(columns, _SCORE_COLUMNS, taken=(text, pair))
-        negative = None if score else detect_column(columns, _NEGATIVE_COLUMNS, taken=(text, pair))
+        score = detect_column(columns, _SCORE_COLUMNS, taken=taken)
+        negative = detect_column(columns, _NEGATIVE_COLUMNS, taken=taken)
+        if score is not None and negative is not None:
+            raise InputError(
+                f'pairs with scores have no negatives, and there are both: give score_column "{score}" or '
+                f'negative_column "{negative}".',
+                where,
+            )
     return replace(settings, text_column=text, pair_column=pair, negative_column=negative, score_column=score)
+
+
+def _texts_of(settings: EmbeddingSettings) -> tuple[str | None, str | None]:
+    return settings.text_column, settings.pair_column
+
+
+def _judged(column: str, values: tuple[Any, Any], where: str) -> InputError:
+    """The error for pairs of which only some belong together."""
+    return InputError(
+        f'the column "{column}" says different things of pairs ("{values[0]}" and "{values[1]}"), and each would be '
+        f"learnt as a pair that belongs together. Say score_column {column} if it is a number that is higher for those "
+        "that do; else keep only those rows, and leave the column out.",
+        where,
+    )
 
 
 def _text_of(values: Mapping[str, Any], column: str, where: str) -> str:

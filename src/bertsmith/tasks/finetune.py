@@ -13,7 +13,6 @@ With several seeds, folds, or a search, there is such a folder for each run in `
 `tasks/folds.py`, `tasks/search.py`.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,14 +21,15 @@ from typing import Any
 
 from rich.console import Console
 
-from bertsmith.errors import SettingsError, StepError
-from bertsmith.files import sha256
+from bertsmith.errors import InputError, SettingsError, StepError
+from bertsmith.files import empty_folder, refuse_folder, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.tasks import folds, search, seeds
 from bertsmith.tasks.adapt import adapt
 from bertsmith.tasks.advice_rules import by_size, for_lora
 from bertsmith.tasks.augment import check_augmentation
 from bertsmith.tasks.distill import Distillation, distil, teacher_names
+from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.folds import Fold
@@ -156,7 +156,7 @@ def _finetune(
 
     def begin() -> None:
         if settings.overwrite:
-            shutil.rmtree(settings.out, ignore_errors=True)
+            empty_folder(settings.out)
         write_configuration(task, settings, options)
 
     ranks.first(begin)
@@ -291,7 +291,10 @@ def evaluate(
     Raises:
         InputError: data that cannot be read; a label the model does not know.
         ModelError: a folder that is not a fine-tuned model.
+        StorageError: `predictions` is a folder.
     """
+    if predictions is not None:
+        refuse_folder(predictions)
     work, module = load_task(model, overrides)
     kind = task_kind(work.name)
     found, rows = kind.read_rows(data, work.settings)
@@ -336,9 +339,17 @@ def _read(kind: Kind, settings: FinetuneSettings, options: Any) -> _Read:
     """Read the data and find its labels. Labels are sought in all training rows, before any are held back."""
     options, train_rows = kind.read_rows(settings.train, options)
     labels = kind.find_labels(train_rows, options)
-    dev_rows = kind.read_rows(settings.dev, options)[1] if settings.dev is not None else []
-    test_rows = kind.read_rows(settings.test, options)[1] if settings.test is not None else []
-    return _Read(options, labels, train_rows, dev_rows, test_rows)
+    others = []
+    for source in (settings.dev, settings.test):
+        found, rows = (options, []) if source is None else kind.read_rows(source, options)
+        if isinstance(options, EmbeddingSettings) and found.score_column != options.score_column:
+            raise InputError(
+                f'these pairs have scores ("{found.score_column}"), and those of train have none. Give pairs without '
+                "scores here, and ask bertsmith evaluate how the model's similarities follow the scores.",
+                rows[0].where,
+            )
+        others.append(rows)
+    return _Read(options, labels, train_rows, *others)
 
 
 def make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: Tokenizer) -> FinetuneTask:

@@ -19,10 +19,10 @@ def data_files(settings: FinetuneSettings) -> list[Path]:
     """The local files among the sources: files, those of a folder, those of a pattern."""
     files: list[Path] = []
     for source in filter(None, (settings.train, settings.dev, settings.test)):
-        path = Path(source)
+        path = Path(source).expanduser()
         found = [path]
         if not path.is_file():
-            found = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True)))
+            found = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True)))
         files += [file for file in found if file.is_file()]
     return files
 

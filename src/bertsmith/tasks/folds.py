@@ -157,14 +157,14 @@ def _records(source: str, options: Any) -> Iterator[tuple[str, Mapping[str, Any]
 
 def write_out_of_fold(runs: Sequence[SeedRun], folds: Sequence[Fold], rows: Sequence[Row], path: Path) -> None:
     """One file out of those of the runs, in the order of the rows, with the fold of each."""
-    found: dict[str, str] = {}
+    found: dict[int, str] = {}  # by the row itself: two may say that they stand at the same place
     for run, fold in zip(runs, folds, strict=True):
         lines = (run.folder / PREDICTIONS).read_text(encoding="utf-8").split("\n")[:-1]
         for row, line in zip(fold.scored, lines, strict=True):
             values = json.loads(line)
             told = {"row": values.pop("row"), "fold": fold.name, **values}
-            found[row.where] = json.dumps(told, ensure_ascii=False)
-    atomic_write(path, "".join(f"{found[row.where]}\n" for row in rows))
+            found[id(row)] = json.dumps(told, ensure_ascii=False)
+    atomic_write(path, "".join(f"{found[id(row)]}\n" for row in rows))
 
 
 def notes(folds: Sequence[Fold], options: Any) -> list[str]:

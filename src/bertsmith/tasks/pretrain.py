@@ -1,6 +1,5 @@
 """The verb `pretrain`: from a token store to a BERT, within a budget of time, tokens, steps or epochs."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import nn
 
 from bertsmith import randomness
 from bertsmith.errors import ModelError
-from bertsmith.files import atomic_folder, atomic_write, write_json
+from bertsmith.files import atomic_folder, atomic_write, empty_folder, write_json
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
@@ -192,7 +191,7 @@ _DECIDING = (
 def _begin(settings: PretrainSettings, configuration: Mapping[str, object]) -> None:
     """The run's folder with `config.yaml`, unless a run that is resumed has it."""
     if settings.overwrite:
-        shutil.rmtree(settings.out, ignore_errors=True)
+        empty_folder(settings.out)
     if not settings.resume or not (settings.out / "config.yaml").is_file():
         note = "# bertsmith pretrain --config config.yaml\n"
         atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))

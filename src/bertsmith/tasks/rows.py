@@ -187,6 +187,13 @@ def label_id(label: str, ids: Mapping[str, int], where: str) -> int:
     return ids[label]
 
 
+def config_labels(raw_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels of a model in the order of their ids, by its `config.json`."""
+    # transformers leaves id2label out where it is its default of two labels.
+    id2label = raw_config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(str(id2label[index]) for index in sorted(id2label, key=int))
+
+
 def class_weights(setting: str, labels: Sequence[str], counts: Sequence[int]) -> np.ndarray:
     """float32 [C] weights of the classes in the loss.
 

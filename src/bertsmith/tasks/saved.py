@@ -28,6 +28,7 @@ from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_targets import NumberTarget
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.label_sets import LabelSetTarget
+from bertsmith.tasks.rows import config_labels
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Section
@@ -198,14 +199,15 @@ def claim_run_folder(out: Path, *, resume: bool, overwrite: bool, sources: Itera
 
 def _check_kept(out: Path, sources: Iterable[str | Path | None]) -> None:
     for source in sources:
-        if source is not None and os.path.exists(source) and Path(source).resolve().is_relative_to(out.resolve()):
+        path = Path(source or "").expanduser()
+        if source is not None and os.path.exists(path) and path.resolve().is_relative_to(out.resolve()):
             raise SettingsError(f"--overwrite would remove {source}, which this run reads. Choose another folder.")
 
 
 def _is_run(out: Path) -> bool:
     """Many a folder has a config.yaml; that of a run has more, unless the run failed before its first step."""
     names = {path.name for path in out.iterdir() if not is_leftover(path.name)}
-    if names == {"config.yaml"}:
+    if "config.yaml" in names and names <= {"config.yaml", "tasks.yaml"}:
         return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
     has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL, OF_A_FOLD)) for name in names)
     return "config.yaml" in names and (has_runs or not names.isdisjoint(_OF_A_RUN))
@@ -380,9 +382,7 @@ def _saved_task(
             f"or a folder of sentence-transformers ({_MODULES})."
         )
     values: dict[str, Any] = {"max_length": min(_LONGEST, max_sequence_length)}
-    # transformers leaves id2label out where it is its default of two labels.
-    id2label = raw_config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    labels = tuple(str(id2label[index]) for index in sorted(id2label, key=int))
+    labels = config_labels(raw_config)
     if name == Embedding.name:
         return name, (), {**values, **_sentence_transformer(folder)}
     if name == Choosing.name:

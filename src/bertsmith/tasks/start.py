@@ -19,6 +19,7 @@ from bertsmith.model.low_rank import add_low_rank
 from bertsmith.model.resize import load_resized
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.rows import config_labels
 from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, is_written_as, model_folder, task_kind
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -114,12 +115,21 @@ def build_model(
 def _load(task: FinetuneTask, model: nn.Module, weights: str, settings: FinetuneSettings) -> list[str]:
     """Fill a model of initial weights from a folder; the names of the tensors that keep their initial values."""
     anew = [name for name in model.state_dict() if _is_made_anew(name, model, settings.reinit_layers)]
-    if not is_written_as(task_kind(task.name), read_config(weights)[1].get("architectures") or []):
-        # What another task's head tells apart may be as many things, but not the same: it is not gone on from.
-        anew += [name for name in model.state_dict() if ".out." in name]
+    raw_config = read_config(weights)[1]
+    theirs, ours = config_labels(raw_config), task.labels
+    is_same_task = is_written_as(task_kind(task.name), raw_config.get("architectures") or [])
+    tells_the_same = is_same_task and (not ours or set(theirs) == set(ours))
+    if not tells_the_same:
+        # What another head tells apart may be as many things, but not the same: it is not gone on from.
+        anew += [name for name in model.state_dict() if ".out." in name or name.startswith("crf.")]
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in anew}
     kept = load_resized(weights, model, task.build, extension=settings.extend_positions)
     model.load_state_dict(initial, strict=False)
+    if tells_the_same and ours:
+        order = [theirs.index(label) for label in ours]
+        for name, tensor in model.state_dict().items():
+            if ".out." in name:
+                tensor.copy_(tensor[order])
     return [*kept, *(name for name in initial if name not in kept)]
 
 

@@ -23,6 +23,7 @@ from bertsmith.model.batch import pack
 from bertsmith.model.crf import Crf
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
+from bertsmith.tasks.cross_entropy import weighted_cross_entropy
 from bertsmith.tasks.entities import Scores, Span, allowed_neighbours, detect_scheme, read_spans, score_entities
 from bertsmith.tasks.rows import ListExamples, check_max_length, class_weights, label_id, sub_batches
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, in_documents, row_of
@@ -236,14 +237,8 @@ class Tagging:
 
     def loss_from(self, logits_WC: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The same, of `logits`, without crf."""
-        loss = nn.functional.cross_entropy(
-            logits_WC,
-            batch.labels["targets"],
-            weight=self._class_weights_C.to(batch.labels["targets"].device),
-            label_smoothing=self.settings.label_smoothing,
-            reduction="sum",
-        )
-        return {self.name: loss}
+        targets_W, smoothing = batch.labels["targets"], self.settings.label_smoothing
+        return {self.name: weighted_cross_entropy(logits_WC, targets_W, self._class_weights_C, smoothing)}
 
     def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """float32 [W] probabilities and int64 [W] ids: each word's best label, with crf those of the best sentence."""

@@ -1,6 +1,7 @@
 """What all runs of a fine-tuning have in common, and one run: from initial or pre-trained weights to a folder."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -132,6 +133,8 @@ class Teaching:
             "mixup": settings.mixup,
             **({name: getattr(settings, name) for name in _OF_CHANGES} if settings.is_augmented else {}),
             "options": json.dumps(to_mapping(self.task.settings), sort_keys=True),
+            "dev_share": settings.dev_share if settings.dev is None else None,
+            "max_train_examples": settings.max_train_examples,
             "fold": self.fold,
             "data": json.dumps(dict(self.data), sort_keys=True),
         }
@@ -235,7 +238,9 @@ def save_finetuned(
         new_tensors: those that `settings.model` did not have.
         beside: the names of other tasks that were learnt with the same encoder.
     """
-    names = {Path(source).name: digest for source, digest in data.items()}
+    files = {Path(source): digest for source, digest in data.items()}
+    times = Counter(path.name for path in files)
+    names = {path.name if times[path.name] == 1 else "/".join(path.parts[-2:]): one for path, one in files.items()}
     is_random = settings.model.startswith(SIZE_PREFIX)
     origin = "random weights" if is_random else code_span(source_name(settings.model))
     teaching: dict[str, Any] = {}

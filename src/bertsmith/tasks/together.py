@@ -11,7 +11,6 @@ out/
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.console import Console
 from torch import nn
 
 from bertsmith.errors import SettingsError
-from bertsmith.files import atomic_write, sha256
+from bertsmith.files import atomic_write, empty_folder, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.settings import from_mapping, read_config, to_mapping, to_yaml
 from bertsmith.tasks.advice_rules import by_width
@@ -153,7 +152,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     model = on_one_encoder({name: own for name, (own, _) in built.items()})
     data = {name: {str(path): sha256(path) for path in data_files(one.settings)} for name, one in parts.items()}
     if settings.overwrite:
-        shutil.rmtree(settings.out, ignore_errors=True)
+        empty_folder(settings.out)
     _write_configuration(settings)
     screen = ALONE.console(console)
     if rate is not None:
@@ -223,6 +222,7 @@ def _fingerprint(
         "tokenizer": next(iter(tasks.values())).tokenizer.fingerprint,
         "dropout": settings.dropout,
         "batch_size": settings.batch_size,
+        "dev_share": settings.dev_share,
         "sampling": settings.sampling,
         "tasks": json.dumps(of_tasks, sort_keys=True),
         "data": json.dumps(data, sort_keys=True),

@@ -283,16 +283,18 @@ def read_squad(source: str | Path, *, lenient: bool = False, bad: list[InputErro
                 given = _list(paragraph, "qas", place)
                 context = _string(paragraph, "context", place) if given else ""
                 entries = given
-            for entry in entries:
-                question = None
+            for number, entry in enumerate(entries):
+                question, own_place = None, f"{place}.qas[{number}]"
                 with collecting(bad):
-                    question = _squad_question(path, entry, context, place, lenient=lenient, are_answered=are_answered)
+                    question = _squad_question(
+                        path, entry, context, own_place, lenient=lenient, are_answered=are_answered
+                    )
                 if question is not None:
                     yield question
 
 
 def _squad_question(path: Path, entry: Any, context: str, place: str, *, lenient: bool, are_answered: bool) -> Question:
-    """One of the `qas` of the paragraph at `place`; in a file of questions alone, none has answers."""
+    """The one of the `qas` at `place`; in a file of questions alone, none has answers."""
     name = replace_surrogates(str(entry.get("id", ""))) if isinstance(entry, dict) else ""
     where = f"{path}, question {name}" if name else place
     question = _string(entry, "question", where)

@@ -130,9 +130,10 @@ def open_text(path: str | Path, bad: list[InputError] | None = None) -> TextRead
     Raises:
         InputError: no such file (names the nearest one beside it), one that may not be read, or a spreadsheet.
     """
+    path = Path(path).expanduser()
     if suffix_of(path) in _SPREADSHEETS:
         raise InputError("spreadsheets are not read. Save it as text, in UTF-8, and give that file.", str(path))
-    return TextReader(Path(path), bad)
+    return TextReader(path, bad)
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:

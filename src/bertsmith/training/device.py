@@ -16,6 +16,8 @@ _OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUBLAS_STA
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called `name`; "auto" is the first CUDA device, or the CPU where there is none.
 
+    One with a number becomes torch's current one, of which events, streams and what a GPU can do are asked.
+
     Raises:
         SettingsError: not "auto", "cpu", "cuda" or "cuda:N", or no such device here.
     """
@@ -29,6 +31,8 @@ def resolve_device(name: str = "auto") -> torch.device:
             f'device "{name}" is asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA '
             "devices here. Use --device cpu, or install a CUDA build of torch and a driver."
         )
+    if index:
+        torch.cuda.set_device(int(index))
     return torch.device(name)
 
 

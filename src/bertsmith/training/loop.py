@@ -171,7 +171,7 @@ class _Run:
             return
         path = self.ranks.visible(self.checkpoints / name)
         saved = read_state(path)
-        self.state = State(**saved["state"])
+        self.state = plan.restored(saved["state"], self.settings)
         self.seconds_before = self.state.seconds
         plan.check_resumable(path, saved["fingerprint"], self.fingerprint, self.settings.optimizer, self._spent())
         if saved["fingerprint"]["budget"] != self.settings.budget:

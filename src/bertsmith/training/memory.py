@@ -62,7 +62,11 @@ def free_memory_bytes(device: torch.device) -> int:
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = int(found.group(1)) * 1024 if found else whole
     limit, used = (_text_of(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free
+    if not (limit.isdecimal() and used.isdecimal()):
+        return free
+    # Files that were read count as used, and give way when memory is asked for.
+    cached = re.search(r"^inactive_file ([0-9]+)$", _text_of("/sys/fs/cgroup/memory.stat"), re.M)
+    return min(free, int(limit) - int(used) + (int(cached.group(1)) if cached else 0))
 
 
 @dataclass(frozen=True)

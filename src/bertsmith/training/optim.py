@@ -97,7 +97,7 @@ class OptimizerSettings:
             value = getattr(self, name)
             if value is not None and not low <= value < high:
                 raise SettingsError(f"{name} is {value}; it must be at least {low:g} and below {high:g}.")
-        if self.epsilon is not None and self.epsilon <= 0:
+        if self.epsilon is not None and not 0 < self.epsilon < float("inf"):
             raise SettingsError(f"epsilon is {self.epsilon}; it must be above 0.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise SettingsError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")

@@ -228,6 +228,13 @@ def _to_resume(folder: Path, settings: TrainSettings) -> Path | None:
     return newest_checkpoint(folder, "stable") or path
 
 
+def restored(saved: Mapping[str, Any], settings: TrainSettings) -> State:
+    """The state of a checkpoint; a run that had stopped early goes on where the patience is greater now."""
+    state, patience = State(**saved), settings.early_stopping
+    state.is_stopped_early = patience is not None and state.evaluations_without_gain >= patience
+    return state
+
+
 def check_resumable(
     checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any], settings: OptimizerSettings, spent: Spent
 ) -> None:

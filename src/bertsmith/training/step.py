@@ -128,7 +128,7 @@ def update_unless_bad(optimizer: Optimizer, figures: Tensor, spike_norm: float) 
         is_good = torch.isfinite(figures).all() & (figures[0] <= spike_norm)
         host = figures.to("cpu", non_blocking=True)
         has_arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        has_arrived.record()
+        has_arrived.record(torch.cuda.current_stream(figures.device))
         optimizer.found_inf = (~is_good).float()  # type: ignore[attr-defined]
         optimizer.step()
         has_arrived.synchronize()
