@@ -415,4 +415,4 @@ def test_the_command_can_be_typed_whatever_is_off() -> None:
     line = command(
         ["finetune", "classification"], FinetuneSettings(model="m", train="t", out=Path("o"), cuda_graphs=False)
     )
-    assert line == "bertsmith finetune classification --model m --train t --out o --no-cuda-graphs"
+    assert line == "bertsmith finetune classification --no-cuda-graphs --out o --model m --train t"

@@ -58,8 +58,10 @@ def test_an_unknown_device_is_refused(name: str) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[int] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert resolve_device("cuda:1") == torch.device("cuda:1") and current == [1]
     with pytest.raises(SettingsError, match="sees 2 CUDA devices"):
         resolve_device("cuda:2")
 
