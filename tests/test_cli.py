@@ -442,6 +442,15 @@ def test_predict_names_file_and_line_and_answers_what_stands_before(
     assert f"{tmp_path / name}{message}" in err.decode()
 
 
+def test_predict_does_not_answer_labelled_data_line_by_line(
+    classifier: TaskPredictor, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "a.conll").write_text("The O\n")
+    code, out, err = run("predict", "model", "--file", tmp_path / "a.conll", "--out", tmp_path / "out.jsonl")
+    assert (code, out) == (2, "") and "bertsmith evaluate RUN FILE --predictions answers.jsonl" in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_predict_names_the_line_of_standard_input(
     classifier: TaskPredictor, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
 ) -> None:

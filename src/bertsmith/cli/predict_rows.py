@@ -15,6 +15,7 @@ from bertsmith.text.reading import open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
 from bertsmith.text.sources import iter_rows
 
+_LABELLED = (".conll", ".conllu", ".iob2")
 _ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _STANDARD_INPUT = "standard input"
 
@@ -31,7 +32,17 @@ def given_rows(text: str | None, pair: str | None, question: str | None) -> Iter
 
 
 def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:
-    """The rows of a table or data set, read as the settings of the model say; the lines of any other file."""
+    """The rows of a table or data set, read as the settings of the model say; the lines of any other file.
+
+    Raises:
+        InputError: a file of labelled words or questions, whose lines are no texts.
+    """
+    if suffix_of(file) in _LABELLED:
+        raise InputError(
+            "labelled data are not answered line by line. Their answers are written by: bertsmith evaluate RUN FILE "
+            "--predictions answers.jsonl",
+            file,
+        )
     if file.startswith("hub:") or suffix_of(file) in _ROW_SUFFIXES:
         settings = predictor.task.settings if isinstance(predictor, TaskPredictor) else None
         rows = (
