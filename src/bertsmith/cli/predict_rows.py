@@ -11,11 +11,10 @@ from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.rows import iter_records
 from bertsmith.text.encodings import likely_encoding
-from bertsmith.text.reading import open_text, suffix_of
+from bertsmith.text.reading import LABELLED, open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
 from bertsmith.text.sources import iter_rows
 
-_LABELLED = (".conll", ".conllu", ".iob2")
 _ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _STANDARD_INPUT = "standard input"
 
@@ -35,9 +34,9 @@ def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:
     """The rows of a table or data set, read as the settings of the model say; the lines of any other file.
 
     Raises:
-        InputError: a file of labelled words or questions, whose lines are no texts.
+        InputError: a file of labelled words, whose lines are no texts.
     """
-    if suffix_of(file) in _LABELLED:
+    if suffix_of(file) in LABELLED:
         raise InputError(
             "labelled data are not answered line by line. Their answers are written by: bertsmith evaluate RUN FILE "
             "--predictions answers.jsonl",

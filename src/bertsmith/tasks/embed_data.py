@@ -104,7 +104,8 @@ def read_rows(
             if not rows:
                 settings = _find_columns(settings, list(values), where)
                 if settings.score_column is None and settings.negative_column is None:
-                    judged = detect_column(list(values), _JUDGED_COLUMNS, taken=_texts_of(settings))
+                    taken = (settings.text_column, settings.pair_column)
+                    judged = detect_column(list(values), _JUDGED_COLUMNS, taken=taken)
                 first_judgement = None if judged is None else values[judged]
             elif judged is not None and values.get(judged) != first_judgement:
                 raise _judged(judged, (first_judgement, values.get(judged)), where)
@@ -174,10 +175,6 @@ def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: st
                 where,
             )
     return replace(settings, text_column=text, pair_column=pair, negative_column=negative, score_column=score)
-
-
-def _texts_of(settings: EmbeddingSettings) -> tuple[str | None, str | None]:
-    return settings.text_column, settings.pair_column
 
 
 def _judged(column: str, values: tuple[Any, Any], where: str) -> InputError:

@@ -21,7 +21,7 @@ from bertsmith.text.encodings import likely_encoding
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 _NUMBERED_WORDS = r"""awk -F'\t' '/^[0-9]+\t/ {printf "%s ", $2} !NF {print ""}'"""
-_LABELLED = {
+LABELLED = {
     ".conll": """awk 'NF {printf "%s ", $1; next} {print ""}'""",
     ".iob2": _NUMBERED_WORDS,
     ".conllu": _NUMBERED_WORDS,
@@ -268,10 +268,10 @@ def _unknown_suffix(path: Path, suffixes: Sequence[str]) -> str:
             "a .json file is read here only if it holds one object a line; then name it .jsonl. One with a list of "
             f"objects can be converted: jq -c '.[]' {path.name} > {path.stem}.jsonl. {known}"
         )
-    if suffix in _LABELLED:
+    if suffix in LABELLED:
         return (
             f"a {suffix} file holds words with their labels, for finetune tagging, and neither text nor columns with "
-            f"names. To make text of it: {_LABELLED[suffix]} {path.name} > {path.stem}.txt"
+            f"names. To make text of it: {LABELLED[suffix]} {path.name} > {path.stem}.txt"
         )
     if suffix in _SPREADSHEETS:
         return f"spreadsheets are not read. Save it as CSV, in UTF-8, and give that file. {known}"
