@@ -254,6 +254,16 @@ def test_the_configuration_of_a_run_can_be_given_back(
     assert pretrained == [settings]
 
 
+def test_paths_may_begin_with_the_home_folder(
+    run: Run, pretrained: list[PretrainSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("out: ~/run\n", encoding="utf-8")
+    code, _, err = run("pretrain", "--corpus", "~/store", "--config", "~/c.yaml")
+    assert code == 0, err
+    assert (pretrained[0].corpus, pretrained[0].out) == (tmp_path / "store", tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

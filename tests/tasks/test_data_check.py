@@ -280,13 +280,27 @@ def test_numbers_of_a_regression_are_no_classes(make_files: MakeFiles) -> None:
             csv([(f"t {n}", f"{n}.5") for n in range(20)]),
             "b.csv:2: the labels look like numbers",
         ),
+        (
+            "regression",
+            "c.csv",
+            csv([(f"t {n}", "3" if n % 2 else "3.0") for n in range(20)]),
+            "c.csv:2: every row has the number 3.0: nothing to tell apart",
+        ),
+        (
+            "embedding",
+            "d.csv",
+            "query,document,score\n" + "".join(f"q {n},d {n},1\n" for n in range(20)),
+            "d.csv:2: every row has the score 1.0: nothing to tell apart",
+        ),
     ],
 )
 def test_labels_of_which_finetune_can_learn_nothing(
     make_files: MakeFiles, task: str, name: str, content: str, reason: str
 ) -> None:
     folder = make_files({name: content})
-    report = check_data(task, CheckSettings(train=str(folder / name)))
+    options = ClassificationSettings(regression=True) if task == "regression" else None
+    task = "classification" if options else task
+    report = check_data(task, CheckSettings(train=str(folder / name)), options)
     ((split, kind, place),) = found(report, folder)
     assert (split, kind) == ("train", "unlearnable")
     assert place.startswith(reason)

@@ -292,6 +292,13 @@ def test_bad_data_is_refused(make_files: MakeFiles, content: str, settings: dict
         read_rows(str(folder / "data.jsonl"), EmbeddingSettings(**settings))
 
 
+def test_pairs_of_which_some_do_not_belong_together_are_said_once_and_read(make_files: MakeFiles) -> None:
+    folder = make_files({"a.csv": "sentence1,sentence2,label\n" + "x,y,1\nx,z,0\n" * 3})
+    bad: list[InputError] = []
+    assert len(read_rows(str(folder / "a.csv"), EmbeddingSettings(), bad)[1]) == 6
+    assert len(bad) == 1 and "says different things of pairs" in str(bad[0])
+
+
 def test_a_label_that_all_pairs_have_or_that_is_the_score_is_no_fault(make_files: MakeFiles) -> None:
     folder = make_files(
         {

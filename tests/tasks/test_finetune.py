@@ -284,8 +284,10 @@ def test_data_below_home_are_not_overwritten_either(
     data: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    chosen = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=0.1, dev_share=0.0)
+    shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
+    chosen = settings(data, Path("~/tokenizer"), out=tmp_path / "run", epochs=0.1, dev_share=0.0)
     finetune("classification", chosen, OPTIONS, console=QUIET)
+    assert load_task("~/run")[0].labels == ("animal", "place")
     shutil.copy(data / "train.csv", tmp_path / "run" / "mine.csv")
     with pytest.raises(SettingsError, match=r"--overwrite would remove ~/run/mine\.csv"):
         finetune("classification", replace(chosen, train="~/run/mine.csv", overwrite=True), OPTIONS, console=QUIET)
@@ -313,6 +315,12 @@ def test_overwrite_replaces_a_run(data: Path, tiny_tokenizer: Path, tmp_path: Pa
         finetune("classification", replace(first, resume=True, dropout=0.1), OPTIONS, console=QUIET)
     with pytest.raises(TrainingError, match=r"cannot resume .*: dev_share was 0\.0 and is now 0\.2"):
         finetune("classification", replace(first, resume=True, dev_share=0.2), OPTIONS, console=QUIET)
+    moved = tmp_path / "moved.csv"
+    shutil.copy(data / "train.csv", moved)
+    finetune("classification", replace(first, resume=True, train=str(moved)), OPTIONS, console=QUIET)
+    moved.write_text(moved.read_text(encoding="utf-8").replace("the", "an"), encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"cannot resume .*: data was"):
+        finetune("classification", replace(first, resume=True, train=str(moved)), OPTIONS, console=QUIET)
     cased = tmp_path / "tokenizer"
     shutil.copytree(tiny_tokenizer, cased)
     (cased / "tokenizer_config.json").write_text('{"do_lower_case": false}')

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForPreTraining
 
 from bertsmith.cli import advice_verbs, main, model_verbs
+from bertsmith.errors import SettingsError
 from bertsmith.model.operations import TextShape
 from bertsmith.tasks import plan_run
 from bertsmith.tasks.advice_text import plan_sheets
 from bertsmith.tasks.forecast import PretrainMeasured
 from bertsmith.tasks.objectives import OBJECTIVES
 from bertsmith.tasks.plan_run import PlanSettings, RunPlan, plan, synthetic_store, training_operations
-from bertsmith.tasks.pretrain import prepare
+from bertsmith.tasks.pretrain import prepare, pretrain
 from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.text.corpus import read_manifest
 from bertsmith.text.corpus_building import build_corpus
+from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.calibrate import Calibration, Pace, StageCost
 
 
@@ -133,6 +136,41 @@ def test_a_synthetic_store_has_the_vocabulary_and_the_text(tmp_path: Path) -> No
     manifest = read_manifest(synthetic_store(tmp_path, 1000))
     assert manifest.vocab_size == 1000
     assert sum(split.num_tokens for split in manifest.splits.values()) == pytest.approx(200_000, rel=0.01)
+
+
+def test_a_synthetic_store_of_a_models_own_words(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(synthetic_store(tmp_path, str(tiny_tokenizer)))
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    assert manifest.vocab_size == tokenizer.vocab_size
+    assert sum(split.num_tokens for split in manifest.splits.values()) == pytest.approx(200_000, rel=0.01)
+    lines = (tmp_path / "text.jsonl").read_text(encoding="utf-8").splitlines()
+    words = {word for line in lines for word in json.loads(line)["text"].split()}
+    assert len(words) > 50 and all(len(tokenizer.encode(word.rstrip(".")).ids) == 1 for word in words)
+
+
+@pytest.mark.parametrize("given", [{"from_model": True}, {"teacher": True}])
+def test_without_a_store_the_vocabulary_is_that_of_the_model(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, bool]
+) -> None:
+    run = PretrainSettings(
+        corpus=store, out=tmp_path / "run", size="tiny", max_length=32, budget="1 steps", evaluation_samples=8,
+        precision="fp32",
+    )  # fmt: skip
+    model = str(pretrain(run, console=Console(quiet=True)).model)
+    calls: list[PretrainSettings] = []
+
+    def stand_in(wanted: PretrainSettings, *, memory_limit_bytes: int) -> PretrainMeasured:
+        calls.append(wanted)
+        return measured(wanted)
+
+    monkeypatch.setattr(plan_run, "measure_pretrain", stand_in)
+    settings = PlanSettings(tokens="2M", max_length=32, budget="2 epochs", **dict.fromkeys(given, model))  # type: ignore[arg-type]
+    one = plan(settings)
+    assert getattr(calls[0], next(iter(given))) == model
+    # An epoch of the stand-in has 50 steps on 200,000 tokens.
+    assert one.stages[0].steps == pytest.approx(2 * 50 * 10, rel=0.01)
+    with pytest.raises(SettingsError, match="leave vocab_size out"):
+        replace(settings, vocab_size=100)
 
 
 def test_a_plan_without_a_store(

@@ -306,6 +306,9 @@ def test_refusals(store: Path, run: Path, tiny_documents: Path, tiny_tokenizer: 
         settings_for(store, tmp_path / "y", initial_batch_size=2, batch_warmup_share=0.95, long_length=64)
     with pytest.raises(SettingsError, match="long_length"):
         settings_for(store, tmp_path / "y", max_length=64, long_length=32)
+    for name in ("distill_weight", "cosine_weight", "temperature"):
+        with pytest.raises(SettingsError, match=f"{name} is of what a teacher says"):
+            settings_for(store, tmp_path / "y", **{name: 0.5})
     assert not (tmp_path / "long").exists(), "nothing half-written"
     with pytest.raises(SettingsError, match=f"--overwrite would remove {run}, which this run reads"):
         pretrain(settings_for(store, run, from_model=str(run), overwrite=True))

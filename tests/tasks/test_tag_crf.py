@@ -23,6 +23,7 @@ from bertsmith.errors import Interrupted, ModelError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.crf import Crf
 from bertsmith.model.encoder import Encoder
+from bertsmith.model.heads import reorder_outputs
 from bertsmith.tasks import rows as rows_module
 from bertsmith.tasks.distill import distil
 from bertsmith.tasks.entities import allowed_neighbours, read_spans, write_iob2
@@ -135,6 +136,18 @@ def test_the_loss_is_that_of_the_sentences_whatever_windows_they_are_read_in(tok
         totals_CC[LABELS.index(one), LABELS.index(other)] = -torch.inf
     totals_CC[[2, 4]] = -torch.inf
     torch.testing.assert_close(alone[2], totals_CC.flatten().logsumexp(0) - totals_CC[0, 3])
+
+
+def test_labels_in_another_order_are_the_same_model(tokenizer: Tokenizer) -> None:
+    order = [3, 0, 4, 2, 1]
+    task = make(tokenizer, LONG, SHORT)
+    other = make(tokenizer, LONG, SHORT, labels=[LABELS[label] for label in order])
+    model = model_of(task)
+    moved = other.build(Encoder(model.encoder.config)).eval()
+    moved.load_state_dict(model.state_dict())
+    reorder_outputs(moved, order)
+    expected = task.loss(model, batch_of(task))["tagging"]
+    torch.testing.assert_close(other.loss(moved, batch_of(other))["tagging"], expected)
 
 
 def test_a_long_sentence_is_answered_as_one_also_where_its_windows_go_through_in_parts(

@@ -10,10 +10,11 @@ The configuration that a run saves can be given back as it is.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
@@ -98,7 +99,7 @@ def apply_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
     given = arguments.get("--config", None)
     if given is None or not given.tokens:
         return
-    path = Path(given.tokens[0].value)
+    path = Path(given.tokens[0].value).expanduser()
     values, where = section(read_config(path), commands[0], str(path))
     flags: dict[tuple[str, ...], str] = {}
     for argument in arguments:
@@ -116,6 +117,16 @@ def apply_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
     for name in reversed(commands):
         found = {name: found}
     Dict(found, source=str(path))(app, commands, arguments)
+
+
+def expand_home(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Let paths from a settings file, or in quotes, begin with ~ as those that a shell has expanded.
+
+    Called by cyclopts as `apply_config`, and after it.
+    """
+    for argument in arguments:
+        if Path in (argument.hint, *get_args(argument.hint)):
+            argument.tokens = [token.evolve(value=os.path.expanduser(token.value)) for token in argument.tokens]
 
 
 def _leaves(

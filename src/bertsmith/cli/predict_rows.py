@@ -13,7 +13,7 @@ from bertsmith.tasks.rows import iter_records
 from bertsmith.text.encodings import likely_encoding
 from bertsmith.text.reading import LABELLED, open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
-from bertsmith.text.sources import iter_rows
+from bertsmith.text.sources import HUB, iter_rows
 
 _ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _STANDARD_INPUT = "standard input"
@@ -42,7 +42,7 @@ def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:
             "--predictions answers.jsonl",
             file,
         )
-    if file.startswith("hub:") or suffix_of(file) in _ROW_SUFFIXES:
+    if file.startswith(HUB) or suffix_of(file) in _ROW_SUFFIXES:
         settings = predictor.task.settings if isinstance(predictor, TaskPredictor) else None
         rows = (
             iter_records(file, settings)

@@ -101,7 +101,7 @@ def resolve(path: str | Path) -> Path:
     Raises:
         ModelError: neither.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -3,6 +3,8 @@
 Shape letters: T tokens, S sequences, M chosen positions, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -145,6 +147,17 @@ class VocabularyHead(nn.Module):
             bias_V = None if bias_V is None else F.pad(bias_V, (0, missing))
         logits_MV = F.linear(hidden_MD, weight_VD, bias_V)
         return logits_MV[:, : logits_MV.shape[1] - missing] if missing else logits_MV
+
+
+@torch.no_grad()
+def reorder_outputs(model: nn.Module, order: Sequence[int]) -> None:
+    """Put what a model with a head for labels tells apart into another order: output i is then what order[i] was."""
+    for name, tensor in model.state_dict().items():
+        if ".out." in name:
+            tensor.copy_(tensor[order])
+        elif name.startswith("crf."):  # a score of a label, or of one label behind another
+            for dimension in range(tensor.dim()):
+                tensor.copy_(tensor.index_select(dimension, torch.tensor(order)))
 
 
 class DetectionHead(nn.Module):

@@ -299,10 +299,12 @@ def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSetti
     """The labels of the training rows in the order of their ids; none for a regression.
 
     Raises:
-        InputError: only one label, or the same labels in every row; labels that are numbers with fractions, or nearly
-            as many as there are rows.
+        InputError: only one label or number, or the same labels in every row; labels that are numbers with fractions,
+            or nearly as many as there are rows.
     """
     if settings.regression:
+        if len({float(row.label or 0) for row in rows}) < 2:
+            raise InputError(f"every row has the number {rows[0].label}: nothing to tell apart.", rows[0].where)
         return ()
     if settings.multi_label:
         sets = {frozenset(row.labels or ()) for row in rows}

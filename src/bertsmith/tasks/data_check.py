@@ -20,6 +20,7 @@ from bertsmith.tasks.classify_data import ClassificationRow
 from bertsmith.tasks.findings import Finding, finding, share
 from bertsmith.tasks.label_check import (
     alike_labels,
+    equal_numbers,
     is_regression,
     label_counts,
     misfit_tags,
@@ -110,7 +111,9 @@ def check_data(task: str, settings: CheckSettings, options: Any = None) -> DataR
         if split == "train":
             known, of_labels = train_labels(rows[split], options, kind.find_labels)
             found += of_labels
-        elif known:
+        else:
+            found += equal_numbers(rows[split], options)
+        if split != "train" and known:
             unseen += [replace(one, split=split) for one in unseen_labels(rows[split], options, known)]
         if tokenizer is not None and encoded is not None:
             found += _tokens(rows[split], encoded, tokenizer, options)

@@ -26,6 +26,7 @@ from bertsmith.files import sha256
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import load_weights, read_config, resolve
+from bertsmith.model.heads import reorder_outputs
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.pretrain_model import PretrainingModel
@@ -359,8 +360,4 @@ def _reorder_labels(where: str, model: nn.Module, theirs: Sequence[str], ours: S
             f"{where}: it tells other labels apart. Only the student has: {', '.join(unknown) or 'none'}; only the "
             f"teacher has: {', '.join(unused) or 'none'}."
         )
-    order = [list(theirs).index(label) for label in ours]
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith((".out.weight", ".out.bias")):
-                tensor.copy_(tensor[order])
+    reorder_outputs(model, [list(theirs).index(label) for label in ours])

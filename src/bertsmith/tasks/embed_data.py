@@ -108,7 +108,10 @@ def read_rows(
                     judged = detect_column(list(values), _JUDGED_COLUMNS, taken=taken)
                 first_judgement = None if judged is None else values[judged]
             elif judged is not None and values.get(judged) != first_judgement:
-                raise _judged(judged, (first_judgement, values.get(judged)), where)
+                error = _judged(judged, (first_judgement, values.get(judged)), where)
+                judged = None  # said once
+                with collecting(bad):
+                    raise error
             with collecting(bad):
                 rows.append(_pair_row(values, settings, where))
     if not rows:
@@ -121,7 +124,13 @@ def read_rows(
 
 
 def find_labels(rows: Sequence[EmbeddingRow], settings: EmbeddingSettings) -> tuple[str, ...]:
-    """No labels: what is learnt is which texts belong together."""
+    """No labels: what is learnt is which texts belong together.
+
+    Raises:
+        InputError: all scores are the same.
+    """
+    if settings.score_column is not None and len({row.score for row in rows}) == 1:
+        raise InputError(f"every row has the score {rows[0].score}: nothing to tell apart.", rows[0].where)
     return ()
 
 

@@ -10,6 +10,7 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
+from bertsmith.text.sources import HUB
 from bertsmith.training.evaluate import Evaluation
 from bertsmith.training.plan import TrainResult
 from bertsmith.training.report import Section, Table, Text, data_table, training_sections, write_report
@@ -25,6 +26,16 @@ def data_files(settings: FinetuneSettings) -> list[Path]:
             found = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True)))
         files += [file for file in found if file.is_file()]
     return files
+
+
+def data_fingerprint(settings: FinetuneSettings, hashes: Mapping[str, str]) -> str:
+    """Says what a run learns from, wherever it lies: the SHA-256 of its files, and names on the Hub.
+
+    Args:
+        hashes: of the files, in the order of `data_files`.
+    """
+    on_hub = [name for name in (settings.train, settings.dev, settings.test) if name and name.startswith(HUB)]
+    return ", ".join([*(value[:16] for value in hashes.values()), *on_hub])
 
 
 def write_run_report(

@@ -143,7 +143,7 @@ class FinetuneSettings(RunSettings):
         if not self.temperature > 0:
             raise SettingsError(f"temperature must be positive, not {self.temperature}.")
         for name in ("distill_weight", "temperature"):
-            if self.teacher is None and self._is_given(name):
+            if self.teacher is None and self.is_given(name):
                 raise SettingsError(f"{name} is of what a teacher says: give teacher.")
 
     @property
@@ -176,15 +176,12 @@ class FinetuneSettings(RunSettings):
         if self.augment_variants < 1:
             raise SettingsError(f"augment_variants must be at least 1, not {self.augment_variants}.")
         for name in ("augment_replace", "augment_variants"):
-            if self.augment_model is None and self._is_given(name):
+            if self.augment_model is None and self.is_given(name):
                 raise SettingsError(f"{name} says how words are replaced, and goes with augment_model.")
-        if not self.is_augmented and self._is_given("augment_share"):
+        if not self.is_augmented and self.is_given("augment_share"):
             raise SettingsError(
                 "augment_share is of the examples that are changed: give augment_delete, augment_swap or augment_model."
             )
-
-    def _is_given(self, name: str) -> bool:
-        return bool(getattr(self, name) != getattr(type(self), name))
 
     def _check_folds(self) -> None:
         if self.folds is not None and self.folds < 2:

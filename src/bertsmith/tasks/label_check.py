@@ -150,14 +150,18 @@ def misfit_tags(rows: Sequence[Any], options: Any) -> list[Finding]:
     return finding("tags", message, places)
 
 
-def numbers_alone(rows: Sequence[Any], options: Any) -> Iterator[Finding]:
-    """Numbers that are all the same, and some that are far from all others: squared errors would be theirs alone."""
-    numbers = np.array(numbers_of(rows, options))
-    if len(numbers) < 2:
-        return
-    if numbers.min() == numbers.max():
+def equal_numbers(rows: Sequence[Any], options: Any) -> Iterator[Finding]:
+    """Numbers that are all the same, of rows to evaluate; of those to learn from `find_labels` says it."""
+    numbers = numbers_of(rows, options)
+    if len(numbers) > 1 and min(numbers) == max(numbers):
         message = f"all {len(rows):,} rows have the number {numbers[0]:g}: nothing to tell apart."
         yield from finding("constant", message, [row.where for row in rows])
+
+
+def numbers_alone(rows: Sequence[Any], options: Any) -> Iterator[Finding]:
+    """Numbers that are far from all others: squared errors would be theirs alone."""
+    numbers = np.array(numbers_of(rows, options))
+    if len(numbers) < 2:
         return
     low, median, high = np.percentile(numbers, [5, 50, 95])
     is_far = (high > low) & (np.abs(numbers - median) > _FAR_SPREADS * (high - low))

@@ -1,8 +1,9 @@
 """The verb `plan`: what a pre-training will take, before it is begun.
 
 Parameters and operations are counted, time and memory are measured on this machine by the run's own first steps
-(`tasks/forecast.py`), and the rest is arithmetic. Without a store, the steps are taken on one of random words with the
-vocabulary's size: time and memory depend on how much text there is, not on what it says.
+(`tasks/forecast.py`), and the rest is arithmetic. Without a store, the steps are taken on one of random words, out of
+the vocabulary of the model that is gone on from, or of one with the size that is given: time and memory depend on how
+much text there is, not on what it says.
 """
 
 import json
@@ -28,8 +29,10 @@ from bertsmith.tasks.forecast import Forecast, PretrainMeasured, measure_pretrai
 from bertsmith.tasks.objectives import PAIR_NAMES
 from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainOptions, PretrainSettings
 from bertsmith.tasks.replaced_tokens import generator_config
+from bertsmith.tasks.saved import model_folder
 from bertsmith.text.corpus import read_manifest
 from bertsmith.text.corpus_building import build_corpus
+from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.calibrate import StageCost
 from bertsmith.training.schedule import Budget, Spent
 
@@ -49,7 +52,7 @@ class PlanSettings(PretrainOptions):
     tokens: str | None = None
     """How much text there will be, such as 500M; without a store."""
     vocab_size: int | None = None
-    """Tokens of the vocabulary; without a store."""
+    """Tokens of the vocabulary; without a store, and without a model to go on from or a teacher, whose own it is."""
     run: Path = Path("runs/pretrain")
     """The folder of the run that is planned, of which only the disk is looked at."""
     memory: str | None = None
@@ -61,7 +64,9 @@ class PlanSettings(PretrainOptions):
         super().__post_init__()
         if self.corpus is not None and (self.tokens is not None or self.vocab_size is not None):
             raise SettingsError("corpus says how many tokens there are; leave tokens and vocab_size out.")
-        if self.corpus is None and (self.tokens is None or self.vocab_size is None):
+        if self.vocab_size is not None and self._known is not None:
+            raise SettingsError(f"the vocabulary is that of {self._known}; leave vocab_size out.")
+        if self.corpus is None and (self.tokens is None or (self.vocab_size is None and self._known is None)):
             raise SettingsError("give corpus, or tokens and vocab_size where there is no store yet.")
         if self.tokens is not None:
             num_tokens(self.tokens)
@@ -69,6 +74,11 @@ class PlanSettings(PretrainOptions):
             raise SettingsError(f"vocab_size must be above {len(_SPECIAL_TOKENS)}, not {self.vocab_size}.")
         if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
             raise SettingsError(f"price_per_hour must be at least 0, not {self.price_per_hour}.")
+
+    @property
+    def _known(self) -> str | None:
+        """The model whose vocabulary the corpus will have."""
+        return self.from_model or self.teacher
 
 
 @dataclass(frozen=True)
@@ -123,12 +133,15 @@ def plan(settings: PlanSettings) -> RunPlan:
         read_manifest(settings.corpus)  # before a process is started
         wanted = PretrainSettings(**given, corpus=settings.corpus, out=settings.run)
         return _planned(wanted, measure_pretrain(wanted, memory_limit_bytes=limit), 1.0, limit, settings.price_per_hour)
-    assert settings.tokens is not None and settings.vocab_size is not None  # or the settings would not be
+    assert settings.tokens is not None  # or the settings would not be
+    vocabulary = model_folder(name) if (name := settings.from_model or settings.teacher) else settings.vocab_size
+    assert vocabulary is not None
     with tempfile.TemporaryDirectory() as temporary:
-        store = synthetic_store(Path(temporary), settings.vocab_size)
+        store = synthetic_store(Path(temporary), vocabulary)
+        stored_tokens = sum(split.num_tokens for split in read_manifest(store).splits.values())
         measured = measure_pretrain(PretrainSettings(**given, corpus=store, out=settings.run), memory_limit_bytes=limit)
     wanted = PretrainSettings(**given, corpus=Path("STORE"), out=settings.run)
-    times_as_long = num_tokens(settings.tokens) / _SYNTHETIC_TOKENS
+    times_as_long = num_tokens(settings.tokens) / stored_tokens
     return _planned(wanted, measured, times_as_long, limit, settings.price_per_hour)
 
 
@@ -163,11 +176,23 @@ def training_operations(
     return TRAINING_PASSES * passes
 
 
-def synthetic_store(folder: Path, vocab_size: int) -> Path:
-    """A token store of 200,000 random words, each a token of a vocabulary of that size; `folder` is empty."""
-    words = [f"w{number}" for number in range(vocab_size - len(_SPECIAL_TOKENS) - 1)]
-    tokenizer = folder / "vocab.txt"
-    tokenizer.write_text("".join(f"{token}\n" for token in (*_SPECIAL_TOKENS, ".", *words)), encoding="utf-8")
+def synthetic_store(folder: Path, vocabulary: int | str) -> Path:
+    """A token store of some 200,000 random words, each a token.
+
+    Args:
+        folder: an empty one.
+        vocabulary: so many tokens; or the folder or Hub id of a model, for its own.
+
+    Raises:
+        ModelError: the model has no tokenizer.
+    """
+    if isinstance(vocabulary, int):
+        words = [f"w{number}" for number in range(vocabulary - len(_SPECIAL_TOKENS) - 1)]
+        tokenizer: str | Path = folder / "vocab.txt"
+        pieces = "".join(f"{token}\n" for token in (*_SPECIAL_TOKENS, ".", *words))
+        (folder / "vocab.txt").write_text(pieces, encoding="utf-8")
+    else:
+        tokenizer, words = vocabulary, _whole_words(load_tokenizer(vocabulary))
     num_documents = _SYNTHETIC_TOKENS // (_SENTENCES_IN_DOCUMENT * _WORDS_IN_SENTENCE)
     shape = (num_documents, _SENTENCES_IN_DOCUMENT, _WORDS_IN_SENTENCE - 1)
     drawn = np.array(words or ["."])[np.random.default_rng(0).integers(0, max(1, len(words)), shape)]
@@ -177,6 +202,13 @@ def synthetic_store(folder: Path, vocab_size: int) -> Path:
             lines.write(json.dumps({"text": text}) + "\n")
     build_corpus([str(folder / "text.jsonl")], tokenizer, folder / "store", num_workers=1)
     return folder / "store"
+
+
+def _whole_words(tokenizer: Tokenizer) -> list[str]:
+    """The words of letters and digits that are one token."""
+    words = [tokenizer.decode([token_id]).strip() for token_id in range(tokenizer.vocab_size)]
+    words = list(dict.fromkeys(word for word in words if word.isalnum()))
+    return [word for word, encoding in zip(words, tokenizer.encode_batch(words), strict=True) if len(encoding.ids) == 1]
 
 
 def _planned(

@@ -127,6 +127,9 @@ class PretrainOptions(LearningSettings):
             raise SettingsError("distill_weight and cosine_weight must not be negative.")
         if not self.temperature > 0:
             raise SettingsError(f"temperature must be positive, not {self.temperature}.")
+        for name in ("distill_weight", "cosine_weight", "temperature"):
+            if self.teacher is None and self.is_given(name):
+                raise SettingsError(f"{name} is of what a teacher says: give teacher.")
         if not 0 <= self.short_sequence_probability <= 1:
             raise SettingsError(f"short_sequence_probability must be in [0, 1], not {self.short_sequence_probability}.")
 

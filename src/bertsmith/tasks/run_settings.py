@@ -71,6 +71,10 @@ class LearningSettings:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")
 
+    def is_given(self, name: str) -> bool:
+        """Whether a setting has another value than its default."""
+        return bool(getattr(self, name) != getattr(type(self), name))
+
     def train_settings(
         self,
         *,

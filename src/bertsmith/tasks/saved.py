@@ -160,7 +160,7 @@ def model_folder(path: str | Path) -> str:
     Raises:
         ModelError: the folder of a run that has not finished.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")
     if any(folder.glob(f"{OF_A_FOLD}*/config.yaml")):
@@ -172,7 +172,7 @@ def model_folder(path: str | Path) -> str:
     )
     if is_run and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is a run that has no model yet. Let it finish: the same command with --resume.")
-    return str(path)
+    return str(folder)
 
 
 def claim_run_folder(out: Path, *, resume: bool, overwrite: bool, sources: Iterable[str | Path | None] = ()) -> None:

@@ -15,6 +15,7 @@ from bertsmith.errors import SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import read_config
+from bertsmith.model.heads import reorder_outputs
 from bertsmith.model.low_rank import add_low_rank
 from bertsmith.model.resize import load_resized
 from bertsmith.model.sizes import named_size
@@ -126,10 +127,7 @@ def _load(task: FinetuneTask, model: nn.Module, weights: str, settings: Finetune
     kept = load_resized(weights, model, task.build, extension=settings.extend_positions)
     model.load_state_dict(initial, strict=False)
     if tells_the_same and ours:
-        order = [theirs.index(label) for label in ours]
-        for name, tensor in model.state_dict().items():
-            if ".out." in name:
-                tensor.copy_(tensor[order])
+        reorder_outputs(model, [theirs.index(label) for label in ours])
     return [*kept, *(name for name in initial if name not in kept)]
 
 

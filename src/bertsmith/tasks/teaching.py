@@ -22,7 +22,7 @@ from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import code_span, model_card
 from bertsmith.tasks.data_check import given_answer
 from bertsmith.tasks.distill import Distillation, source_name, teacher_names
-from bertsmith.tasks.finetune_report import write_run_report
+from bertsmith.tasks.finetune_report import data_fingerprint, write_run_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, save_task
 from bertsmith.tasks.seeds import SeedRun
@@ -136,7 +136,7 @@ class Teaching:
             "dev_share": settings.dev_share if settings.dev is None else None,
             "max_train_examples": settings.max_train_examples,
             "fold": self.fold,
-            "data": json.dumps(dict(self.data), sort_keys=True),
+            "data": data_fingerprint(settings, self.data),
         }
 
     def _whole_fingerprint(self, settings: FinetuneSettings) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from bertsmith.model.config import EncoderConfig
 from bertsmith.settings import from_mapping, read_config, to_mapping, to_yaml
 from bertsmith.tasks.advice_rules import by_width
 from bertsmith.tasks.finetune import make_task
-from bertsmith.tasks.finetune_report import data_files
+from bertsmith.tasks.finetune_report import data_files, data_fingerprint
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, task_kind
@@ -167,7 +167,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
         train_settings(next(iter(parts.values())).settings),
         settings.out,
         resume=settings.resume,
-        fingerprint=_fingerprint(settings, tasks, data),
+        fingerprint=_fingerprint(settings, parts, tasks, data),
         console=screen,
     )
     metrics: dict[str, Metrics] = {}
@@ -213,7 +213,10 @@ def read_parts(settings: TogetherSettings) -> dict[str, _Part]:
 
 
 def _fingerprint(
-    settings: TogetherSettings, tasks: Mapping[str, FinetuneTask], data: Mapping[str, Mapping[str, str]]
+    settings: TogetherSettings,
+    parts: Mapping[str, _Part],
+    tasks: Mapping[str, FinetuneTask],
+    data: Mapping[str, Mapping[str, str]],
 ) -> dict[str, str | int | float | bool | None]:
     """What has to be equal on resume, beside the loop's own."""
     of_tasks = {name: {"task": task.name, **to_mapping(task.settings)} for name, task in tasks.items()}
@@ -225,7 +228,7 @@ def _fingerprint(
         "dev_share": settings.dev_share,
         "sampling": settings.sampling,
         "tasks": json.dumps(of_tasks, sort_keys=True),
-        "data": json.dumps(data, sort_keys=True),
+        "data": json.dumps({name: data_fingerprint(part.settings, data[name]) for name, part in parts.items()}),
     }
 
 

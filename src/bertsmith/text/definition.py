@@ -56,7 +56,7 @@ def read_definition(path: str | Path) -> tuple[str, SpecialTokens]:
 
     Args and errors as in `tokenizer.load_tokenizer`.
     """
-    place = Path(path)
+    place = Path(path).expanduser()
     if not place.exists():
         place = fetch(str(path), _FILES, "a tokenizer folder, a vocab.txt or a tokenizer.json")
     try:
