@@ -66,7 +66,7 @@ def test_the_drawn_tree_is_the_real_one() -> None:
         for path in package.rglob("*.py")
         if path.name not in ("__init__.py", "__main__.py")
     }
-    assert drawn_tree(ROOT / "README.md") == real
+    assert drawn_tree(ROOT / "docs" / "code.md") == real
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def _epochs(task: str, number: int) -> Choice:
         return Choice("epochs", 2.0, "As run_squad.py does (google-research/bert).")
     if number < 10_000:
         return Choice("epochs", 6.0, f"{rows}: as recipes/trec.yaml (5,452 questions, 97.0 %).")
-    return Choice("epochs", 3.0, f"{rows}: on 67,349 phrases five were no better than three (docs/results.md).")
+    return Choice("epochs", 3.0, f"{rows}: on 67,349 phrases five were no better than three (docs/experiments.md).")
 
 
 @dataclass(frozen=True)
