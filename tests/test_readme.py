@@ -126,19 +126,34 @@ def test_every_command_can_be_read(document: Path, workplace: Path) -> None:
         parse(command)
 
 
-def test_both_languages_show_the_same_commands() -> None:
-    english, chinese = all_commands(ROOT / "README.md"), all_commands(ROOT / "README.zh.md")
+@pytest.mark.parametrize("name", ["README", "docs/guide"])
+def test_both_languages_show_the_same_commands(name: str) -> None:
+    english, chinese = all_commands(ROOT / f"{name}.md"), all_commands(ROOT / f"{name}.zh.md")
     assert len(english) > 10
     assert english == [command for command in chinese if "zh" not in command]
 
 
+def test_both_guides_have_the_same_sections() -> None:
+    english, chinese = (headings(ROOT / "docs" / name) for name in ("guide.md", "guide.zh.md"))
+    assert [level for level, _ in english] == [level for level, _ in chinese]
+    assert len(english) > 30
+
+
+def headings(path: Path) -> list[tuple[int, str]]:
+    """(level, anchor) of every heading of a Markdown file, anchors as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = re.findall(r"^(#+) (.*)$", text, re.M)
+    return [(len(marks), re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")) for marks, title in found]
+
+
 def test_links_lead_somewhere() -> None:
-    missing = [
-        f"{document.name}: {target}"
-        for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-        for target in re.findall(r"\]\((?!https?://)([^)#\s]+)", document.read_text(encoding="utf-8"))
-        if not (document.parent / target).exists()
-    ]
+    missing = []
+    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", document.read_text(encoding="utf-8")):
+            target, _, anchor = link.partition("#")
+            page = document.parent / target if target else document
+            is_there = page.exists() and (not anchor or anchor in {found for _, found in headings(page)})
+            missing += [] if is_there else [f"{document.name}: {link}"]
     assert missing == []
 
 

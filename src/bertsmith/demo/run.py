@@ -62,7 +62,7 @@ class DemoSettings:
     initializer_range: float = 0.06
     """Larger than BERT's 0.02, which is for a width of 768; the figures of both are in docs/experiments.md."""
     pretrain_position_init: PositionInit = "sinusoidal"
-    """Of two heads a layer none can be spared for the neighbours without loss to pairs (figures in docs/experiments.md)."""
+    """Of two heads a layer none can be spared for the neighbours without loss to pairs (docs/experiments.md)."""
     pretrain_length: int = 64
     """Tokens in a sequence while pre-training."""
     pretrain_batch_size: int = 32
@@ -70,15 +70,15 @@ class DemoSettings:
     pretrain_learning_rate: float | None = None
     """Peak of the schedule; None: the default of the size."""
     pretrain_optimizer: OptimizerName = "muon"
-    """Fewer steps in the time than with AdamW, but pairs are learnt sooner (figures in docs/experiments.md)."""
+    """Fewer steps in the time than with AdamW, but pairs are learnt sooner (docs/experiments.md)."""
     pretrain_schedule: ScheduleName = "wsd"
-    """The learning rate stays at its peak for nearly half of the time (figures in docs/experiments.md)."""
+    """The learning rate stays at its peak for nearly half of the time (docs/experiments.md)."""
     pretrain_decay_share: float = 0.5
     """Share of the run over which the rate falls."""
     pretrain_warmup_share: float = 0.05
     """Share of the run over which it rises."""
     pretrain_mask_probability: float = 0.2
-    """BERT hides 0.15 of the tokens; in so short a time more to predict teaches more (figures in docs/experiments.md)."""
+    """BERT hides 0.15 of the tokens; in so short a time more to predict teaches more (docs/experiments.md)."""
     pretrain_dropout: float = 0.0
     """None is needed: no text is seen twice in so short a time."""
     pretrain_evaluations: str = "25%"
