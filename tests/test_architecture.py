@@ -46,8 +46,15 @@ LOCAL_IMPORTS: set[tuple[str, str]] = {
     ("bertsmith.text.words", "jieba"),
     ("bertsmith.tasks.search", "optuna"),
     ("bertsmith.tasks.benchmark_peer", "transformers"),
+    *((f"bertsmith.tasks.{name}", "sklearn") for name in ("choose", "classify_targets", "replaced_tokens", "tag")),
+    *((f"bertsmith.tasks.{name}", "scipy") for name in ("classify_targets", "embed")),
+    *(("bertsmith.training.report", name) for name in ("matplotlib", "matplotlib.figure", "matplotlib.ticker")),
+    ("bertsmith.text.sources", "datasets"),
+    ("bertsmith.training.loop", "bertsmith.training.sharding"),
+    ("bertsmith.model.encoder", "torch._functorch"),
 }
-"""(module, imported module): optional extras only. Nothing is built on `transformers`; the benchmark races it."""
+"""(module, imported module): optional extras, and what takes long to import and is not always needed. Nothing is built
+on `transformers`; the benchmark races it."""
 BROAD_EXCEPT = {"bertsmith.text.tokenizer", "bertsmith.text.daft_engine", "bertsmith.tasks.jobs"}
 """Modules that may catch Exception. The tokenizers library raises nothing more precise for bad files; what a shard ends
 with on another machine has to come back as text, and for a lost worker Daft and Ray raise dozens of things; what ends a
@@ -157,6 +164,17 @@ def test_text_never_waits_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr or "torch was imported"
+
+
+def test_what_takes_long_to_import_waits_until_it_is_used() -> None:
+    """Beside torch itself a second or more, which `predict`, `check` and every `--help` of a task would wait for."""
+    program = (
+        "import sys, bertsmith.tasks.finetune, bertsmith.deploy.predict, bertsmith.tasks.data_check\n"
+        "slow = {'sklearn', 'scipy', 'datasets', 'pandas', 'matplotlib', 'torch._dynamo', 'torch.distributed.fsdp'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -25,6 +25,7 @@ from bertsmith.cli.config import SECTIONS
 from bertsmith.deploy.predict import Placed, TaskPredictor
 from bertsmith.errors import InputError, Interrupted
 from bertsmith.settings import save_yaml
+from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.pretrain_settings import PretrainSettings
@@ -290,8 +291,11 @@ def test_wrong_keys_are_answered_with_the_right_ones(run: Run, tmp_path: Path, c
 class Echo:
     """A predictor that answers with what it was asked."""
 
+    name = "echo"
+
     def __init__(self) -> None:
         self.read_ahead = 0
+        self.overrides: Mapping[str, Any] = {}
 
     def predict(self, rows: Iterable[Value | Placed], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """One answer a row."""
@@ -308,7 +312,8 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
     """What `bertsmith predict` loads, whatever the model."""
     predictor = Echo()
 
-    def load(folder: str, *, device: str, precision: str, top_k: int) -> Echo:
+    def load(folder: str, *, device: str, precision: str, top_k: int, overrides: Mapping[str, Any]) -> Echo:
+        predictor.overrides = overrides
         return predictor
 
     monkeypatch.setattr(model_verbs, "load", load)
@@ -475,6 +480,84 @@ def test_predict_leaves_no_half_file(run: Run, echo: Echo, tmp_path: Path) -> No
     code, _, err = run("predict", "model", "--file", tmp_path / "a.txt", "--out", tmp_path / "answers.jsonl")
     assert code == 2 and f"{tmp_path / 'a.txt'}:2: cannot be read." in err
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_predict_passes_settings(run: Run, echo: Echo) -> None:
+    marks = [("delimiter=;", ";"), ("delimiter=|", "|"), ("delimiter=\t", "\t"), ("delimiter=,", ",")]
+    for given, mark in marks:
+        code, _, err = run(
+            "predict", "model", "a", "--set", given, "--set", "text-column=body", "--set", "max_length=9"
+        )
+        assert code == 0, err
+        assert echo.overrides == {"delimiter": mark, "text_column": "body", "max_length": 9}
+    code, _, err = run("predict", "model", "a", "--set", "delimiter")
+    assert code == 2 and "write KEY=VALUE" in err
+
+
+def test_predict_reads_tables_of_choices_as_the_fine_tuning_did(
+    run: Run, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = ChoiceSettings(question_column="question", choices_column="first,second", delimiter=";")
+    predictor = TaskPredictor(
+        task_kind("choice").make(load_tokenizer(tiny_tokenizer), (), settings, {}),
+        nn.Identity(),
+        torch.device("cpu"),
+        "fp32",
+    )
+    monkeypatch.setattr(model_verbs, "load", lambda *_, **__: predictor)
+    monkeypatch.setattr(predictor, "_answer", lambda examples: [{"asked": one.row.texts} for one in examples.items])
+    (tmp_path / "a.csv").write_text("question;first;second\nwho;a cat;a dog\n")
+    code, _, err = run("predict", "model", "--file", tmp_path / "a.csv", "--out", tmp_path / "answers.jsonl")
+    assert code == 0, err
+    assert asked((tmp_path / "answers.jsonl").read_text(encoding="utf-8")) == [["who", "a cat", "a dog"]]
+
+
+def test_predict_does_not_write_over_what_is_read(
+    run: Run, echo: Echo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.csv").write_text("text\na\n")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    settings = tmp_path / "run" / "model" / "config.json"
+    settings.write_text("{}")
+    for given, out in (
+        (tmp_path / "a.csv", tmp_path / "a.csv"),
+        ("~/a.csv", tmp_path / "a.csv"),
+        ("~/a.csv", "~/a.csv"),
+    ):
+        code, shown, err = run("predict", "model", "--file", given, "--out", out)
+        assert (code, shown) == (2, "") and "a.csv would be overwritten, and" in err
+    for model in ("run", "run/model"):
+        code, shown, err = run("predict", tmp_path / model, "x", "--out", settings)
+        assert (code, shown) == (2, "") and "config.json lies in" in err
+    assert (settings.read_text(), (tmp_path / "a.csv").read_text()) == ("{}", "text\na\n")
+    code, _, err = run("predict", tmp_path / "run", "x", "--out", tmp_path / "run" / "answers.jsonl")
+    assert code == 0, err
+    code, _, err = run("predict", tmp_path / "run", "--file", tmp_path / "a.csv", "--out", "/dev/null")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("name", ["a.json", "A.JSON", "a.json.gz"])
+def test_predict_does_not_answer_json_line_by_line(
+    run: Run, classifier: TaskPredictor, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text('[{"text": "a"}]')
+    code, out, err = run("predict", "model", "--file", tmp_path / name, "--out", tmp_path / "out.jsonl")
+    assert (code, out) == (2, "") and f"jq -c '.[]' {name} > " in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_predict_says_what_to_do_with_json_of_squad(
+    run: Run, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kind = task_kind("answering")
+    work = kind.make(load_tokenizer(tiny_tokenizer), (), kind.settings(), {})
+    predictor = TaskPredictor(work, nn.Identity(), torch.device("cpu"), "fp32")
+    monkeypatch.setattr(model_verbs, "load", lambda *_, **__: predictor)
+    (tmp_path / "dev.json").write_text('{"data": []}')
+    code, out, err = run("predict", "model", "--file", tmp_path / "dev.json")
+    assert (code, out) == (2, "") and "bertsmith evaluate RUN FILE --predictions answers.jsonl" in err
+    assert "question, context: $context}' dev.json > dev.jsonl" in err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bertsmith.deploy.predict import load
     from bertsmith.tasks.advise import advise
     from bertsmith.tasks.benchmark import benchmark
+    from bertsmith.tasks.data_check import check_data
     from bertsmith.tasks.finetune import evaluate, finetune
     from bertsmith.tasks.plan_run import plan
     from bertsmith.tasks.pretrain import pretrain
@@ -37,6 +38,7 @@ __all__ = [
     "advise",
     "benchmark",
     "build_corpus",
+    "check_data",
     "evaluate",
     "extend_tokenizer",
     "finetune",
@@ -51,6 +53,7 @@ _HOMES = {
     "advise": "bertsmith.tasks.advise",
     "benchmark": "bertsmith.tasks.benchmark",
     "build_corpus": "bertsmith.text.corpus_building",
+    "check_data": "bertsmith.tasks.data_check",
     "evaluate": "bertsmith.tasks.finetune",
     "extend_tokenizer": "bertsmith.text.domain_words",
     "finetune": "bertsmith.tasks.finetune",

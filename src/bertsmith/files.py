@@ -7,13 +7,14 @@ hard", Pillai et al. 2014, "All File Systems Are Not Created Equal").
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,6 +73,29 @@ def refuse_folder(path: Path) -> None:
     """Raise StorageError if a file is to be written where a folder is: before what costs time is done for it."""
     if path.is_dir():
         raise StorageError(f"{path} is a folder. Give the name of a file.")
+
+
+def refuse_overwriting(out: Path, sources: Iterable[str | Path]) -> None:
+    """Make sure that a file which is to be written is none of those that are read; changes nothing.
+
+    Args:
+        sources: files, folders and patterns of what is read; what is none of these here, such as a name of the Hub, is
+            passed over.
+
+    Raises:
+        SettingsError: `out` is one of them, or lies in one.
+    """
+    place = out.expanduser().resolve()
+    if place.exists() and not place.is_file():  # a pipe or /dev/null loses nothing
+        return
+    for source in sources:
+        named = str(Path(source).expanduser())
+        for found in [named] if os.path.exists(named) else glob.iglob(named, recursive=True):
+            path = Path(found).resolve()
+            if path == place or (place.exists() and path.exists() and path.samefile(place)):
+                raise SettingsError(f"{out} would be overwritten, and {source} is read. Choose another file.")
+            if place.is_relative_to(path):
+                raise SettingsError(f"{out} lies in {source}, which is read. Choose another folder.")
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "settings
     Raises:
         SettingsError: an unknown or missing key, a value of another type, a choice that is none.
     """
-    hints = get_type_hints(cls, include_extras=False)
+    hints = get_type_hints(cls)
     # typeshed asks for a DataclassInstance here; `cls` is one by contract, and `fields` checks it.
     members = {member.name: member for member in fields(cls) if member.init}  # type: ignore[arg-type]
     for name in values:
@@ -46,6 +46,18 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "settings
         if name not in values and member.default is MISSING and member.default_factory is MISSING:
             raise SettingsError(f'{where}: "{name}" is missing.')
     return cls(**{name: _convert(value, hints[name], f"{where}, {name}") for name, value in values.items()})
+
+
+def settle_types(settings: Any) -> None:
+    """Convert the fields of a frozen dataclass as `from_mapping` does. For `__post_init__`: Python is told, too.
+
+    Raises:
+        SettingsError: a value of another type, a choice that is none.
+    """
+    hints = get_type_hints(type(settings))
+    for member in fields(settings):
+        value = getattr(settings, member.name)
+        object.__setattr__(settings, member.name, _convert(value, hints[member.name], member.name))
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
@@ -183,6 +195,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise SettingsError(f"{where}: {value!r} is not a choice. {did_you_mean(str(value), map(str, arguments))}")
         return value
     if is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
         if isinstance(value, Mapping):
             return from_mapping(hint, value, where)
     elif origin in (tuple, list, Sequence):
@@ -197,6 +211,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             }
     elif hint is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
+    elif hint is str and isinstance(value, Path):
+        return str(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)

@@ -1,6 +1,7 @@
 """Prediction: the same answers as transformers, in the order of the rows, for every kind of folder."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -27,7 +29,10 @@ from bertsmith.deploy.predict import Placed, PretrainedPredictor, TaskPredictor,
 from bertsmith.errors import InputError, ModelError, SettingsError, StepError
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.encoder import Encoder
-from bertsmith.tasks.saved import load_task
+from bertsmith.tasks.classify_data import find_columns
+from bertsmith.tasks.embed_data import EmbeddingSettings
+from bertsmith.tasks.saved import load_task, task_kind
+from bertsmith.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.conformance
 
@@ -212,6 +217,109 @@ def test_bad_rows_name_their_number(classifier: Path) -> None:
         next(answers)
     with pytest.raises(SettingsError, match="at least 1 row"):
         next(predictor.predict(["a"], read_ahead=0))
+
+
+@pytest.mark.parametrize("rows", ["A fine place", b"A fine place", {"text": "a"}, Placed("a", "a.txt:1"), None, 3])
+@pytest.mark.parametrize("kind", [BertForSequenceClassification, BertForMaskedLM])
+def test_a_single_text_or_row_is_refused_at_the_call(
+    tiny_tokenizer: Path, tmp_path: Path, kind: type[PreTrainedModel], rows: Any
+) -> None:
+    """Else each of its characters or keys would be answered."""
+    predictor = load(folder(tiny_tokenizer, tmp_path, kind), device="cpu")
+    with pytest.raises(
+        InputError, match=r"^give a list of texts, or of rows; (str|bytes|dict|Placed|NoneType|int) found"
+    ):
+        predictor.predict(rows)
+
+
+def test_a_table_of_pandas_is_refused_at_the_call(classifier: Path) -> None:
+    class DataFrame(list[str]):
+        """Iterating over one gives the names of its columns."""
+
+    with pytest.raises(InputError, match=r'\.to_dict\("records"\)\); DataFrame found'):
+        load(classifier, device="cpu").predict(DataFrame(["text"]))
+
+
+@pytest.mark.parametrize("bad", [None, ("a", "b"), ["Herr", "M."], 3, math.nan])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertForQuestionAnswering,
+        BertForMultipleChoice,
+        BertForMaskedLM,
+    ],
+)
+def test_what_is_neither_text_nor_row_names_its_number(
+    tiny_tokenizer: Path, tmp_path: Path, kind: type[PreTrainedModel], bad: Any
+) -> None:
+    good: Any = "the [MASK]"
+    if kind is BertForQuestionAnswering:
+        good = {"question": "who ?", "context": "the cat"}
+    if kind is BertForMultipleChoice:
+        good = {"text": "the cat", "choices": ["a", "b"]}
+    answers = load(folder(tiny_tokenizer, tmp_path, kind), device="cpu").predict([good, bad])
+    assert next(answers)
+    with pytest.raises(InputError, match=r"^row 2: a text wanted, or a row .*; (NoneType|tuple|list|int|float) found"):
+        next(answers)
+
+
+def test_gaps_of_pandas_are_no_texts(classifier: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^row 1, text: nothing here"):
+        next(load(classifier, device="cpu").predict([{"text": math.nan}]))
+    single = load_task(classifier, {"text_column": "text"})[0]
+    assert single.row({"text": "a", "pair": math.nan}, "row 1").texts == ("a",)
+    choosing = load_task(folder(tiny_tokenizer, tmp_path / "choice", BertForMultipleChoice))[0]
+    row = {"text": "a", "question": "b", "choices": ["c", "d"]}
+    assert choosing.row({**row, "text": math.nan}, "row 1").texts == ("b", "c", "d")
+    for gap in ({"text": math.nan, "question": math.nan}, {"choices": ["c", math.nan]}):
+        with pytest.raises(InputError, match=r"^row 1"):
+            choosing.row({**row, **gap}, "row 1")
+    settings = EmbeddingSettings(text_column="text", pair_column="pair")
+    embedding = task_kind("embedding").make(load_tokenizer(tiny_tokenizer), (), settings, {})
+    assert embedding.row({"text": "a", "pair": math.nan}, "row 1").texts == ("a",)
+    with pytest.raises(InputError, match=r"^row 1, text: nothing here"):
+        embedding.row({"text": math.nan}, "row 1")
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"id": 3, "review": "a", "label": "low"}, ("a",)),
+        ({"phrase": "a", "label": "low"}, ("a",)),
+        ({"Sentence1": "a", "sentence2": "b", "label": "low"}, ("a", "b")),
+        ({"text": "a", "title": "b"}, ("a",)),
+        ({"text": "a", "label": "low"}, ("a",)),
+    ],
+)
+def test_columns_are_found_by_usual_names_in_a_folder_of_others(
+    classifier: Path, row: dict[str, Any], texts: tuple[str, ...]
+) -> None:
+    task = load_task(classifier)[0]
+    assert task.row(row, "row 1").texts == texts
+    if "label" in row:  # as in an evaluation
+        found = find_columns(task.settings, list(row), "row 1")
+        assert tuple(row[name] for name in (found.text_column, found.pair_column) if name) == texts
+
+
+def test_columns_of_choices_and_of_texts_are_found_by_usual_names(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    choosing = load_task(folder(tiny_tokenizer, tmp_path, BertForMultipleChoice))[0]
+    row = {"sent1": "a", "sent2": "b", "ending0": "c", "ending1": "d"}
+    assert choosing.row(row, "row 1").texts == ("a", "b", "c", "d")
+    embedding = task_kind("embedding").make(load_tokenizer(tiny_tokenizer), (), EmbeddingSettings(), {})
+    assert embedding.row({"sentence1": "a", "sentence2": "b"}, "row 1").texts == ("a", "b")
+    assert embedding.row({"sentence": "a", "id": 3}, "row 1").texts == ("a",)
+
+
+def test_settings_of_a_task_can_be_changed(classifier: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    (named,) = load(classifier, device="cpu", overrides={"text_column": "body"}).predict([{"body": "red", "text": "a"}])
+    (alone,) = load(classifier, device="cpu").predict(["red"])
+    assert named == alone
+    with pytest.raises(SettingsError, match=r'unknown key "text_colum".*Did you mean "text_column"'):
+        load(classifier, overrides={"text_colum": "body"})
+    with pytest.raises(SettingsError, match="pre-trained alone, and has no settings to change: text_column"):
+        load(folder(tiny_tokenizer, tmp_path, BertForMaskedLM), overrides={"text_column": "body"})
 
 
 def test_tags_stand_at_their_characters(tiny_tokenizer: Path, tmp_path: Path) -> None:

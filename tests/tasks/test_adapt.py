@@ -68,6 +68,17 @@ def test_the_task_starts_from_the_adapted_model(base: Path, tmp_path: Path) -> N
     assert "adapt: 6 steps" in (result.model / "README.md").read_text()
 
 
+def test_pooler_and_head_stay_those_of_the_model(base: Path, tmp_path: Path) -> None:
+    learnt = finetune("classification", settings(tmp_path, base, adapt=None), OPTIONS, console=QUIET)
+    still = {"learning_rate": 0.0, "weight_decay": 0.0, "out": tmp_path / "more"}
+    again = finetune("classification", settings(tmp_path, learnt.model, **still), OPTIONS, console=QUIET)
+    before, after = (load_file(one.model / "model.safetensors") for one in (learnt, again))
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert {"bert.pooler.dense.weight", "classifier.weight", "classifier.bias"} <= kept
+    assert "bert.encoder.layer.0.output.dense.weight" not in kept
+    assert read_json(again.model / "bertsmith.json")["new_tensors"] == []
+
+
 def test_only_texts_of_the_training_rows_are_read_and_each_once(base: Path, tmp_path: Path) -> None:
     finetune("classification", settings(tmp_path, base), OPTIONS, console=QUIET)
     lines = (tmp_path / "run" / "adapt" / "texts.jsonl").read_text().splitlines()

@@ -27,6 +27,7 @@ from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer, choose_answe
 from bertsmith.tasks.rows import sub_batches
 from bertsmith.text.labelled import Answer, Question, read_squad
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
+from bertsmith.text.windows import windows
 from bertsmith.training.report import Table
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
@@ -509,6 +510,25 @@ def test_sections_group_by_length_and_show_right_and_wrong_answers(tokenizer):
     assert "189" in make(tokenizer, chosen=AnsweringSettings()).notes()[0]
 
 
+@pytest.mark.parametrize(
+    ("values", "step", "shared"),
+    [
+        ({}, "128 tokens at a time (doc_stride as a step)", 189),
+        ({"max_length": 128}, "61 tokens at a time (doc_stride 128, cut to the room)", 0),
+        ({"max_length": 128, "doc_stride": 61}, "61 tokens at a time (doc_stride as a step)", 0),
+        ({"max_length": 128, "doc_stride": 60}, "60 tokens at a time (doc_stride as a step)", 1),
+    ],
+)
+def test_the_step_that_is_said_is_the_one_that_is_taken(values, step, shared):
+    chosen = AnsweringSettings(**values)
+    note = chosen.describe_windows()
+    assert step in note and f"neighbours share {shared} tokens" in note
+    room = chosen.max_length - 3 - chosen.max_query_length
+    first, second, *_ = windows(1000, room, chosen.doc_stride)
+    assert (f"{second.start} tokens at a time" in note, first.end - second.start) == (True, shared)
+    assert ("Answers that lie across a border get lost: give a doc_stride below 61." in note) == (shared == 0)
+
+
 # Real questions
 
 
@@ -534,6 +554,15 @@ def test_gold_answers_of_squad_can_be_recovered_from_their_windows(shared_data, 
     assert any(len(example.windows) > 2 for example in items(task, "dev"))
     assert exact / len(rows) > 0.97
     assert task.score(answers, items(task, "dev"))["f1"] > 0.98
+
+
+def test_the_rules_that_score_are_those_of_the_contexts(make_files: MakeFiles) -> None:
+    texts = {"zh": "这座磨坊建于1820年,在河边。", "en": "The mill was built in 1820 (磨坊)."}
+    for language, text in texts.items():
+        row = {"question": "?", "context": text, "answers": [{"text": "1820", "answer_start": text.index("1820")}]}
+        data = str(make_files({f"{language}.jsonl": json.dumps(row, ensure_ascii=False)}) / f"{language}.jsonl")
+        assert read_rows(data, AnsweringSettings())[0].language == language
+        assert read_rows(data, AnsweringSettings(language="en"))[0].language == "en"
 
 
 def test_gold_answers_in_chinese(shared_data, shared_vocabulary):

@@ -84,7 +84,7 @@ def test_columns_can_be_named(make_files: MakeFiles) -> None:
         ({"text": ["t"], "choices": ["x", "y"], "label": 0}, "text wanted, list found"),
         ({"text": "t", "choices": ["x", "y"]}, "cannot tell which column is the label"),
         ({"text": "t", "label": 0}, "cannot tell which column is the choices"),
-        ({"question;choices;label": "q;x|y;0"}, r'the choices: .* If ";" parts them, say --delimiter ";"\.'),
+        ({"question;choices;label": "q;x|y;0"}, r'the choices: .* If ";" parts them, say --delimiter ";" \(eval'),
         ({"body": "t", "choices": ["x", "y"], "label": 0}, "cannot tell which column is the text: give text_column"),
     ],
 )

@@ -199,7 +199,9 @@ def test_named_columns_of_a_file_with_a_header_are_refused(make_files: MakeFiles
 def test_another_delimiter_is_proposed(make_files: MakeFiles) -> None:
     folder = make_files({"a.csv": "text;label\na;b\n"})
     for settings in (ClassificationSettings(), ClassificationSettings(text_column="text", label_column="label")):
-        with pytest.raises(InputError, match=r'text;label\. If ";" parts them, say --delimiter ";"\.$'):
+        with pytest.raises(
+            InputError, match=r'text;label\. If ";" parts them, say --delimiter ";" \(.* --set delimiter=";"\)\.$'
+        ):
             read_rows(str(folder / "a.csv"), settings)
     assert len(read_rows(str(folder / "a.csv"), ClassificationSettings(delimiter=";"))[1]) == 1
 

@@ -365,6 +365,91 @@ def test_tags_that_do_not_fit_their_scheme_are_named_with_how_they_are_read(make
         assert sum(finding.count for finding in report.findings if finding.kind == "tags") == count
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        "B_ORG I_ORG O B_PER",
+        "b-org i-org o s-per",
+        "ORG-B ORG-I O PER-B",
+        "B\u2013ORG I\u2013ORG O MISC",
+        "I:ORG O I:LOC O",
+    ],
+)
+def test_tags_that_look_like_entities_and_are_none(make_files: MakeFiles, tags: str) -> None:
+    sentence = "".join(f"w{n}\t{tag}\n" for n, tag in enumerate(tags.split()))
+    path = make_files({"a.conll": sentence + "\n" + sentence}) / "a.conll"
+    report = check_data("tagging", CheckSettings(train=str(path)))
+    (finding,) = [one for one in report.findings if one.kind == "entities"]
+    assert finding.count == len(set(tags.split()) - {"O", "o", "MISC"})
+    assert finding.places[0] == f'"{tags.split()[0]}": {finding.places[0].split(": ")[1]}'
+    assert f"{path}:1, word 1" in finding.places[0]
+    assert "are not written as B-ORG is" in shown(report)
+    report = check_data("tagging", CheckSettings(train=str(path)), TaggingSettings(scheme="none"))
+    assert "entities" not in {one.kind for one in report.findings}  # it was said that they are labels
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        "NOUN PRP$ B O I VERB",
+        "NN VBZ -LRB- PRP$ WP$ $ `` :",
+        "B-ORG I-ORG O B-PER",
+        "B-ORG I-ORG B-PER",  # no O
+        "B I O B",
+        "B-ORG M-ORG E-ORG O S-PER",
+        "N_S V_S A_S O X",  # singular
+        "B_NN E_NN S_VV B_NR",  # words cut into pieces, all of them
+        "nsubj nmod:poss acl:relcl obl root O",
+        "Ncms-n Rgp Di3-sr---e Px3--a---s Spsa Vmip3s",
+        "ADP B_X NOUN VERB O",
+    ],
+)
+def test_tags_that_are_right_or_parts_of_speech_do_not_look_like_entities(make_files: MakeFiles, tags: str) -> None:
+    sentence = "".join(f"w{n}\t{tag}\n" for n, tag in enumerate(tags.split()))
+    path = make_files({"a.conll": sentence}) / "a.conll"
+    report = check_data("tagging", CheckSettings(train=str(path)))
+    assert "entities" not in {one.kind for one in report.findings}
+
+
+def test_a_tagged_file_of_which_no_sentence_can_be_used_is_an_error(make_files: MakeFiles) -> None:
+    folder = make_files({"a.conll": "# 0\nthe O\nking B-PER\n\n# 1\na O\ncat B-X\n", "b.conll": "a\tX\nb\tY\n"})
+    with pytest.raises(InputError, match=r'a\.conll:1: the tag "0" of word 1 is neither'):
+        check_data("tagging", CheckSettings(train=str(folder / "a.conll")))
+    with pytest.raises(InputError, match=r'b\.conll:1: the tag "X" of word 1 is neither'):
+        check_data("tagging", CheckSettings(train=str(folder / "b.conll")), TaggingSettings(scheme="iob2"))
+
+
+def test_quotes_of_a_table_that_is_read_without_quoting(make_files: MakeFiles) -> None:
+    quoted = "".join(f'"a ""{label}"", {n}"\t"{label}"\n' for n in range(8) for label in ("cat", "dog"))
+    mixed = "".join(f'"{n}, of course"\tcat\n{n}\tdog\n' for n in range(8))  # half is not most
+    spoken = "".join(f'"Yes," {n} said. "No."\t{label}\n' for n in range(8) for label in ("cat", "dog"))
+    tables = {"a": quoted, "mixed": mixed, "spoken": spoken}
+    files: dict[str, str | bytes] = {f"{name}.tsv": f"text\tlabel\n{lines}" for name, lines in tables.items()}
+    files["choices.tsv"] = "text\tchoices\tlabel\n" + "".join(f'one {n}\t"red|blue"\t0\n' for n in range(3))
+    folder = make_files({**files, "a.csv": files["a.tsv"].replace("\t", ",")})  # type: ignore[union-attr, arg-type]
+
+    def quotes(name: str, options: object = None, task: str = "classification") -> list[tuple[str, int, str, str]]:
+        report = check_data(task, CheckSettings(train=str(folder / name), test=str(folder / name)), options)
+        return [
+            (one.split, one.count, one.message.split(" column ")[1].split(":")[0], Path(one.places[0]).name)
+            for one in report.findings
+            if one.kind == "quotes"
+        ]
+
+    expected = [(split, 16, f'"{column}"', "a.tsv:2") for split in ("train", "test") for column in ("text", "label")]
+    assert quotes("a.tsv") == expected
+    report = check_data("classification", CheckSettings(train=str(folder / "a.tsv")))
+    assert '16 of 16 rows (100.0%) have a value in double quotes in the column "text"' in shown(report)
+    assert "Give --quoting" in shown(report)
+    for name in ("mixed.tsv", "spoken.tsv", "a.csv"):
+        assert quotes(name) == []
+    for quoting in (True, False):  # the second was meant
+        assert quotes("a.tsv", ClassificationSettings(quoting=quoting)) == []
+    bare = make_files({"bare.tsv": quoted}) / "bare.tsv"
+    report = check_data("classification", CheckSettings(train=str(bare)), ClassificationSettings(columns="text,label"))
+    assert [one.count for one in report.findings if one.kind == "quotes"] == [16, 16]
+
+
 def test_labels_that_differ_only_in_how_they_are_written(make_files: MakeFiles) -> None:
     train = [(f"a {n}", label) for n in range(8) for label in ("pos", "Pos", "1", "1.0", "caf\u00e9", "other")]
     test = [("b", "cafe\u0301"), ("c", "OTHER"), ("d", "pos")]

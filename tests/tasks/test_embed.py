@@ -268,7 +268,7 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
     ("content", "settings", "message"),
     [
         ('{"a": "x", "b": "y"}', {}, r"cannot tell which two columns.*text_column and pair_column.*Columns: a, b"),
-        ('{"a\\tb": "x"}', {}, r"belong together.* If tabs part them, say --delimiter \$'.t'\."),
+        ('{"a\\tb": "x"}', {}, r"belong together.* If tabs part them, say --delimiter \$'.t' \(eval"),
         ('{"query": "x", "document": null}', {}, "data.jsonl:1, document: nothing here"),
         ('{"query": "x", "document": ["y"]}', {}, "data.jsonl:1, document: text wanted, list found"),
         ('{"query": "x", "document": "y", "score": "high"}', {}, 'data.jsonl:1, score: "high" is not a number'),

@@ -45,20 +45,20 @@ def write(spans: list[Span], scheme: str) -> list[str]:
             elif scheme == "iob2":
                 prefix = "B" if first else "I"
             else:
-                begin, inside, end, single = ("B", "I", "E", "S") if scheme == "bioes" else ("B", "I", "L", "U")
+                begin, inside, end, single = {"bioes": "BIES", "bilou": "BILU", "bmes": "BMES"}[scheme]
                 prefix = single if first and last else begin if first else end if last else inside
             tags[word] = f"{prefix}-{span.label}"
     return tags
 
 
-@given(span_lists(), st.sampled_from(["iob1", "iob2", "bioes", "bilou"]))
+@given(span_lists(), st.sampled_from(["iob1", "iob2", "bioes", "bilou", "bmes"]))
 def test_every_scheme_is_read_back(spans, scheme):
     assert read_spans(write(spans, scheme)) == spans
 
 
-@given(span_lists(), st.sampled_from(["iob1", "iob2", "bioes", "bilou"]))
+@given(span_lists(), st.sampled_from(["iob1", "iob2", "bioes", "bilou", "bmes"]))
 def test_what_is_written_by_a_scheme_fits_it(spans, scheme):
-    assert misfits(write(spans, scheme), "bioes" if scheme == "bilou" else scheme) == ()
+    assert misfits(write(spans, scheme), "bioes" if scheme in ("bilou", "bmes") else scheme) == ()
 
 
 @given(st.lists(st.sampled_from(["O", *(f"{prefix}-{name}" for prefix in "BIES" for name in "XY")]), max_size=6))
@@ -110,7 +110,10 @@ def test_any_tags_are_read_as_conlleval_does(tags):
         ([["B-PER", "I-PER", "O"], ["B-LOC", "B-LOC"]], "iob2"),
         ([["O", "S-PER"], ["B-LOC", "E-LOC"]], "bioes"),
         ([["O", "U-PER"], ["B-LOC", "L-LOC"]], "bioes"),
+        ([["O", "S-PER"], ["B-LOC", "M-LOC", "E-LOC"]], "bioes"),
+        ([["B-LOC", "M-LOC", "O"]], "bioes"),
         ([["B", "I", "O"]], "iob2"),
+        ([["B", "M", "E", "S"]], "none"),  # words of a text without spaces
         ([["NOUN", "VERB"], ["O"]], "none"),
         ([["B-PER", "I-PER"]], "none"),  # no O: a language of two tags, not entities
         ([["O", "O"]], "none"),
@@ -127,6 +130,35 @@ def test_schemes_are_told_apart(sentences, scheme):
 )
 def test_tags_with_odd_prefixes_and_types(tag, expected):
     assert split_tag(tag) == expected
+
+
+@pytest.mark.parametrize(
+    ("tags", "spans"),
+    [
+        (["B-ORG", "M-ORG", "M-ORG", "E-ORG", "O", "S-PER"], [(0, 4, "ORG"), (5, 6, "PER")]),
+        (["S-LOC", "S-LOC", "B-LOC", "E-LOC"], [(0, 1, "LOC"), (1, 2, "LOC"), (2, 4, "LOC")]),
+        (["B-MISC", "M-MISC", "M-LOC", "E-LOC"], [(0, 2, "MISC"), (2, 4, "LOC")]),
+        (["E-PER", "M-PER", "O", "M-PER"], [(0, 1, "PER"), (1, 2, "PER"), (3, 4, "PER")]),
+        (["B", "M", "E", "O", "S"], [(0, 3, ""), (4, 5, "")]),
+    ],
+)
+def test_bmes_is_read_as_bioes_with_m_for_inside(tags, spans):
+    assert [(span.start, span.end, span.label) for span in read_spans(tags)] == spans
+    bioes = [f"I{tag[1:]}" if tag[0] == "M" else tag for tag in tags]
+    assert to_iob2(tags, "bioes", "x") == to_iob2(bioes, "bioes", "x")
+    assert [place.split(":")[0] for place in misfits(tags, "bioes")] == [
+        place.split(":")[0] for place in misfits(bioes, "bioes")
+    ]
+
+
+def test_m_is_not_a_tag_of_another_scheme():
+    assert misfits(["B-X", "M-X", "O", "M-X"], "iob2") == (
+        "word 2: M-X is not a tag of this scheme and is read as I",
+        "word 4: M-X after O begins an entity",
+    )
+    assert misfits(["I-X", "M-X"], "iob1") == ("word 2: M-X is not a tag of this scheme and is read as I",)
+    with pytest.raises(InputError, match='the tag "MISC" of word 1 is neither O nor B-, I-, M-, E- or S- with a type'):
+        to_iob2(["MISC"], "bioes", "x")
 
 
 def test_an_unreadable_tag_is_an_error_with_its_place():

@@ -194,6 +194,42 @@ def test_answers_are_not_written_over_a_folder(run: FinetuneResult, data: Path, 
         evaluate(run.folder, str(data / "test.csv"), predictions=tmp_path)
 
 
+def test_answers_are_not_written_over_what_is_read(
+    run: FinetuneResult, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = (data / "test.csv").read_text()
+    (tmp_path / "more").mkdir()
+    read = tmp_path / "more" / "test.csv"
+    read.write_text(text)
+    (tmp_path / "link.csv").symlink_to(read)
+    (tmp_path / "same.csv").hardlink_to(read)
+    for given, out in (
+        (str(read), read),
+        ("~/more/test.csv", read),
+        (str(read), tmp_path / "link.csv"),
+        (str(tmp_path / "link.csv"), read),
+        (str(read), tmp_path / "same.csv"),
+        (str(tmp_path / "more" / "*.csv"), read),
+    ):
+        with pytest.raises(
+            SettingsError, match=r"\.csv would be overwritten, and .*\.csv is read\. Choose another file"
+        ):
+            evaluate(run.folder, given, predictions=out, device="cpu")
+    for model in (run.folder, run.model):
+        with pytest.raises(
+            SettingsError, match=r"config\.json lies in .*/model, which is read\. Choose another folder"
+        ):
+            evaluate(model, str(read), predictions=run.model / "config.json", device="cpu")
+    with pytest.raises(SettingsError, match=r"answers\.jsonl lies in .*more, which is read"):
+        evaluate(run.folder, str(tmp_path / "more"), predictions=tmp_path / "more" / "answers.jsonl", device="cpu")
+    assert read.read_text() == text and not (tmp_path / "more" / "answers.jsonl").exists()
+    evaluate(run.folder, str(read), predictions=tmp_path / "more" / "answers.jsonl", device="cpu")
+    evaluate(run.folder, str(read), predictions=run.folder / "answers.jsonl", device="cpu")
+    evaluate(run.folder, str(read), predictions=Path("/dev/null"), device="cpu")
+    (run.folder / "answers.jsonl").unlink()
+
+
 def test_evaluate_reads_other_columns_when_told(run: FinetuneResult, make_files: MakeFiles) -> None:
     other = make_files({"other.csv": "id,kind,phrase\n1,animal,the dog\n"}) / "other.csv"
     with pytest.raises(InputError, match='there is no column "text"'):
@@ -304,6 +340,35 @@ def test_a_head_for_other_labels_is_not_gone_on_from(run: FinetuneResult, data: 
         head = model.state_dict()["pooled.out.weight"]
         assert torch.equal(head, expected) if expected is not None else not torch.equal(head, theirs)
         assert ("pooled.out.weight" in new) == (expected is None)
+
+
+def test_a_tokenizer_that_the_model_has_not_learnt_with_is_refused(
+    run: FinetuneResult, data: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_tokenizer, other)
+    for file in other.glob("tokenizer*.json"):
+        file.unlink()
+    words = (other / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    (other / "vocab.txt").write_text("\n".join([*words[:-2], *words[:-3:-1]]) + "\n", encoding="utf-8")
+    chosen = replace(settings(data, tiny_tokenizer), model=str(run.model), out=tmp_path / "run")
+    with pytest.raises(ModelError, match="tokenizer is not the one that this model has learnt with: token"):
+        finetune("classification", replace(chosen, tokenizer=str(other)), OPTIONS, console=QUIET)
+    finetune("classification", replace(chosen, tokenizer=str(tiny_tokenizer), epochs=0.1), OPTIONS, console=QUIET)
+
+
+def test_a_head_that_the_family_has_not_is_refused_before_anything_is_written(
+    data: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    config = named_size("tiny", load_tokenizer(tiny_tokenizer).vocab_size, model_type="gpt2")
+    save_model(tmp_path / "gpt2", nn.ModuleDict({"encoder": Encoder(config)}), config, family("gpt2").bare)
+    load_tokenizer(tiny_tokenizer).save(tmp_path / "gpt2")
+    rows = ['{"text": "a mill", "choices": ["grinds", "sings"], "label": 0}'] * 8
+    (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
+    chosen = FinetuneSettings(model=str(tmp_path / "gpt2"), train=str(tmp_path / "a.jsonl"), out=tmp_path / "run")
+    with pytest.raises(ModelError, match="gpt2 models have no ForMultipleChoice architecture"):
+        finetune("choice", chosen, console=QUIET)
+    assert not (tmp_path / "run").exists()
 
 
 def test_overwrite_replaces_a_run(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:

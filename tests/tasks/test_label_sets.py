@@ -79,6 +79,7 @@ def test_labels_are_lists_or_parts_of_a_text(make_files: MakeFiles) -> None:
     [
         ('{"text": "x", "labels": {"a": 1}}', r"a\.jsonl:1, labels: a list of labels wanted"),
         ('{"text": "x", "labels": [["a"]]}', r"a\.jsonl:1, labels: a list of labels wanted"),
+        ('{"text": "x", "labels": "[\'a\', \'b\']"}', r"a\.jsonl:1, labels: a list that was written as text: .* JSONL"),
         ('{"text": "x", "label": ["a"]}\n{"text": "x"}', r'a\.jsonl:2: this row has no field "label"'),
     ],
 )
@@ -94,6 +95,8 @@ def rows(*labels: tuple[str, ...]) -> list[ClassificationRow]:
 def test_the_labels_that_are_told_apart() -> None:
     assert find_labels(rows(("b", "a"), (), ("10",)), OPTIONS) == ("10", "a", "b")
     assert find_labels(rows(("a",), ()), OPTIONS) == ("a",)
+    with pytest.raises(InputError, match="the labels are 0 and 1, as if each place of a list were a label"):
+        find_labels(rows(("0", "1"), ("0",), ("1",)), OPTIONS)
     for same in ((), ("a", "b")):
         with pytest.raises(InputError, match="every row has the same labels"):
             find_labels(rows(same, same), OPTIONS)

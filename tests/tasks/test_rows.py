@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from bertsmith.errors import InputError, SettingsError
+from bertsmith.errors import InputError, ModelError, SettingsError
 from bertsmith.model.batch import pack
 from bertsmith.tasks.rows import (
     choose_rows,
     class_weights,
+    config_labels,
     detect_column,
     label_id,
     sorted_labels,
@@ -58,6 +59,21 @@ def test_a_number_of_rows_is_chosen_by_hash_in_their_order() -> None:
     assert set(choose_rows(rows, 20)) < set(chosen), "fewer are a part of more"
     assert {row.group for row in chosen} != {row.group for row in rows[:60]}, "not the first ones"
     assert choose_rows(rows, 500) == rows
+    moved = [TextRow(row.group, f"C:/there/{row.where}") for row in rows]
+    assert [row.where for row in choose_rows(moved, 60)] == [f"C:/there/{row.where}" for row in chosen]
+
+
+@pytest.mark.parametrize("table", [{"neg": 0, "pos": 1}, ["neg", "pos"], "neg"])
+def test_a_table_of_labels_that_is_none_is_refused(table: object) -> None:
+    with pytest.raises(ModelError, match=r'config\.json: "id2label" has to say the label of each number'):
+        config_labels({"id2label": table})
+
+
+def test_labels_that_nobody_named_are_said_to_be_so() -> None:
+    with pytest.raises(InputError, match=r'the label "0" does not occur.* Nobody has named these: .*"id2label"'):
+        label_id("0", {"LABEL_0": 0, "LABEL_1": 1}, "a.csv:2")
+    with pytest.raises(InputError, match=r"Choices: a, b\.$"):
+        label_id("0", {"a": 0, "b": 1}, "a.csv:2")
 
 
 def test_rows_of_one_text_cannot_be_split() -> None:

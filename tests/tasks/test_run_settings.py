@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from bertsmith.errors import SettingsError
+from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.training.optim import OptimizerSettings
 from bertsmith.training.plan import TrainSettings
@@ -58,3 +60,20 @@ def test_the_defaults_are_those_of_the_loop() -> None:
 def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         plan(**options)
+
+
+def test_python_is_told_what_a_settings_file_is_told(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"model": tmp_path / "m", "train": tmp_path / "a.csv", "out": "o", "learning_rate": 1}
+    settings = FinetuneSettings(**given)
+    assert (settings.model, settings.train) == (str(tmp_path / "m"), str(tmp_path / "a.csv"))
+    assert (settings.out, settings.learning_rate) == (Path("o"), 1.0)
+    for wrong, message in (
+        ({"batch_size": "16"}, "batch_size: text '16' given, a whole number wanted"),
+        ({"learning_rate": "1e-4"}, "learning_rate: text '1e-4' given, a number wanted"),
+        ({"precision": "bf61"}, 'precision: .* Did you mean "bf16"'),
+        ({"resume": 1}, "resume: whole number 1 given, true or false wanted"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            FinetuneSettings(**given | wrong)
+    with pytest.raises(SettingsError, match=r'long: .* Did you mean "windows"'):
+        ClassificationSettings(long="window")  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Fine-tuning that is steady: several seeds, what failed, layers that are frozen or made anew, rates by layer."""
 
+import io
 import json
 import signal
 import statistics
@@ -261,6 +262,8 @@ def test_a_run_that_says_the_same_to_everything_is_named(data: Path, tiny_tokeni
     report = (result.folder / "report.html").read_text(encoding="utf-8")
     assert "2 of 2 runs learnt nothing, and are in the mean all the same (seed 0:" in report
     assert "2 of 2 runs learnt nothing" in (result.model / "README.md").read_text(encoding="utf-8")
+    own = (result.folder / "seed-0" / "report.html").read_text(encoding="utf-8")
+    assert "This run learnt nothing" in own and failures[0] in own
 
 
 def lines(folder: Path, losses: list[float]) -> Path:
@@ -283,6 +286,7 @@ def lines(folder: Path, losses: list[float]) -> Path:
 def test_a_loss_that_has_not_fallen_is_a_failure(tmp_path: Path, losses: list[float], failed: bool) -> None:
     failure = find_failure(SimpleNamespace(), {}, lines(tmp_path / "run", losses))  # type: ignore[arg-type]
     assert (failure is not None and failure.startswith("the training loss went from 0.7000 to")) == failed
+    assert find_failure(SimpleNamespace(), {}, tmp_path / "run", goes_on=True) is None  # type: ignore[arg-type]
 
 
 def evaluation(answers: list[Any], examples: list[Any]) -> dict[str, Evaluation]:
@@ -446,3 +450,10 @@ def test_layer_decay_reaches_the_optimizer_and_is_kept_on_resume(
         assert torch.allclose(runs[1e-9][name], tensor, rtol=0, atol=1e-9) != is_head, name
     with pytest.raises(TrainingError, match=r"optimizer\.layer_decay was 1\.0 and is now 0\.5"):
         finetune("classification", replace(base, out=tmp_path / "1.0", layer_decay=0.5, resume=True), OPTIONS)
+
+
+def test_few_rows_to_choose_by_are_said(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    page = io.StringIO()
+    few = settings(data, tiny_tokenizer, out=tmp_path / "few", epochs=0.1, dev_share=0.001)
+    finetune("classification", few, OPTIONS, console=Console(file=page, width=200))
+    assert "Only 1 of these were held back as dev, too few to tell one checkpoint from another" in page.getvalue()

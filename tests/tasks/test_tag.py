@@ -334,6 +334,7 @@ def test_sections_show_types_and_the_worst_sentences(tokenizer):
         (("I-PER", "I-PER", "B-PER", "O"), "iob1", ("B-PER", "I-PER", "B-PER", "O")),
         (("B-PER", "I-PER", "B-PER", "O"), "iob2", ("B-PER", "I-PER", "B-PER", "O")),
         (("B-PER", "E-PER", "S-PER", "O"), "bioes", ("B-PER", "I-PER", "B-PER", "O")),
+        (("B-PER", "M-PER", "E-PER", "O"), "bioes", ("B-PER", "I-PER", "I-PER", "O")),
         (("B", "I", "O", "B"), "iob2", ("B", "I", "O", "B")),
         (("DET", "ADJ", "NOUN", "PUNCT"), "none", ("DET", "ADJ", "NOUN", "PUNCT")),
     ],
@@ -380,6 +381,16 @@ def test_files_without_sentences_and_tags_of_no_scheme(make_files):
         read_rows(str(folder / "empty.conll"), TaggingSettings())
     with pytest.raises(InputError, match=r'odd.conll:1: the tag "PERSON" of word 2'):
         read_rows(str(folder / "odd.conll"), TaggingSettings())
+
+
+@pytest.mark.parametrize("context", ["none", "document"])
+def test_a_file_of_which_no_sentence_can_be_used_is_an_error_where_bad_ones_are_passed_over(make_files, context):
+    sentences = "# 0\nthe O\nking B-PER\n\n# 1\na O\ncat PERSON\n"
+    path = make_files({"all.conll": sentences}) / "all.conll"
+    bad: list[InputError] = []
+    with pytest.raises(InputError, match=r'all.conll:1: the tag "0" of word 1'):
+        read_rows(str(path), TaggingSettings(context=context), bad)
+    assert len(bad) == 2
 
 
 def test_a_tag_that_training_did_not_have_is_an_error_with_a_suggestion(tokenizer):

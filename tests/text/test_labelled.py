@@ -60,6 +60,19 @@ def test_tabs_keep_spaces_inside_a_token_and_blank_tabs_end_a_sentence(make_file
     assert [sentence.words for sentence in read_columns(path)] == [("New York",), ("of",)]
 
 
+def test_blanks_around_columns_between_tabs_are_no_part_of_them(make_files):
+    blanks = "Herr\tO \n Meier \t B-PER\n\u3000aus\u3000\t\xa0O\xa0\nBad Ems\tB-LOC\u3000\n"
+    lone = "\u3000\tO \n \tO\n\xa0\t B-X\n"  # words that are white space and nothing else
+    conllu = "1\tvamos \tir\t VERB\t_\t_\t0\t_\t_\t_\n"
+    folder = make_files({"a.conll": f"{blanks}\n{lone}", "a.iob2": "1\ta \tB-X \t-\n", "a.conllu": conllu})
+    first, second = read_columns(folder / "a.conll")
+    assert (first.words, first.tags) == (("Herr", "Meier", "aus", "Bad Ems"), ("O", "B-PER", "O", "B-LOC"))
+    assert (second.words, second.tags) == (("\u3000", " ", "\xa0"), ("O", "O", "B-X"))
+    for name, word, tag in (("a.iob2", "a", "B-X"), ("a.conllu", "vamos", "VERB")):
+        (sentence,) = read_columns(folder / name)
+        assert (sentence.words, sentence.tags) == ((word,), (tag,))
+
+
 def test_iob2_files_number_their_words_and_have_comments(make_files):
     text = "# sent_id = 1\n# text = # 1\n1\t#\tO\t-\t-\n2\t王\tB-PER\t-\tx\n\n# free comment\n1\ta\tO\t-\t-\n"
     path = make_files({"zh.iob2": text}) / "zh.iob2"

@@ -17,7 +17,7 @@ from bertsmith.demo.run import run_demo
 from bertsmith.demo.summary import DemoResult
 from bertsmith.deploy.predict import load
 from bertsmith.errors import InputError, SettingsError
-from bertsmith.files import atomic_file
+from bertsmith.files import atomic_file, refuse_overwriting
 from bertsmith.settings import read_value
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.choice_data import ChoiceSettings
@@ -34,6 +34,7 @@ from bertsmith.tasks.pretrain_examples import DataMode
 from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
+from bertsmith.tasks.saved import model_folder
 from bertsmith.tasks.seeds import Spread, spread
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.tasks.together import TogetherSettings
@@ -249,6 +250,7 @@ def predict(
     question: str | None = None,
     file: str | None = None,
     out: Path | None = None,
+    override: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
     top_k: int = 5,
     precision: Precision = "fp32",
     device: str = "auto",
@@ -265,6 +267,7 @@ def predict(
         question: The question; TEXT is then the context that answers it.
         file: Lines of text, CSV, TSV, JSONL, Parquet or hub:NAME; tables are read as those of the fine-tuning were.
         out: Write there instead of to standard output; the file appears when all is answered.
+        override: KEY=VALUE, a setting of the task to change, such as delimiter=";"; may be repeated.
         top_k: Guesses for each [MASK]. A text with several gets a list of guesses for each, the others left masked.
         precision: fp32 gives what transformers gives; bf16 is faster where the hardware has it.
         device: auto, cpu, cuda or cuda:N.
@@ -275,7 +278,10 @@ def predict(
         raise SettingsError("give --pair or --question, not both.")
     if text is not None and file is not None:
         raise SettingsError("give a TEXT or --file, not both.")
-    predictor = load(model, device=device, precision=precision, top_k=top_k)
+    if out is not None:
+        refuse_overwriting(out, (model_folder(model), *([] if file is None else [file])))
+    overrides = dict(_key_and_value(item) for item in override)
+    predictor = load(model, device=device, precision=precision, top_k=top_k, overrides=overrides)
     rows = given_rows(text, pair, question) if file is None else rows_of_file(file, predictor)
     is_typed = text is None and file is None and sys.stdin.isatty()
     with nullcontext(sys.stdout.buffer) if out is None else atomic_file(out) as stream:
@@ -300,7 +306,8 @@ def _key_and_value(item: str) -> tuple[str, Any]:
     name, equals, value = item.partition("=")
     if not equals:
         raise SettingsError(f'--set "{item}": write KEY=VALUE.')
-    return name.strip().replace("-", "_"), read_value(value)
+    is_mark = len(value) == 1 and not value.isalnum() and value != "~"  # a delimiter; to YAML some mean other things
+    return name.strip().replace("-", "_"), value if is_mark else read_value(value)
 
 
 def _show_finetuned(result: FinetuneResult, text: str, more: str = "") -> None:

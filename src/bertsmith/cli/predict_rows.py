@@ -7,6 +7,8 @@ from pathlib import Path
 
 from bertsmith.deploy.predict import Placed, Predictor, TaskPredictor, Value
 from bertsmith.errors import InputError
+from bertsmith.tasks.answer import Answering
+from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.rows import iter_records
@@ -16,6 +18,8 @@ from bertsmith.text.sentences import replace_surrogates
 from bertsmith.text.sources import HUB, iter_rows
 
 _ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_JSON = ".json"  # refused as in fine-tuning: an array or an object is no line of text
+_QUESTIONS = "jq -c '.data[].paragraphs[] | .context as $context | .qas[] | {question, context: $context}'"
 _STANDARD_INPUT = "standard input"
 
 
@@ -34,7 +38,7 @@ def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:
     """The rows of a table or data set, read as the settings of the model say; the lines of any other file.
 
     Raises:
-        InputError: a file of labelled words, whose lines are no texts.
+        InputError: a file of labelled words or of JSON, whose lines are no texts.
     """
     if suffix_of(file) in LABELLED:
         raise InputError(
@@ -42,11 +46,19 @@ def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:
             "--predictions answers.jsonl",
             file,
         )
-    if file.startswith(HUB) or suffix_of(file) in _ROW_SUFFIXES:
+    name = Path(file).name
+    if suffix_of(file) == _JSON and predictor.name == Answering.name and Path(file).expanduser().is_file():
+        raise InputError(
+            "a .json file is not answered line by line. One in SQuAD's layout, with answers: bertsmith evaluate RUN "
+            f"FILE --predictions answers.jsonl; its questions alone: {_QUESTIONS} {name} > {Path(file).stem}.jsonl; a "
+            f"list of objects: jq -c '.[]' {name} > {Path(file).stem}.jsonl",
+            file,
+        )
+    if file.startswith(HUB) or suffix_of(file) in (*_ROW_SUFFIXES, _JSON):
         settings = predictor.task.settings if isinstance(predictor, TaskPredictor) else None
         rows = (
             iter_records(file, settings)
-            if isinstance(settings, ClassificationSettings | EmbeddingSettings)
+            if isinstance(settings, ClassificationSettings | EmbeddingSettings | ChoiceSettings)
             else iter_rows(file)
         )
         yield from (Placed(row, where) for where, row in rows)

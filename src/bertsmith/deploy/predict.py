@@ -58,13 +58,20 @@ class Predictor(Protocol):
             read_ahead: rows that are taken before the first of them is answered; 1 answers each at once.
 
         Raises:
-            InputError: a row the task cannot read, once those before it are answered; names its place, or its number,
-                counted from 1.
+            InputError: at once, a single text or row instead of several; a row the task cannot read, once those before
+                it are answered: names its place, or its number, counted from 1.
             StepError: memory ran out in a single row.
         """
 
 
-def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp32", top_k: int = 5) -> Predictor:
+def load(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    top_k: int = 5,
+    overrides: Mapping[str, Any] | None = None,
+) -> Predictor:
     """A predictor from a run's folder, a model folder, any Hugging Face BERT with a known head, or a Hub id.
 
     Classification answers with label, score and scores (with labels and scores, where a text may have several; with
@@ -76,10 +83,11 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
     Args:
         precision: fp32 gives what `transformers` gives; bf16 is faster where the hardware has it.
         top_k: guesses for each mask.
+        overrides: settings of the task to change, by field name, for example `{"text_column": "review"}`.
 
     Raises:
         ModelError: no such folder, or a model without a head that could answer anything.
-        SettingsError: `top_k` is below 1.
+        SettingsError: `top_k` is below 1; an unknown setting in `overrides`, or a model without a task.
     """
     if top_k < 1:
         raise SettingsError(f"top_k must be at least 1, not {top_k}.")
@@ -95,6 +103,8 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
             "which a pre-training run keeps in the folder generator."
         )
     if any(name.endswith((_PAIRS, _MASKS)) for name in architectures):
+        if overrides:
+            raise SettingsError(f"{place} is pre-trained alone, and has no settings to change: {', '.join(overrides)}.")
         tokenizer = load_tokenizer(place)
         check_vocabulary(tokenizer, config.vocab_size, place)
         model = PretrainingModel(Encoder(config), pairs=any(name.endswith(_PAIRS) for name in architectures))
@@ -113,7 +123,7 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "fp
             f"{place}: a model of architectures {architectures} has no head that answers. Fine-tune it first: "
             "bertsmith finetune classification|tagging|answering|choice|embedding."
         )
-    task, module = load_task(place)
+    task, module = load_task(place, overrides)
     return TaskPredictor(task, module.to(on), on, resolved)
 
 
@@ -135,8 +145,11 @@ class TaskPredictor:
 
         Unless `read_ahead` is 1: then a row is answered at once, from itself and those before it.
         """
+        return self._stream(_with_places(rows), read_ahead)
+
+    def _stream(self, rows: Iterator[tuple[Value, str]], read_ahead: int) -> Iterator[dict[str, Any]]:
         bad: list[InputError] = []
-        read = _until_bad((self.task.row(value, where) for value, where in _with_places(rows)), bad)
+        read = _until_bad((self.task.row(value, where) for value, where in rows), bad)
         around = self.task.num_neighbours
         before: list[Any] = []
         for own, after in _chunks(read, read_ahead, around if read_ahead > 1 else 0):
@@ -192,8 +205,11 @@ class PretrainedPredictor:
         `{"guesses": [{"token", "score", "text"}, ...]}` for one mask, and a list of such lists, one a mask, for
         several, as the fill-mask pipeline of transformers has it.
         """
+        return self._stream(_with_places(rows), read_ahead)
+
+    def _stream(self, rows: Iterator[tuple[Value, str]], read_ahead: int) -> Iterator[dict[str, Any]]:
         bad: list[InputError] = []
-        read = _until_bad((self._read(value, where) for value, where in _with_places(rows)), bad)
+        read = _until_bad((self._read(value, where) for value, where in rows), bad)
         for texts, _ in _chunks(read, min(read_ahead, _PRETRAINED_ROWS)):
             with torch.inference_mode(), autocast(self._device, self._precision):
                 paired = [(text, pair) for text, pair in texts if pair is not None]
@@ -239,9 +255,24 @@ def _objective(folder: Path) -> object:
 
 
 def _with_places(rows: Iterable[Value | Placed]) -> Iterator[tuple[Value, str]]:
-    """Each row with its place: its own, else its number."""
-    for number, row in enumerate(rows, start=1):
-        yield (row.value, row.where) if isinstance(row, Placed) else (row, f"row {number}")
+    """Each row with its place: its own, else its number.
+
+    Raises:
+        InputError: at once, what is a single text or row; later, with its place, what is neither text nor row.
+    """
+    kind = type(rows).__name__
+    # Iterating over these gives characters, keys, names of columns.
+    if isinstance(rows, str | bytes | Mapping) or kind == "DataFrame" or not isinstance(rows, Iterable):
+        records = ' (those of a pandas table: .to_dict("records"))' if kind == "DataFrame" else ""
+        raise InputError(f"give a list of texts, or of rows{records}; {kind} found.")
+    return (_placed(row, number) for number, row in enumerate(rows, start=1))
+
+
+def _placed(row: Value | Placed, number: int) -> tuple[Value, str]:
+    value, where = (row.value, row.where) if isinstance(row, Placed) else (row, f"row {number}")
+    if not isinstance(value, str | Mapping):
+        raise InputError(f'a text wanted, or a row such as {{"text": ...}}; {type(value).__name__} found.', where)
+    return value, where
 
 
 def _until_bad(rows: Iterable[T], bad: list[InputError]) -> Iterator[T]:

@@ -293,7 +293,6 @@ def flash(qkv_T3NH: Tensor, layout: Layout | Room, dropout: float, reach: Reach 
     return output_TNH
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach = EVERYTHING) -> Tensor:
     """`attention` by PyTorch's own kernels on every group, for devices we have no better way for."""
     outputs, indices = [], []
@@ -309,7 +308,6 @@ def grouped_sdpa(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach 
     return torch.zeros_like(qkv_T3NH[:, 0]).index_copy(0, torch.cat(indices), torch.cat(outputs))
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _on_cpu(qkv_T3NH: Tensor, layout: Layout, dropout: float, reach: Reach) -> Tensor:
     # The inputs fix the dtype: under autocast the softmax would come back in another.
     with torch.autocast("cpu", enabled=False):

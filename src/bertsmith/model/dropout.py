@@ -13,7 +13,6 @@ _WORDS_PER_DRAW = 4
 _WORD_RANGE = 1 << 16
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator] # it cannot draw words
 def keep_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> Tensor:
     """What to multiply by on the CPU: 0 with the given probability, else the 1/(1 - p) that keeps the mean.
 

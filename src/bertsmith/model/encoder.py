@@ -13,11 +13,12 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as backward_config
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bertsmith.errors import ModelError
+from bertsmith.model import attention as attention_module
+from bertsmith.model import dropout as dropout_module
 from bertsmith.model.attention import Layout, Reach, Room, attention, attention_weights, uses_flash
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.config import EncoderConfig, Structure
@@ -28,6 +29,8 @@ from bertsmith.model.initial_weights import initialise, neighbour_heads, sinusoi
 from bertsmith.model.rotary import Rotation, rotation
 
 _tanh_gelu = partial(F.gelu, approximate="tanh")
+_NOT_COMPILED = ((dropout_module, "keep_mask"), (attention_module, "_on_cpu"), (attention_module, "grouped_sdpa"))
+"""What torch.compile cannot make. Marked when it is asked for, because the mark takes a second to import."""
 ACTIVATION_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         "gelu": F.gelu,
@@ -113,7 +116,11 @@ def compile_layers(model: nn.Module) -> None:
     is fixed in it, so that batches of any lengths use the same kernels. What a backward pass needs is kept for a second
     one, which adversarial training takes.
     """
+    from torch._functorch import config as backward_config
+
     backward_config.donated_buffer = False
+    for module, name in _NOT_COMPILED:
+        setattr(module, name, torch.compiler.disable(getattr(module, name)))  # type: ignore[no-untyped-call]
     for part in model.modules():
         if isinstance(part, Layer):
             part.compile(dynamic=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
+from bertsmith.model.folder import read_config
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.objectives import OBJECTIVES
 from bertsmith.tasks.pretrain import pretrain_on
@@ -69,7 +70,7 @@ def adapt(
             # Texts of a task have no next sentences; a family without masked tokens learns as it always does.
             objective="mlm" if "mlm" in OBJECTIVES[config.model_type] else None,
             budget=settings.adapt,
-            max_length=min(_MAX_LENGTH, config.max_sequence_length),
+            max_length=min(_MAX_LENGTH, read_config(weights)[0].max_sequence_length),
             batch_size=settings.batch_size,
             micro_batch_size=settings.micro_batch_size,
             dropout=settings.dropout,
@@ -79,6 +80,10 @@ def adapt(
             gradient_checkpointing=settings.gradient_checkpointing,
             shard_weights=settings.shard_weights,
             num_workers=settings.num_workers,
+            auto_batch=settings.auto_batch,
+            max_skipped_steps=settings.max_skipped_steps,
+            skip_spikes=settings.skip_spikes,
+            save_every=settings.save_every,
             seed=settings.seed,
             resume=settings.resume,
         ),

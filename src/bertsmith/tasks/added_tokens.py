@@ -69,7 +69,7 @@ def added_tokens(model: str | None, tokenizer: Tokenizer) -> AddedTokens:
             warning=f"Nothing says whether the corpus was made with the tokenizer of {model}: its own is needed in "
             f"its folder, but: {error}"
         )
-    difference = _difference(tokenizer, own)
+    difference = vocabulary_difference(tokenizer, own)
     if difference is not None:
         raise ModelError(
             f"{model}: the corpus's tokenizer has {tokenizer.vocab_size} tokens, the model's own {own.vocab_size}, "
@@ -80,7 +80,7 @@ def added_tokens(model: str | None, tokenizer: Tokenizer) -> AddedTokens:
     return AddedTokens({token_id: own.encode(_text(tokenizer, token_id)).ids.tolist() for token_id in new})
 
 
-def _difference(tokenizer: Tokenizer, own: Tokenizer) -> str | None:
+def vocabulary_difference(tokenizer: Tokenizer, own: Tokenizer) -> str | None:
     """What `tokenizer` would make of text that is not in terms of `own`; None if it only knows more tokens."""
     common = range(min(own.vocab_size, tokenizer.vocab_size))
     pairs = zip(tokenizer.tokens(common), own.tokens(common), strict=True)

@@ -17,7 +17,7 @@ from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.operations import TextShape, encoder_operations
 from bertsmith.model.sizes import SIZES, named_size
-from bertsmith.settings import to_yaml
+from bertsmith.settings import settle_types, to_yaml
 from bertsmith.tasks.advice_rules import Choice, DataFigures, Least, for_lora, recommend, remarks
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.forecast import FinetuneMeasured, Forecast, measure_finetune, memory_limit, time_limit
@@ -66,6 +66,7 @@ class AdviceSettings:
     """That of the run: it fixes which rows stand together in a step."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         check_seed(self.seed)
         time_limit(self.budget)
         if self.out is not None and self.out.suffix not in (".yaml", ".yml"):

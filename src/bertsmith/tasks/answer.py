@@ -105,6 +105,8 @@ class Answering:
     def notes(self) -> list[str]:
         """What to know before training: how contexts are cut, and what was left out."""
         notes = [self.settings.describe_windows()]
+        if self.settings.language == "zh":
+            notes.append("Answers are scored by characters, as CMRC 2018 does (--language en: by words, as SQuAD).")
         if self.num_skipped:
             notes.append(f"{self.num_skipped:,} training questions are left out: their answers are not where they say.")
         return notes

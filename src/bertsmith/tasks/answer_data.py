@@ -11,12 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, collecting
+from bertsmith.settings import settle_types
 from bertsmith.tasks.rows import iter_records, nothing_read
 from bertsmith.text.labelled import Question, holds_rows, question_row, read_squad
+from bertsmith.text.scripts import script_shares
 from bertsmith.text.tokenizer import Encoding, Tokenizer
 from bertsmith.text.windows import Window, overlap, windows
 
 NUM_SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
+_CHINESE_SHARE = 0.5  # of the letters
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class AnsweringSettings:
     """Whether "no answer" is an answer; None: if the training data has questions without one."""
     no_answer_threshold: float | None = None
     """Say "no answer" if it scores more than this above the best answer; None: what gives dev its best F1, or 0."""
-    language: Literal["en", "zh"] = "en"
-    """Whose rules score answers: SQuAD's (words), or those of CMRC 2018 (Chinese characters)."""
+    language: Literal["en", "zh"] | None = None
+    """Whose rules score answers: SQuAD's (words), or those of CMRC 2018 (Chinese characters), "zh"; None: the latter
+    where most letters of the contexts are Chinese characters."""
     metric: Literal["f1", "exact_match"] = "f1"
     """What picks the best checkpoint."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if self.max_length <= self.max_query_length + NUM_SPECIAL_TOKENS:
             raise SettingsError(
                 f"max_length {self.max_length} leaves no room for the context beside a question of "
@@ -62,11 +67,15 @@ class AnsweringSettings:
 
     def describe_windows(self) -> str:
         """Step and overlap in one line, since other tools give the overlap the same name."""
-        size = self.max_length - NUM_SPECIAL_TOKENS - self.max_query_length
+        room = self.max_length - NUM_SPECIAL_TOKENS - self.max_query_length
+        step = min(self.doc_stride, room)  # as `windows` has it
+        what = "doc_stride as a step" if step == self.doc_stride else f"doc_stride {self.doc_stride}, cut to the room"
+        shared = overlap(room, step)
+        lost = "" if shared else f" Answers that lie across a border get lost: give a doc_stride below {room}."
         return (
-            f"Windows of {self.max_length} tokens move {self.doc_stride} tokens at a time (doc_stride as a step). "
-            f"Beside a question of {self.max_query_length} tokens, neighbours share {overlap(size, self.doc_stride)} "
-            "tokens of the context (what Hugging Face tokenizers call stride)."
+            f"Beside a question of {self.max_query_length} tokens, windows of {self.max_length} tokens move {step} "
+            f"tokens at a time ({what}), and neighbours share {shared} tokens of the context (what Hugging Face "
+            f"tokenizers call stride).{lost}"
         )
 
 
@@ -107,7 +116,7 @@ def read_rows(
         bad: gets what is wrong with rows that cannot be used, which are passed over; None: the first is an error.
 
     Returns:
-        The settings with `unanswerable` settled, to read further files with; the questions.
+        The settings with `unanswerable` and `language` settled, to read further files with; the questions.
 
     Raises:
         InputError: no questions, a field that is missing, an answer that is not at its place.
@@ -124,6 +133,10 @@ def read_rows(
         raise nothing_read(source, "questions", bad)
     if settings.unanswerable is None:
         settings = replace(settings, unanswerable=any(not question.answers for question in questions))
+    if settings.language is None:
+        shares = script_shares(question.context for question in questions)
+        is_chinese = shares.get("Chinese characters", 0.0) > _CHINESE_SHARE
+        settings = replace(settings, language="zh" if is_chinese else "en")
     return settings, questions
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from bertsmith.errors import InputError, collecting
-from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, value_of
+from bertsmith.settings import settle_types
+from bertsmith.tasks.rows import detect_column, is_gap, iter_records, nothing_read, value_of
 from bertsmith.text.tables import delimiter_hint
 
 TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
@@ -43,6 +44,9 @@ class ChoiceSettings:
     """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
     max_length: int = 256
     """Tokens in a sequence of text, question and one choice, special tokens included; the longer of both is cut."""
+
+    def __post_init__(self) -> None:
+        settle_types(self)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def row_of(values: Mapping[str, Any], settings: ChoiceSettings, where: str) -> C
     Raises:
         InputError: fewer than two choices, or neither a text nor a question.
     """
+    if settings.choices_column is None:  # a folder of others, which does not say: as in labelled data
+        settings = _by_names(settings, list(values))
     text = _text(values, settings.text_column, "text", where)
     question = _text(values, settings.question_column, "question", where)
     if not text and not question:
@@ -111,7 +117,7 @@ def row_of(values: Mapping[str, Any], settings: ChoiceSettings, where: str) -> C
 
 def _text(values: Mapping[str, Any], column: str | None, usual: str, where: str) -> str:
     name = column if column is not None and column in values else usual
-    if values.get(name) is None:
+    if is_gap(values.get(name)):
         return ""
     if not isinstance(values[name], str | int | float):
         raise InputError(f"text wanted, {type(values[name]).__name__} found.", f"{where}, {name}")
@@ -125,7 +131,9 @@ def _choices(values: Mapping[str, Any], settings: ChoiceSettings, where: str) ->
     given: Any = [value_of(values, name, where) for name in names]
     given = given[0] if len(names) == 1 else given
     found = given.tolist() if isinstance(given, np.ndarray) else given
-    if not isinstance(found, list | tuple) or not all(isinstance(one, str | int | float) for one in found):
+    if not isinstance(found, list | tuple) or not all(
+        isinstance(one, str | int | float) and not is_gap(one) for one in found
+    ):
         raise InputError("a list of choices wanted.", f"{where}, {', '.join(names)}")
     if len(found) < 2:
         raise InputError(f"{len(found)} choices; there must be two or more.", f"{where}, {', '.join(names)}")
@@ -157,21 +165,31 @@ def _find_columns(settings: ChoiceSettings, columns: Sequence[str], where: str) 
     Raises:
         InputError: cannot be told; lists the columns.
     """
-    choices = settings.choices_column or detect_column(columns, CHOICES_COLUMNS)
-    if choices is None:
-        numbered = [column for column in columns if column.rstrip("0123456789").lower() in _NUMBERED_COLUMNS]
-        choices = ",".join(numbered) if len(numbered) > 1 else None
-    label = settings.label_column or detect_column(columns, LABEL_COLUMNS)
-    text = settings.text_column or detect_column(columns, TEXT_COLUMNS)
-    question = settings.question_column or detect_column(columns, QUESTION_COLUMNS)
-    for name, column in (("choices", choices), ("label", label), ("text", text or question)):
+    found = _by_names(settings, columns)
+    text = found.text_column or found.question_column
+    for name, column in (("choices", found.choices_column), ("label", found.label_column), ("text", text)):
         if column is None:
             raise InputError(
                 f"cannot tell which column is the {name}: give {name}_column. Columns: {', '.join(map(str, columns))}."
                 f"{delimiter_hint(columns)}",
                 where,
             )
-    return replace(settings, text_column=text, question_column=question, choices_column=choices, label_column=label)
+    return found
+
+
+def _by_names(settings: ChoiceSettings, columns: Sequence[str]) -> ChoiceSettings:
+    """Settings whose columns are names as far as these can be told."""
+    choices = settings.choices_column or detect_column(columns, CHOICES_COLUMNS)
+    if choices is None:
+        numbered = [column for column in columns if column.rstrip("0123456789").lower() in _NUMBERED_COLUMNS]
+        choices = ",".join(numbered) if len(numbered) > 1 else None
+    return replace(
+        settings,
+        text_column=settings.text_column or detect_column(columns, TEXT_COLUMNS),
+        question_column=settings.question_column or detect_column(columns, QUESTION_COLUMNS),
+        choices_column=choices,
+        label_column=settings.label_column or detect_column(columns, LABEL_COLUMNS),
+    )
 
 
 def find_labels(rows: Sequence[ChoiceRow], settings: ChoiceSettings) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn import metrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -166,6 +165,8 @@ class Choosing:
 
     def score(self, answers: Sequence[ChoiceAnswer], examples: Sequence[ChoiceExample]) -> dict[str, float]:
         """Accuracy."""
+        from sklearn import metrics
+
         gold = [item.row.label for item in examples]
         return {"accuracy": float(metrics.accuracy_score(gold, [answer.index for answer in answers]))}
 

@@ -1,11 +1,13 @@
 """What classification learns from: settings, rows of texts and labels, and the columns they stand in."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
+from bertsmith.settings import settle_types
 from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, sorted_labels, value_of
 from bertsmith.text.tables import delimiter_hint
 
@@ -84,6 +86,7 @@ class ClassificationSettings:
     """What picks the best checkpoint; None: accuracy, spearman for a regression, micro_f1 for multi_label."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not 0 <= self.label_smoothing < 1:
             raise SettingsError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
         if self.regression and self.multi_label:
@@ -231,6 +234,12 @@ def _labels_of(values: Mapping[str, Any], settings: ClassificationSettings, wher
     if column in values and values[column] is None:
         return ()
     value = value_of(values, column, where)
+    if isinstance(value, str) and re.fullmatch(r"\s*[\[(].*[\])]\s*", value, re.S):
+        raise InputError(
+            f"a list that was written as text: {value[:_SHOWN]}. Save such data as JSONL or Parquet, or join labels "
+            f'by "{settings.label_separator}".',
+            f"{where}, {column}",
+        )
     parts = value if isinstance(value, list) else str(value).split(settings.label_separator)
     if isinstance(value, dict) or not all(isinstance(part, str | int | float) for part in parts):
         raise InputError("a list of labels wanted, or a text of them.", f"{where}, {column}")
@@ -246,6 +255,23 @@ def find_columns(settings: ClassificationSettings, columns: Sequence[str], where
 
     Raises:
         InputError: cannot be told; lists the columns.
+    """
+    found = _by_names(settings, columns, where)
+    for name, column in (("text_column", found.text_column), ("label_column", found.label_column)):
+        if column is None:
+            raise InputError(
+                f"cannot tell which column is the {name.split('_')[0]}: give {name} (or columns, if the file has no "
+                f"header line). Columns: {', '.join(map(str, columns))}.{delimiter_hint(columns)}",
+                where,
+            )
+    return found
+
+
+def _by_names(settings: ClassificationSettings, columns: Sequence[str], where: str) -> ClassificationSettings:
+    """Settings whose columns are names as far as these can be told.
+
+    Raises:
+        InputError: there are several pairs to choose from.
     """
     label = settings.label_column
     usual = (*LABEL_COLUMNS, *SEVERAL_LABELS_COLUMNS) if settings.multi_label else LABEL_COLUMNS
@@ -268,13 +294,6 @@ def find_columns(settings: ClassificationSettings, columns: Sequence[str], where
         text = free[0]
     if text is None or (pair is None and _is_lacking(text, TEXT_COLUMNS, columns)):
         text = detect_column(columns, TEXT_COLUMNS, taken=(pair, label)) or text
-    for name, column in (("text_column", text), ("label_column", label)):
-        if column is None:
-            raise InputError(
-                f"cannot tell which column is the {name.split('_')[0]}: give {name} (or columns, if the file has no "
-                f"header line). Columns: {', '.join(map(str, columns))}.{delimiter_hint(columns)}",
-                where,
-            )
     return replace(settings, text_column=text, pair_column=pair, label_column=label)
 
 
@@ -285,6 +304,8 @@ def _is_lacking(column: str, usual: Sequence[str], columns: Sequence[str]) -> bo
 
 def row_of(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> ClassificationRow:
     """The texts of a row. `text` and `pair` are always understood where the columns' own names are missing."""
+    if settings.text_column is None:  # a folder of others, which does not say: as in labelled data
+        settings = _by_names(settings, list(values), where)
     texts: list[str | None] = []
     for column, usual in ((settings.text_column, "text"), (settings.pair_column, "pair")):
         if usual == "pair" and column is None and (settings.text_column is not None or usual not in values):
@@ -303,7 +324,8 @@ def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSetti
             or nearly as many as there are rows.
     """
     if settings.regression:
-        if len({float(row.label or 0) for row in rows}) < 2:
+        numbers = {float(label) if _is_number(label) else label for row in rows if (label := row.label) is not None}
+        if len(rows) > 1 and len(numbers) < 2:
             raise InputError(f"every row has the number {rows[0].label}: nothing to tell apart.", rows[0].where)
         return ()
     if settings.multi_label:
@@ -311,6 +333,12 @@ def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSetti
         if len(sets) < 2:
             same = ", ".join(sorted(next(iter(sets)))) or "none"
             raise InputError(f"every row has the same labels ({same}): nothing to tell apart.", rows[0].where)
+        if frozenset().union(*sets) == {"0", "1"}:
+            raise InputError(
+                "the labels are 0 and 1, as if each place of a list were a label. Give the names of those that a row "
+                'has, such as ["history", "rivers"].',
+                rows[0].where,
+            )
         return sorted_labels(frozenset().union(*sets))
     labels = sorted_labels(row.label for row in rows if row.label is not None)
     if len(labels) < 2:

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy import stats
-from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -136,6 +134,8 @@ class LabelTarget:
         self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
     ) -> dict[str, float]:
         """By scikit-learn."""
+        from sklearn import metrics
+
         gold = [item.target for item in examples]
         predicted = [self._ids[str(answer.label)] for answer in answers]
         return {
@@ -154,6 +154,8 @@ class LabelTarget:
         self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
     ) -> list[Section]:
         """Confusion matrix, a row a label, calibration, and the mistakes the model was surest of."""
+        from sklearn import metrics
+
         gold = [str(item.row.label) for item in examples]
         predicted = [str(answer.label) for answer in answers]
         counts = metrics.confusion_matrix(gold, predicted, labels=self._labels)
@@ -211,6 +213,9 @@ class NumberTarget:
         self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
     ) -> dict[str, float]:
         """By SciPy and scikit-learn. A correlation with constant predictions is not defined and counts as 0."""
+        from scipy import stats
+        from sklearn import metrics
+
         gold = [item.target for item in examples]
         values = [answer.score for answer in answers]
         constant = len(set(values)) < 2 or len(set(gold)) < 2

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bertsmith.errors import InputError
+from bertsmith.settings import settle_types
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.choice_data import ChoiceRow
 from bertsmith.tasks.classify_data import ClassificationRow
@@ -26,7 +27,9 @@ from bertsmith.tasks.label_check import (
     misfit_tags,
     numbers_alone,
     numbers_of,
+    quoted_columns,
     train_labels,
+    unread_entities,
     unseen_labels,
 )
 from bertsmith.tasks.row_lengths import Encoded, sequence_length
@@ -54,6 +57,9 @@ class CheckSettings:
     """A model or tokenizer: how many tokens texts have, and how many it does not know; None: characters alone."""
     strict: bool = False
     """Exit with 2 if anything is found."""
+
+    def __post_init__(self) -> None:
+        settle_types(self)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def check_data(task: str, settings: CheckSettings, options: Any = None) -> DataR
     options = kind.settings() if options is None else options
     if isinstance(options, AnsweringSettings):
         options = replace(options, lenient=True)  # to hear of every answer that is not at its place
+    given = options
     tokenizer = None if settings.tokenizer is None else load_tokenizer(model_folder(settings.tokenizer))
     sources = {"train": settings.train, "dev": settings.dev, "test": settings.test}
     rows: dict[str, list[Any]] = {}
@@ -108,6 +115,7 @@ def check_data(task: str, settings: CheckSettings, options: Any = None) -> DataR
         encoded = None if tokenizer is None else Encoded.of(rows[split], tokenizer)
         splits[split] = _figures(rows[split], options, encoded)
         found = [*_bad_rows(bad), *_in_split(rows[split], options)]
+        found += [*unread_entities(rows[split], given), *quoted_columns(source, given)]
         if split == "train":
             known, of_labels = train_labels(rows[split], options, kind.find_labels)
             found += of_labels

@@ -31,6 +31,7 @@ from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_task import PretrainLogits, PretrainTask
+from bertsmith.tasks.rows import unnamed_labels
 from bertsmith.tasks.saved import FinetuneTask, load_task, model_folder
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
@@ -358,6 +359,6 @@ def _reorder_labels(where: str, model: nn.Module, theirs: Sequence[str], ours: S
     if unknown or unused:
         raise ModelError(
             f"{where}: it tells other labels apart. Only the student has: {', '.join(unknown) or 'none'}; only the "
-            f"teacher has: {', '.join(unused) or 'none'}."
+            f"teacher has: {', '.join(unused) or 'none'}.{unnamed_labels(theirs)}"
         )
     reorder_outputs(model, [list(theirs).index(label) for label in ours])

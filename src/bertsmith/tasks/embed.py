@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -219,6 +218,8 @@ class Embedding:
 
     def sections(self, answers: Sequence[EmbeddingAnswer], examples: Sequence[EmbeddingExample]) -> list[Section]:
         """What is farthest from where it belongs."""
+        from scipy import stats
+
         rows = [item.row for item in examples]
         if self.settings.score_column is not None:
             columns = [stats.rankdata(values) for values in _both(answers, examples)]
@@ -294,6 +295,8 @@ def _both(answers: Sequence[EmbeddingAnswer], examples: Sequence[EmbeddingExampl
 
 def _correlations(cosines: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
     """By SciPy. A correlation with constants is not defined and counts as 0."""
+    from scipy import stats
+
     if len(set(cosines)) < 2 or len(set(scores)) < 2:
         return {"spearman": 0.0, "pearson": 0.0}
     return {

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting
-from bertsmith.tasks.classify_data import PAIR_COLUMNS
-from bertsmith.tasks.rows import detect_column, given_as, iter_records, nothing_read, value_of
+from bertsmith.settings import settle_types
+from bertsmith.tasks.classify_data import PAIR_COLUMNS, TEXT_COLUMNS
+from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_records, nothing_read, value_of
 from bertsmith.text.tables import delimiter_hint
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
@@ -48,6 +49,7 @@ class EmbeddingSettings:
     """What picks the best checkpoint; None: ndcg_at_10, or spearman where pairs have scores."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not 0 < self.similarity_temperature < math.inf:
             raise SettingsError(f"similarity_temperature must be positive, not {self.similarity_temperature}.")
         if self.score_column is not None and self.negative_column is not None:
@@ -129,7 +131,7 @@ def find_labels(rows: Sequence[EmbeddingRow], settings: EmbeddingSettings) -> tu
     Raises:
         InputError: all scores are the same.
     """
-    if settings.score_column is not None and len({row.score for row in rows}) == 1:
+    if settings.score_column is not None and len(rows) > 1 and len({row.score for row in rows}) == 1:
         raise InputError(f"every row has the score {rows[0].score}: nothing to tell apart.", rows[0].where)
     return ()
 
@@ -151,20 +153,27 @@ def row_of(value: str | Mapping[str, Any], settings: EmbeddingSettings, where: s
         raise InputError('this model does not answer questions; give a text, or "text" and "pair".', where)
     if isinstance(value, str):
         return EmbeddingRow(where, value)
+    text, pair = settings.text_column, settings.pair_column
+    if text is None:  # a folder of others, which does not say: as in labelled data
+        text, pair = _pair_columns(list(value)) or (detect_column(value, TEXT_COLUMNS), pair)
     texts: list[str | None] = []
-    for column, usual in ((settings.text_column, "text"), (settings.pair_column, "pair")):
+    for column, usual in ((text, "text"), (pair, "pair")):
         name = column if column is not None and column in value else usual
-        texts.append(None if usual == "pair" and value.get(name) is None else _text_of(value, name, where))
+        texts.append(None if usual == "pair" and is_gap(value.get(name)) else _text_of(value, name, where))
     return EmbeddingRow(where, str(texts[0]), texts[1])
 
 
-def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: str) -> EmbeddingSettings:
+def _pair_columns(columns: Sequence[str]) -> tuple[str, str] | None:
+    """The two columns with the names of a pair, if there is no doubt."""
     by_name = {column.strip().lower(): column for column in columns}
+    found = [names for names in _PAIRS if all(name in by_name for name in names)]
+    return (by_name[found[0][0]], by_name[found[0][1]]) if len(found) == 1 else None
+
+
+def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: str) -> EmbeddingSettings:
     text, pair = settings.text_column, settings.pair_column
     if text is None and pair is None:
-        found = [names for names in _PAIRS if all(name in by_name for name in names)]
-        if len(found) == 1:
-            text, pair = (by_name[name] for name in found[0])
+        text, pair = _pair_columns(columns) or (None, None)
     if text is None or pair is None:
         raise InputError(
             "cannot tell which two columns belong together: give text_column and pair_column (or columns, if the file "

@@ -16,10 +16,11 @@ from bertsmith.errors import InputError
 
 Scheme = Literal["iob1", "iob2", "bioes", "none"]
 """How entities are written: `I-` first unless two of a type meet (iob1), `B-` first (iob2), with
-`E-` last and `S-` alone (bioes; `L-` and `U-` mean the same); "none": every tag is a label as it is."""
+`E-` last and `S-` alone (bioes; `L-` and `U-` mean the same, and the `M-` of BMES is an `I-`);
+"none": every tag is a label as it is."""
 
 OUTSIDE = "O"
-_PREFIXES = {"B": "B", "I": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
+_PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
 
 
 @dataclass(frozen=True, order=True)
@@ -58,8 +59,8 @@ class Scores:
 def split_tag(tag: str) -> tuple[str, str] | None:
     """Prefix (B, I, E, S or O) and type of a tag; None if it is not written in such a scheme.
 
-    >>> split_tag("U-ORG"), split_tag("I"), split_tag("O"), split_tag("NOUN")
-    (('S', 'ORG'), ('I', ''), ('O', ''), None)
+    >>> split_tag("U-ORG"), split_tag("M-ORG"), split_tag("I"), split_tag("O"), split_tag("NOUN")
+    (('S', 'ORG'), ('I', 'ORG'), ('I', ''), ('O', ''), None)
     """
     if tag == OUTSIDE:
         return OUTSIDE, ""
@@ -72,8 +73,8 @@ def split_tag(tag: str) -> tuple[str, str] | None:
 def detect_scheme(sentences: Iterable[Sequence[str]]) -> Scheme:
     """The scheme a set of tagged sentences is written in.
 
-    Tags are entities if "O" is among them and others can be read as prefix and type. Then `E-` or
-    `S-` tell bioes, and a `B-` that does not follow its own type tells iob2.
+    Tags are entities if "O" is among them and others can be read as prefix and type. Then `E-`,
+    `S-` or `M-` tell bioes, and a `B-` that does not follow its own type tells iob2.
     """
     tags: set[str] = set()
     starts: Counter[str] = Counter()
@@ -90,7 +91,7 @@ def detect_scheme(sentences: Iterable[Sequence[str]]) -> Scheme:
     if OUTSIDE not in tags or not starts or (len(readable) < len(tags) and not has_types):
         return "none"
     prefixes = {tag[0] for tag in readable}
-    if prefixes & {"E", "L", "S", "U"}:
+    if prefixes & {"E", "L", "S", "U", "M"}:
         return "bioes"
     return "iob2" if starts["B"] else "iob1"
 
@@ -164,7 +165,7 @@ def to_iob2(tags: Sequence[str], scheme: Scheme, where: str) -> tuple[str, ...]:
     for number, tag in enumerate(tags, start=1):
         if split_tag(tag) is None:
             raise InputError(
-                f'the tag "{tag}" of word {number} is neither O nor B-, I-, E- or S- with a type. '
+                f'the tag "{tag}" of word {number} is neither O nor B-, I-, M-, E- or S- with a type. '
                 'Mend it, or set scheme to "none" if every tag is a label of its own.',
                 where,
             )
@@ -195,6 +196,8 @@ def misfits(tags: Sequence[str], scheme: Scheme) -> tuple[str, ...]:
         elif prefix in ("B", "I") and not went_on and scheme == "bioes":
             how = f"before {tags[number] if number < len(tags) else 'nothing'} is "
             how += "all of an entity" if prefix == "B" else "the end of an entity"
+        elif tag.startswith("M") and scheme != "bioes":
+            how = "is not a tag of this scheme and is read as I"
         else:
             continue
         found.append(f"word {number}: {tag} {how}")

@@ -22,8 +22,9 @@ from typing import Any
 from rich.console import Console
 
 from bertsmith.errors import InputError, SettingsError, StepError
-from bertsmith.files import empty_folder, refuse_folder, sha256
+from bertsmith.files import empty_folder, refuse_folder, refuse_overwriting, sha256
 from bertsmith.model.config import EncoderConfig
+from bertsmith.model.families import family
 from bertsmith.tasks import folds, search, seeds
 from bertsmith.tasks.adapt import adapt
 from bertsmith.tasks.advice_rules import by_size, for_lora
@@ -37,7 +38,7 @@ from bertsmith.tasks.jobs import Work, outcomes
 from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
-from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, task_kind
+from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, model_folder, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.start import build_model, starting_point
@@ -47,6 +48,7 @@ from bertsmith.tasks.teaching import (
     check_learning,
     configuration,
     say,
+    summary,
     write_configuration,
     write_predictions,
 )
@@ -141,6 +143,7 @@ def _finetune(
     search.check(settings)
     folds.check(settings)
     config, weights, tokenizer = starting_point(settings, options.max_length)
+    family(config.model_type).architecture(kind.architecture)  # refuses a head that the family has not
     read = _read(kind, settings, options)
     settings, chosen = _settled(task, settings, len(read.train), config, is_random=weights is None)
     runs = seeds.seed_settings(settings)
@@ -162,16 +165,30 @@ def _finetune(
     ranks.first(begin)
     screen = ranks.console(console)
     notes = [*work.notes(), *(taught.notes() if taught else []), *folds.notes(parts, read.options)]
-    for line in [_summary(work), *chosen, *notes]:
+    for line in [*summary(work, settings), *chosen, *notes]:
         say(screen, line)
+    adapted = None
     if settings.adapt is not None and weights is not None:
         say(screen, f"First {settings.adapt} of pre-training on the texts of the training rows.")
         examples = work.examples("train")
         texts = (text for item in examples.take(range(examples.num_examples(0)), 0) for text in item.row.texts)
-        weights = adapt(ranks, settings, weights, config, texts, screen)
-        model, new_tensors = build_model(work, config, weights, settings)
+        adapted = adapt(ranks, settings, weights, config, texts, screen)
+        model, new_tensors = build_model(work, config, weights, settings, adapted)
     teaching = Teaching(
-        kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen, ranks
+        kind,
+        work,
+        taught,
+        learnt,
+        config,
+        weights,
+        options,
+        log_every,
+        data,
+        device,
+        precision,
+        screen,
+        ranks,
+        adapted=adapted,
     )
     if parts:
         del model  # as below
@@ -291,10 +308,12 @@ def evaluate(
     Raises:
         InputError: data that cannot be read; a label the model does not know.
         ModelError: a folder that is not a fine-tuned model.
+        SettingsError: an unknown setting in `overrides`; `predictions` is what is read, or lies in the model's folder.
         StorageError: `predictions` is a folder.
     """
     if predictions is not None:
         refuse_folder(predictions)
+        refuse_overwriting(predictions, (model_folder(model), data))
     work, module = load_task(model, overrides)
     kind = task_kind(work.name)
     found, rows = kind.read_rows(data, work.settings)
@@ -306,14 +325,6 @@ def evaluate(
     if predictions is not None:
         write_predictions(predictions, scored, evaluation)
     return evaluation.metrics
-
-
-def _summary(task: FinetuneTask) -> str:
-    """What was found in the data, in one line."""
-    sizes = {split: task.examples(split).num_examples(0) for split in ("train", "dev", "test")}
-    found = ", ".join(f"{size:,} {split}" for split, size in sizes.items() if size)
-    labels = f", {len(task.labels)} labels" if task.labels else ""
-    return f"{task.name}: {found} examples{labels}."
 
 
 def _settled(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.tasks import search, seeds
+from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.tasks.search import Trial
@@ -44,9 +45,14 @@ def write_run_report(
     configuration: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
     training: TrainResult,
+    failure: str | None,
 ) -> None:
-    """`report.html` of one run: figures, the task's own sections of its last split, curves, data."""
-    sections: list[Section] = []
+    """`report.html` of one run: figures, the task's own sections of its last split, curves, data.
+
+    Args:
+        failure: how it learnt nothing, if it did.
+    """
+    sections: list[Section] = [] if failure is None else [Text("This run learnt nothing", [f"{failure}."])]
     facts: dict[str, str] = {}
     if evaluations:
         # What a split has no example of has no figure there, such as a type of entity.
@@ -54,14 +60,19 @@ def write_run_report(
         rows = [(name, *(evaluation.metrics.get(name, "") for evaluation in evaluations.values())) for name in names]
         sections.append(Table("Results", ("metric", *evaluations), rows))
         facts |= {f"{names[0]} on {split}": f"{evaluation.objective:.4f}" for split, evaluation in evaluations.items()}
-        last = list(evaluations.values())[-1]
-        sections += task.sections(last.answers, last.examples)
+        split, last = list(evaluations.items())[-1]
+        own = task.sections(last.answers, last.examples)
+        if own and len(evaluations) > 1:
+            sections.append(Text("Details", [f"What follows, up to the curves, is of {split} alone."]))
+        sections += own
     facts |= {"steps": f"{training.step:,}", "tokens": f"{training.tokens:,}", "seconds": f"{training.seconds:,.0f}"}
     if training.best_step is not None:
         facts["best step"] = f"{training.best_step:,}"
     if training.stopped_early:
         facts["stopped early"] = f"{settings.early_stopping} evaluations in a row without a new best"
-    sections += training_sections(settings.out / "metrics.jsonl")
+    is_regression = isinstance(task, Classification) and task.settings.regression
+    unit = "squared error" if is_regression else "nats"
+    sections += training_sections(settings.out / "metrics.jsonl", unit)
     sections += _data_sections(task, settings)
     write_report(settings.out, f"Fine-tuning: {task.name}", sections, config=configuration, facts=facts)
 
@@ -121,7 +132,11 @@ def write_search_report(
         for split, metrics in best.run.metrics.items()
         for name, value in list(metrics.items())[:1]
     }
-    facts |= {"best trial": best.settings.out.name, "failed": f"{sum(trial.run is None for trial in trials)}"}
+    facts |= {
+        "best trial": best.settings.out.name,
+        "failed": f"{sum(trial.run is None for trial in trials)}",
+        "learnt nothing": f"{sum(trial.run is not None and trial.run.failure is not None for trial in trials)}",
+    }
     sections = [*search.sections(trials, best), *_data_sections(task, settings)]
     title = f"Fine-tuning: {task.name}, a search of {len(trials)} trials"
     write_report(settings.out, title, sections, config=configuration, facts=facts)

@@ -87,6 +87,8 @@ class FinetuneSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.epochs is not None and not 1e-4 <= self.epochs < float("inf"):
+            raise SettingsError(f"epochs must be at least 0.0001, not {self.epochs}.")
         if not 0 <= self.dev_share < 1:
             raise SettingsError(f"dev_share must be in [0, 1), not {self.dev_share}.")
         if self.max_train_examples is not None and self.max_train_examples < 1:

@@ -1,8 +1,9 @@
-"""What is wrong with the labels of labelled data, and with the numbers that a regression learns.
+"""What is wrong with the labels of labelled data, with how they are written, and with the numbers of a regression.
 
 Of a rare or unknown label the first rows that have it are named; of a tag, the words.
 """
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,18 +14,25 @@ from typing import Any
 import numpy as np
 
 from bertsmith.errors import InputError
-from bertsmith.tasks.choice_data import ChoiceRow
+from bertsmith.tasks.choice_data import ChoiceRow, ChoiceSettings
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings
-from bertsmith.tasks.embed_data import EmbeddingRow
-from bertsmith.tasks.entities import OUTSIDE
+from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings
+from bertsmith.tasks.entities import OUTSIDE, split_tag
 from bertsmith.tasks.findings import Finding, finding, share
+from bertsmith.tasks.rows import iter_records
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings
+from bertsmith.text.reading import suffix_of
+from bertsmith.text.sources import expand_sources
 
 # From these on, something is said.
 _MOST_FREQUENT = 0.9  # of the rows, or the words
 _FEW_ROWS = 8  # of a label
 _FAR_SPREADS = 10  # from the median, in distances between the 5th and the 95th percentile
 _SHOWN_ROWS = 3  # of a label
+
+_PART = r"[-_:./ \u2010-\u2015\u2212\uff0d]"  # what may stand between the prefix of a tag and its type; with all dashes
+_LIKE_ENTITY = re.compile(rf"([BIELMSU]){_PART}+\w.*|.*\w{_PART}+([BIELMSU])", re.IGNORECASE)
+_QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 
 
 def classes_of(row: Any) -> Sequence[str]:
@@ -121,8 +129,11 @@ def _bare(label: str) -> str | Decimal:
 
     >>> _bare("Pos ") == _bare("pos"), _bare("1.0") == _bare("1"), _bare("B-PER") == _bare("I-PER")
     (True, True, False)
+    >>> _bare("\uff42") == _bare("b"), _bare("b\u200b") == _bare("b")  # full-width; with a space of no width
+    (True, True)
     """
-    folded = unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", label).casefold().split()))
+    seen = "".join(one for one in unicodedata.normalize("NFKC", label) if unicodedata.category(one) != "Cf")
+    folded = unicodedata.normalize("NFKC", " ".join(seen.casefold().split()))
     try:
         number = Decimal(folded)
     except InvalidOperation:
@@ -148,6 +159,49 @@ def misfit_tags(rows: Sequence[Any], options: Any) -> list[Finding]:
     scheme = options.scheme if isinstance(options, TaggingSettings) else ""
     message = f"{len(places):,} tags do not fit the scheme {scheme}; they are read by the rules of conlleval."
     return finding("tags", message, places)
+
+
+def unread_entities(rows: Sequence[Any], given: Any) -> list[Finding]:
+    """Tags that are labels of their own, though most but O look like entities: B_ORG, b-org, ORG-B.
+
+    Args:
+        given: the settings before the scheme was found; who says one means it.
+    """
+    if not isinstance(given, TaggingSettings) or given.scheme != "auto":
+        return []
+    counts = label_counts(rows, given)
+    like = {tag: _LIKE_ENTITY.fullmatch(tag) for tag in counts if split_tag(tag) is None}
+    odd = {tag: (match[1] or match[2]).upper() for tag, match in like.items() if match is not None}
+    others = [tag for tag in counts if tag.upper() != OUTSIDE]
+    begins = "B" in odd.values() or set(odd.values()) == {"I"}
+    if not begins or 2 * len(odd) <= len(others) or len(odd) == len(counts):  # the last are words cut into pieces
+        return []
+    message = (
+        f"{len(odd):,} tags look like entities but are not written as B-ORG is, so that each is a label and no entity "
+        "is read. Write B- or I- and a type, and O for what is none; or say --scheme none."
+    )
+    return finding("entities", message, _counted(rows, counts, odd, _SHOWN_ROWS))
+
+
+def quoted_columns(source: str, given: Any) -> Iterator[Finding]:
+    """Columns of .tsv tables whose values are mostly in quotes, which are text there unless the settings say more."""
+    if not isinstance(given, ClassificationSettings | ChoiceSettings | EmbeddingSettings) or given.quoting is not None:
+        return
+    filled: Counter[str] = Counter()
+    quoted: dict[str, list[str]] = {}
+    for path in expand_sources([source]):
+        for where, values in iter_records(path, given, []) if suffix_of(path) == ".tsv" else ():
+            for column, value in values.items():
+                filled[column] += bool(value)
+                if _QUOTED.fullmatch(value):
+                    quoted.setdefault(column, []).append(where)
+    for column, places in quoted.items():
+        if 2 * len(places) > filled[column]:
+            message = (
+                f'{share(len(places), filled[column])} have a value in double quotes in the column "{column}": they '
+                "are read as part of it. Give --quoting, or --no-quoting if they are."
+            )
+            yield from finding("quotes", message, places)
 
 
 def equal_numbers(rows: Sequence[Any], options: Any) -> Iterator[Finding]:

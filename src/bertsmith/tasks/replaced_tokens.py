@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from sklearn import metrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -202,6 +201,8 @@ class ReplacedTokensTask:
 
     def score(self, answers: Sequence[ReplacedTokensAnswer], examples: Sequence[PretrainExample]) -> dict[str, float]:
         """Held-out figures of both parts. `rtd_auc` is 0.5 by chance; the baseline calls every token original."""
+        from sklearn import metrics
+
         num_masked = max(1, sum(one.num_masked for one in answers))
         nats = sum(one.nats for one in answers) / num_masked
         logits_T = torch.cat([one.logits for one in answers])

@@ -1,13 +1,14 @@
 """What the fine-tuning tasks share: columns found by name, labels found and checked, a split by hash, long examples."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
+from bertsmith.errors import InputError, ModelError, SettingsError, collecting, did_you_mean
 from bertsmith.model.batch import PackedBatch
 from bertsmith.model.encoder import Encoder
 from bertsmith.text.sources import iter_rows
@@ -116,6 +117,11 @@ def nothing_read(source: str, what: str, bad: Sequence[InputError] | None) -> In
     return bad[0] if bad else InputError(f"no {what}.", source)
 
 
+def is_gap(value: object) -> bool:
+    """Whether a value stands for none: None, or NaN, which pandas has in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def value_of(row: Mapping[str, Any], column: str, where: str) -> Any:
     """The value of one column.
 
@@ -124,7 +130,7 @@ def value_of(row: Mapping[str, Any], column: str, where: str) -> Any:
     """
     if column not in row:
         raise no_column(column, row, where)
-    if row[column] is None:
+    if is_gap(row[column]):
         raise InputError("nothing here; every row needs a value.", f"{where}, {column}")
     return row[column]
 
@@ -145,7 +151,7 @@ def given_as(
     """
     if isinstance(value, str):
         return "text"
-    names = {name for name, one in value.items() if one is not None}
+    names = {name for name, one in value.items() if not is_gap(one)}
     if names == {"text", "pair"} and not names <= set(columns):
         return "pair"
     return "question" if names == {"question", "context"} and not names <= set(columns) else "row"
@@ -183,14 +189,26 @@ def label_id(label: str, ids: Mapping[str, int], where: str) -> int:
         InputError: the label was not in the training data; names the nearest one.
     """
     if label not in ids:
-        raise InputError(f'the label "{label}" does not occur in the training data. {did_you_mean(label, ids)}', where)
+        raise InputError(
+            f'the label "{label}" does not occur in the training data. {did_you_mean(label, ids)}{unnamed_labels(ids)}',
+            where,
+        )
     return ids[label]
+
+
+def unnamed_labels(labels: Iterable[str]) -> str:
+    """What to do about a model of transformers whose labels nobody has named; nothing about others."""
+    if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
+        return ""
+    return ' Nobody has named these: write the names of your data into "id2label" in the config.json of the model.'
 
 
 def config_labels(raw_config: Mapping[str, Any]) -> tuple[str, ...]:
     """The labels of a model in the order of their ids, by its `config.json`."""
     # transformers leaves id2label out where it is its default of two labels.
     id2label = raw_config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    if not isinstance(id2label, Mapping) or not all(str(index).isdecimal() for index in id2label):
+        raise ModelError(f'config.json: "id2label" has to say the label of each number, not {id2label!r}.')
     return tuple(str(id2label[index]) for index in sorted(id2label, key=int))
 
 
@@ -253,8 +271,13 @@ def split_rows(rows: Sequence[RowT], dev_share: float) -> tuple[list[RowT], list
 
 
 def choose_rows(rows: Sequence[RowT], number: int) -> list[RowT]:
-    """`number` of the rows, in their order: those with the smallest hashes of text and place, whatever the seed."""
-    by_hash = sorted(range(len(rows)), key=lambda index: place_of(f"{rows[index].group}\n{rows[index].where}"))
+    """`number` of the rows, in their order: those with the smallest hashes of text and line, whatever the seed, and
+    wherever the file lies."""
+
+    def place(index: int) -> float:
+        return place_of(f"{rows[index].group}\n{rows[index].where.rpartition('/')[2].rpartition(':')[2]}")
+
+    by_hash = sorted(range(len(rows)), key=place)
     return [rows[index] for index in sorted(by_hash[:number])]
 
 

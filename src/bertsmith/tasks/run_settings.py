@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertsmith.errors import SettingsError
+from bertsmith.settings import settle_types
 from bertsmith.training.device import Precision
 from bertsmith.training.optim import OptimizerName, OptimizerSettings, ScheduleName
 from bertsmith.training.plan import TrainSettings
@@ -67,6 +68,7 @@ class LearningSettings:
     """Fixes initial weights, the order of the data, every other draw and dropout."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         check_seed(self.seed)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")

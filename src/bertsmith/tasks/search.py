@@ -172,13 +172,14 @@ def sections(trials: Sequence[Trial], best: Trial) -> list[Section]:
             trial.settings.batch_size,
             trial.settings.epochs,
             "failed" if trial.objective is None else trial.objective,
+            (trial.run and trial.run.failure) or "",
             f"{trial.settings.out.name}/report.html",
         )
         for trial in ranked
     ]
     points = sorted((trial.settings.settled[1], trial.objective) for trial in trials if trial.objective is not None)
     curve = ([rate for rate, _ in points], [value for _, value in points])
-    columns = ("trial", "learning rate", "batch size", "epochs", f"{name} on dev", "report")
+    columns = ("trial", "learning rate", "batch size", "epochs", f"{name} on dev", "learnt nothing", "report")
     return [
         Table(
             f"{len(trials)} trials", columns, rows, "The best was chosen on dev, whose figure is therefore too good."

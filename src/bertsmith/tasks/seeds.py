@@ -114,11 +114,16 @@ def read_finished(settings: FinetuneSettings, fingerprint: Mapping[str, Any]) ->
     return SeedRun(settings.seed, settings.out, saved["metrics"], training, saved["failure"])
 
 
-def find_failure(task: FinetuneTask, evaluations: Mapping[str, Evaluation], run_folder: Path) -> str | None:
+def find_failure(
+    task: FinetuneTask, evaluations: Mapping[str, Evaluation], run_folder: Path, *, goes_on: bool = False
+) -> str | None:
     """How a run learnt nothing; None if it learnt something.
 
     Either all its answers to a split are the same where the data's are not, or its loss has not fallen: the mean over
     the last quarter of metrics.jsonl is not below the first line.
+
+    Args:
+        goes_on: it began with a head that knew the task, whose loss need not fall.
     """
     for split, evaluation in evaluations.items():
         if same := _same_answers(task, evaluation):
@@ -126,7 +131,7 @@ def find_failure(task: FinetuneTask, evaluations: Mapping[str, Evaluation], run_
     losses = [line["loss"] for line in read_metrics(run_folder / "metrics.jsonl") if line["kind"] == "train"]
     losses = [loss for loss in losses if loss is not None]
     last = losses[1:][-max(1, int(len(losses) * _LAST_SHARE)) :]
-    if last and np.mean(last) >= losses[0]:
+    if last and np.mean(last) >= losses[0] and not goes_on:
         return f"the training loss went from {losses[0]:.4f} to {np.mean(last):.4f}"
     return None
 

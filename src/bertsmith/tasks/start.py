@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bertsmith import randomness
-from bertsmith.errors import SettingsError
+from bertsmith.errors import ModelError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import read_config
@@ -19,6 +19,7 @@ from bertsmith.model.heads import reorder_outputs
 from bertsmith.model.low_rank import add_low_rank
 from bertsmith.model.resize import load_resized
 from bertsmith.model.sizes import named_size
+from bertsmith.tasks.added_tokens import vocabulary_difference
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import config_labels
 from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, is_written_as, model_folder, task_kind
@@ -34,7 +35,7 @@ def starting_point(settings: FinetuneSettings, max_length: int) -> tuple[Encoder
         max_length: tokens of the longest sequence.
 
     Raises:
-        ModelError: no such model, or one that does not fit its tokenizer.
+        ModelError: no such model, or one that does not fit its tokenizer, or has learnt with another.
         SettingsError: random weights without a tokenizer, or with lora, adapt or extend_positions, which also rotary
             positions do not go with; more layers frozen or made anew than there are; r_drop without any dropout.
     """
@@ -51,6 +52,8 @@ def starting_point(settings: FinetuneSettings, max_length: int) -> tuple[Encoder
         weights = model_folder(settings.model)
         config, _ = read_config(weights)
         tokenizer = load_tokenizer(settings.tokenizer or weights)
+        if settings.tokenizer is not None:
+            _check_tokenizer(settings.model, weights, tokenizer)
         if settings.extend_positions is not None:
             config = _longer(config, max_length)
     check_vocabulary(tokenizer, config.vocab_size, settings.model)
@@ -60,6 +63,16 @@ def starting_point(settings: FinetuneSettings, max_length: int) -> tuple[Encoder
     if settings.r_drop is not None and settings.dropout is None and not _drops(config):
         raise SettingsError("r_drop compares passes with different dropout, and this model has none: give dropout.")
     return config, weights, tokenizer
+
+
+def _check_tokenizer(model: str, weights: str, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose ids mean other tokens than those that the model has learnt, if it has its own."""
+    try:
+        own = load_tokenizer(weights)
+    except ModelError:
+        return
+    if (difference := vocabulary_difference(tokenizer, own)) is not None:
+        raise ModelError(f"{model}: tokenizer is not the one that this model has learnt with: {difference}.")
 
 
 def _longer(config: EncoderConfig, max_length: int) -> EncoderConfig:
@@ -93,9 +106,16 @@ def _check_layers(config: EncoderConfig, settings: FinetuneSettings) -> None:
 
 
 def build_model(
-    task: FinetuneTask, config: EncoderConfig, weights: str | None, settings: FinetuneSettings
+    task: FinetuneTask,
+    config: EncoderConfig,
+    weights: str | None,
+    settings: FinetuneSettings,
+    adapted: str | None = None,
 ) -> tuple[nn.Module, list[str]]:
     """The encoder and head in training form, and the names of the tensors that are newly made.
+
+    Args:
+        adapted: the folder of a model that went on from `weights`, whose encoder is taken instead of theirs.
 
     Raises:
         ModelError: weights that cannot be read, or do not fit.
@@ -105,7 +125,9 @@ def build_model(
         config = replace(config, classifier_dropout=settings.dropout)
     torch.manual_seed(randomness.integer(settings.seed, "initial weights"))
     model = task.build(Encoder(config))
-    new_tensors = list(model.state_dict()) if weights is None else _load(task, model, weights, settings)
+    new_tensors = list(model.state_dict())
+    if weights is not None:
+        new_tensors = _load(task, model, weights, settings, adapted)
     if settings.freeze is not None:
         _freeze(model, settings.freeze)
     if settings.lora is not None:
@@ -113,7 +135,9 @@ def build_model(
     return model, new_tensors
 
 
-def _load(task: FinetuneTask, model: nn.Module, weights: str, settings: FinetuneSettings) -> list[str]:
+def _load(
+    task: FinetuneTask, model: nn.Module, weights: str, settings: FinetuneSettings, adapted: str | None
+) -> list[str]:
     """Fill a model of initial weights from a folder; the names of the tensors that keep their initial values."""
     anew = [name for name in model.state_dict() if _is_made_anew(name, model, settings.reinit_layers)]
     raw_config = read_config(weights)[1]
@@ -125,6 +149,8 @@ def _load(task: FinetuneTask, model: nn.Module, weights: str, settings: Finetune
         anew += [name for name in model.state_dict() if ".out." in name or name.startswith("crf.")]
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in anew}
     kept = load_resized(weights, model, task.build, extension=settings.extend_positions)
+    if adapted is not None:  # it has an encoder alone: pooler and head stay those of `weights`
+        load_resized(adapted, model, task.build, extension=settings.extend_positions)
     model.load_state_dict(initial, strict=False)
     if tells_the_same and ours:
         reorder_outputs(model, [theirs.index(label) for label in ours])

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn import metrics
 from torch import Tensor, nn
 
 from bertsmith.errors import SettingsError
@@ -277,6 +276,8 @@ class Tagging:
     def score(self, answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> dict[str, float]:
         """The objective first. Entities: strict precision, recall and F1, over all and by type, as
         conlleval has it; labels: accuracy and macro F1 by scikit-learn. Both: accuracy of words."""
+        from sklearn import metrics
+
         gold = [tag for example in examples for tag in example.row.tags or ()]
         predicted = [label for answer in answers for label in answer.labels]
         results = {"accuracy": float(metrics.accuracy_score(gold, predicted))}
@@ -322,6 +323,8 @@ class Tagging:
         return [*sections, self._worst_sentences(answers, examples)]
 
     def _label_sections(self, answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> list[Section]:
+        from sklearn import metrics
+
         gold = [tag for example in examples for tag in example.row.tags or ()]
         predicted = [label for answer in answers for label in answer.labels]
         numbers = metrics.precision_recall_fscore_support(gold, predicted, labels=self.labels, zero_division=0.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting
+from bertsmith.settings import settle_types
 from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, misfits, read_spans, to_iob2
 from bertsmith.tasks.rows import detect_column, given_as, iter_records, nothing_read, sorted_labels
 from bertsmith.text.labelled import TaggedSentence, holds_rows, read_columns, string_list
@@ -28,7 +29,7 @@ class TaggingSettings:
     tag_column: int | str | None = None
     """The column of the tags, in the same way: -1 is the last; upos, xpos, deprel... in CoNLL-U."""
     scheme: Literal["auto", "iob1", "iob2", "bioes", "none"] = "auto"
-    """How tags mark entities; "none": every word has a label of its own, as parts of speech; auto: found."""
+    """How tags mark entities (BMES is read as bioes); "none": every word has a label of its own; auto: found."""
     max_length: int = 128
     """Tokens in a sequence, [CLS] and [SEP] included; longer sentences are read in windows."""
     doc_stride: int = 64
@@ -45,6 +46,7 @@ class TaggingSettings:
     """What picks the best checkpoint; None: f1 of entities, accuracy of labels."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not 0 <= self.label_smoothing < 1:
             raise SettingsError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
         if self.crf and (self.class_weights != "none" or self.label_smoothing > 0):
@@ -94,7 +96,7 @@ def read_rows(
         rows, with entities in IOB2, and with context in their documents.
 
     Raises:
-        InputError: no sentences, columns that are missing or cannot be told, a tag not of the scheme.
+        InputError: no sentences that can be used, columns that are missing or cannot be told, a tag not of the scheme.
     """
     sentences: list[TaggedSentence] = []
     with collecting(bad):
@@ -113,6 +115,8 @@ def read_rows(
             tags = to_iob2(one.tags, scheme, one.where)
             doubts = misfits(one.tags, scheme)
             rows.append(TaggingRow(one.where, one.words, None, tags, one.document, misfits=doubts))
+    if not rows:
+        raise nothing_read(source, "sentences", bad)
     return replace(settings, scheme=scheme), rows if settings.context == "none" else in_documents(rows)
 
 

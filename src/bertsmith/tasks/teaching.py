@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import code_span, model_card
 from bertsmith.tasks.data_check import given_answer
 from bertsmith.tasks.distill import Distillation, source_name, teacher_names
+from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.finetune_report import data_fingerprint, write_run_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, save_task
@@ -34,8 +35,14 @@ from bertsmith.training.evaluate import Evaluation, evaluate_task
 from bertsmith.training.loop import Stage, TrainSettings, train
 from bertsmith.training.task import Task
 
-_OF_MODEL = ("extend_positions", "adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha")
+_OF_MODEL = (
+    *("extend_positions", "adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha", "layers", "dropout"),
+    *("optimizer", "schedule", "ema_decay", "r_drop", "adversarial", "mixup", "max_train_examples"),
+    *("augment_delete", "augment_swap", "augment_replace"),
+)
+"""Settings that a card names where they are not the usual ones."""
 _OF_CHANGES = tuple(one.name for one in fields(FinetuneSettings) if one.name.startswith("augment_"))
+_FEW_EXAMPLES = 20
 PREDICTIONS = "predictions.jsonl"
 
 
@@ -61,6 +68,8 @@ class Teaching:
     ranks: Ranks
     fold: str | None = None
     """Which part of the data is the test, and how it was chosen; None: what the settings say."""
+    adapted: str | None = None
+    """The model whose encoder is taken instead of that of `weights`."""
 
     def finished(self, settings: FinetuneSettings) -> SeedRun | None:
         """A run that had finished before the whole was stopped, and is resumed."""
@@ -74,7 +83,7 @@ class Teaching:
         run = self.finished(settings)
         if run is None:
             write_configuration(self.task.name, settings, self.options)
-            run = self.learn(settings, *build_model(self.task, self.config, self.weights, settings))
+            run = self.learn(settings, *build_model(self.task, self.config, self.weights, settings, self.adapted))
             seeds.write_finished(run, self._whole_fingerprint(settings))
         return run
 
@@ -102,8 +111,10 @@ class Teaching:
                 write_predictions(settings.out / PREDICTIONS, task, evaluations["test"])
             metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
             save_finetuned(self.kind, task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
-            write_run_report(task, settings, configuration(settings, self.options), evaluations, training)
-            return metrics, seeds.find_failure(task, evaluations, settings.out)
+            goes_on = not isinstance(task, Embedding) and not any(".out." in name for name in new_tensors)
+            failure = seeds.find_failure(task, evaluations, settings.out, goes_on=goes_on)
+            write_run_report(task, settings, configuration(settings, self.options), evaluations, training, failure)
+            return metrics, failure
 
         metrics, failure = self.ranks.first(finish)
         if failure is not None:
@@ -264,10 +275,23 @@ def save_finetuned(
             "batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
-            **{name: value for name in _OF_MODEL if (value := getattr(settings, name)) is not None},
+            **{name: getattr(settings, name) for name in _OF_MODEL if settings.is_given(name)},
             **teaching,
             **{name: value for name, value in to_mapping(task.settings).items() if value is not None},
         },
     )
     facts = {"metrics": metrics, "data": names, "new_tensors": [] if is_random else new_tensors, **teaching}
     save_task(settings.out / "model", task, model, config, card, facts)
+
+
+def summary(task: FinetuneTask, settings: FinetuneSettings) -> Iterator[str]:
+    """What was found in the data, in a line; and whether that is too little to choose by."""
+    sizes = {split: task.examples(split).num_examples(0) for split in ("train", "dev", "test")}
+    found = ", ".join(f"{size:,} {split}" for split, size in sizes.items() if size)
+    labels = f", {len(task.labels)} labels" if task.labels else ""
+    yield f"{task.name}: {found} examples{labels}."
+    if 0 < sizes["dev"] < _FEW_EXAMPLES and settings.dev is None:
+        yield (
+            f"Only {sizes['dev']} of these were held back as dev, too few to tell one checkpoint from another: give "
+            "more (--dev-share 0.3), data of their own (--dev), or score all rows in turns (--folds 5)."
+        )

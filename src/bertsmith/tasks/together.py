@@ -23,6 +23,7 @@ from torch import nn
 from bertsmith.errors import SettingsError
 from bertsmith.files import atomic_write, empty_folder, sha256
 from bertsmith.model.config import EncoderConfig
+from bertsmith.model.families import family
 from bertsmith.settings import from_mapping, read_config, to_mapping, to_yaml
 from bertsmith.tasks.advice_rules import by_width
 from bertsmith.tasks.finetune import make_task
@@ -140,6 +141,8 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     sources += [settings.model, settings.tokenizer, str(settings.tasks)]
     claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
     config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
+    for part in parts.values():
+        family(config.model_type).architecture(part.kind.architecture)  # refuses a head that the family has not
     rate = by_width(config, is_random=weights is None) if settings.learning_rate is None else None
     if rate is not None:
         settings = replace(settings, learning_rate=rate.value)

@@ -21,6 +21,7 @@ from bertsmith.text.tables import no_column
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
+_BLANKS = " \t\xa0\u3000"  # around what stands between tabs
 _ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 # `# sent_id = 7`, `# newdoc id = x`, `# newpar`; but not the token "#" nor a hashtag.
 _COMMENT = re.compile(r"# *(newdoc|newpar|[\w.:-]+ += )")
@@ -126,7 +127,9 @@ def read_conll(
     tag_column = tag_column if tag_column is not None else (2 if numbered else -1)
     num_columns = 0  # of the first line that has a token and a tag
     for document, lines in _blocks(path, bad, numbered=numbered):
-        with_columns = [(n, line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))) for n, line in lines]
+        with_columns = [
+            (n, _between_tabs(line) if "\t" in line else re.split(" +", line.strip(" "))) for n, line in lines
+        ]
         num_columns = num_columns or next((len(columns) for _, columns in with_columns if len(columns) > 1), 0)
         words, tags = [], []
         with collecting(bad):
@@ -180,12 +183,17 @@ def _conllu_words(path: Path, lines: list[tuple[int, str]]) -> list[tuple[int, l
     """The columns of each syntactic word of a sentence, with the number of its line."""
     words = []
     for number, line in lines:
-        columns = line.split("\t")
+        columns = _between_tabs(line)
         if len(columns) != len(CONLLU_COLUMNS):
             raise InputError(f"{len(columns)} columns here; a CoNLL-U line has 10.", f"{path}:{number}")
         if not _SKIPPED_ID.fullmatch(columns[0]):
             words.append((number, columns))
     return words
+
+
+def _between_tabs(line: str) -> list[str]:
+    """The columns of a line, without the blanks around them; one of nothing else keeps them."""
+    return [column.strip(_BLANKS) or column for column in line.split("\t")]
 
 
 def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 
@@ -27,7 +26,7 @@ from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.text.python_docs import iter_docstrings
 from bertsmith.text.reading import TextReader, find_files, open_seekable, open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
-from bertsmith.text.tables import JSON_LINES, no_column, table_rows
+from bertsmith.text.tables import JSON_LINES, no_column, one_delimiter, table_rows
 
 PYTHON_DOCS = "python-docs"
 HUB = "hub:"
@@ -61,7 +60,7 @@ def expand_sources(sources: Sequence[str | Path], *, proposed: Sequence[str] = _
         InputError: as `find_files`; also for a `hub:` name that cannot be read as one.
     """
     expanded: list[str] = []
-    for source in [sources] if isinstance(sources, str) else map(str, sources):
+    for source in [str(sources)] if isinstance(sources, str | Path) else map(str, sources):
         if source.startswith(HUB):
             _parse_hub(source)
             expanded.append(source)
@@ -117,7 +116,8 @@ def iter_rows(
     Args:
         source: one file, folder, pattern or `hub:` name.
         columns: names for the columns of tables that have no header; the first line is then a row.
-        delimiter: one character; by default a comma for .csv, a tab for .tsv.
+        delimiter: one character, or "tab"; by default what a first line `sep=;` says, else a comma for .csv, a tab for
+            .tsv.
         quoting: whether a field may stand in quotes, with delimiters, line breaks and doubled quotes
             inside (RFC 4180). By default yes for .csv and no for .tsv, where quotes are text: that is
             how GLUE, CoLA and most published TSV files are written, with quotes that never close.
@@ -128,8 +128,7 @@ def iter_rows(
             than there are columns; a source without rows, such as a .txt file.
         SettingsError: a delimiter that is not one character.
     """
-    if delimiter is not None and len(delimiter) != 1:
-        raise SettingsError(f"delimiter: one character wanted, {delimiter!r} given.")
+    delimiter = None if delimiter is None else one_delimiter(delimiter)
     for path in expand_sources([source], proposed=_ROWS):
         suffix = suffix_of(path)
         if path.startswith(HUB):
@@ -138,7 +137,7 @@ def iter_rows(
             raise InputError(f"there are no columns in plain text. {did_you_mean(suffix, _ROWS)}", path)
         elif suffix in _DELIMITERS:
             quoted = suffix == ".csv" if quoting is None else quoting
-            yield from table_rows(path, columns, delimiter or _DELIMITERS[suffix], quoted, bad)
+            yield from table_rows(path, columns, delimiter, _DELIMITERS[suffix], quoted, bad)
         elif suffix in JSON_LINES:
             yield from _json_rows(path, bad)
         else:
@@ -277,6 +276,8 @@ def _parse_hub(source: str) -> _HubName:
 
 
 def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets  # here, because it takes a second
+
     hub = _parse_hub(source)
     try:
         dataset = datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
@@ -294,6 +295,8 @@ def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _label_names(value: Any, feature: Any) -> Any:
     """Class labels, alone or in a list, by their names."""
+    import datasets
+
     if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
         return feature.int2str(value) if value >= 0 else None
     if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel) and value is not None:

@@ -1,26 +1,37 @@
 """Tables in text, with quotes and without, and what is said of columns that are not there."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from bertsmith.errors import InputError, collecting, did_you_mean
+from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.text.reading import TextReader, open_text, suffix_of
 
 JSON_LINES = (".jsonl", ".ndjson")
 
 _DELIMITERS = ",;\t|"
-_TAB_HINT = " If tabs part them, say --delimiter $'\\t'."
+_TAB_NAMES = ("tab", "\\t")  # the second are two characters, as a shell gives them
+_SEPARATOR_LINE = re.compile(r'sep=([^"\r\n])', re.IGNORECASE)  # Excel's, before the header
 # Enough for any field; a quote that is never closed must not swallow a file larger than memory.
 _FIELD_LIMIT = 1 << 27
 
 
 def table_rows(
-    path: str, columns: Sequence[str] | None, delimiter: str, quoting: bool, bad: list[InputError] | None
+    path: str,
+    columns: Sequence[str] | None,
+    delimiter: str | None,
+    usual: str,
+    quoting: bool,
+    bad: list[InputError] | None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of one file with their places; see `bertsmith.text.sources.iter_rows`."""
+    """The rows of one file with their places; see `bertsmith.text.sources.iter_rows`.
+
+    Args:
+        delimiter: None: what a first line `sep=;` says, which is passed over in any case; else the usual one.
+    """
     with open_text(path, bad) as file:
-        records = _quoted_records(file, delimiter, bad) if quoting else _plain_records(file, delimiter)
+        records = _records(file, delimiter, usual, quoting, bad)
         names = list(columns) if columns is not None else None
         num_bad = len(bad or ())
         for line_number, fields in records:
@@ -43,11 +54,27 @@ def table_rows(
                 yield where, dict(zip(names, fields, strict=True))
 
 
+def one_delimiter(given: str) -> str:
+    r"""The character that is meant: the one that is given, or a tab where it is called so.
+
+    >>> one_delimiter(";"), one_delimiter("tab"), one_delimiter(r"\t")
+    (';', '\t', '\t')
+
+    Raises:
+        SettingsError: neither.
+    """
+    if given.lower() in _TAB_NAMES:
+        return "\t"
+    if len(given) != 1:
+        raise SettingsError(f"delimiter: one character wanted, or tab; {given!r} given.")
+    return given
+
+
 def delimiter_hint(columns: Iterable[str]) -> str:
     """What else may part the columns, where there is a single one with such a character in its name; else nothing.
 
     >>> delimiter_hint(["text;label"])
-    ' If ";" parts them, say --delimiter ";".'
+    ' If ";" parts them, say --delimiter ";" (evaluate and predict: --set delimiter=";").'
     >>> delimiter_hint(["text", "label"])
     ''
     """
@@ -55,7 +82,8 @@ def delimiter_hint(columns: Iterable[str]) -> str:
     found = next((mark for mark in _DELIMITERS if mark in names[0]), None) if len(names) == 1 else None
     if found is None:
         return ""
-    return f' If "{found}" parts them, say --delimiter "{found}".' if found != "\t" else _TAB_HINT
+    what, mark = ("tabs part", "$'\\t'") if found == "\t" else (f'"{found}" parts', f'"{found}"')
+    return f" If {what} them, say --delimiter {mark} (evaluate and predict: --set delimiter={mark})."
 
 
 def no_column(column: str, columns: Iterable[str], where: str) -> InputError:
@@ -71,6 +99,23 @@ def _header(names: list[str], where: str) -> list[str]:
     if repeated:
         raise InputError(f"the header names {', '.join(repeated)} more than once.", where)
     return names
+
+
+def _records(
+    file: TextReader, delimiter: str | None, usual: str, quoting: bool, bad: list[InputError] | None
+) -> Iterator[tuple[int, list[str]]]:
+    """Records with the number of their first line, without a first line `sep=;`."""
+
+    def read(mark: str) -> Iterator[tuple[int, list[str]]]:
+        return _quoted_records(file, mark, bad) if quoting else _plain_records(file, mark)
+
+    mark = delimiter or usual
+    for number, fields in read(mark):
+        named = _SEPARATOR_LINE.fullmatch(mark.join(fields)) if number == 1 else None
+        if named is not None:
+            yield from read(delimiter or named[1])
+            return
+        yield number, fields
 
 
 def _plain_records(file: TextReader, delimiter: str) -> Iterator[tuple[int, list[str]]]:

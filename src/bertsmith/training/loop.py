@@ -32,7 +32,6 @@ from bertsmith.training.loader import Loader, Step
 from bertsmith.training.plan import Stage, State, TrainResult, TrainSettings, check_stages, first_of_task
 from bertsmith.training.progress import Reporter
 from bertsmith.training.schedule import Budget, Interval, Spent, is_falling, rate
-from bertsmith.training.sharding import hold
 from bertsmith.training.step import StepResult, Totals, take_step
 from bertsmith.training.task import Task
 
@@ -146,6 +145,8 @@ class _Run:
         model.to("cpu" if settings.shard_weights and not ranks.is_alone else self.device)
         self.fingerprint = {**plan.fingerprint(stages, settings, self.precision), **fingerprint}
         ranks.begin_alike(model, self.fingerprint)
+        from bertsmith.training.sharding import hold  # FSDP2 takes a second to import
+
         self.held = hold(model, settings, ranks, self.device)
         self.whole, self.is_compiling = self.held.whole, settings.compile
         self.stages, self.settings = stages, settings
@@ -156,8 +157,7 @@ class _Run:
         self.saves = Interval(Budget.parse(settings.save_every))
         self.has_dev = stages[-1].task.examples("dev").num_examples(0) > 0
         self.state = State()
-        self.began = self.clock()
-        self.logged = self.began
+        self.began = self.logged = self.clock()
         self.totals = Totals()
         self.learning_rate = self.seconds_before = 0.0
         self.step_seconds = self.last_evaluation_seconds = self.last_save_seconds = 0.0

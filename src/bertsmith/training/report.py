@@ -16,10 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from bertsmith.files import atomic_write, sha256
 from bertsmith.training.environment import environment
@@ -143,7 +140,7 @@ def write_report(
     return path
 
 
-def training_sections(metrics_jsonl: Path) -> list[Section]:
+def training_sections(metrics_jsonl: Path, loss_unit: str = "nats") -> list[Section]:
     """Curves of a run: its losses by name, its learning rate, its speed, and each held-out metric.
 
     Reads the lines a `Reporter` writes. A held-out metric `x` gets a dashed line where its line also
@@ -155,7 +152,7 @@ def training_sections(metrics_jsonl: Path) -> list[Section]:
     sections: list[Section] = []
     if losses := _columns(training, "losses"):
         together = {"all, weighted": _column(training, "loss")} if len(losses) > 1 else {}
-        sections.append(Curves("Training loss", "step", "nats", {**losses, **together}))
+        sections.append(Curves("Training loss", "step", loss_unit, {**losses, **together}))
     for title, name, unit in (
         ("Learning rate", "learning_rate", "learning rate"),
         ("Speed", "tokens_per_second", "tokens a second"),
@@ -239,7 +236,9 @@ def _cell(value: object) -> str:
 
 
 def _matrix(matrix: Matrix) -> str:
-    head = "".join(f'<th class="turned"><span>{_escape(label)}</span></th>' for label in matrix.labels)
+    head = "".join(
+        f'<th class="turned" title="{_escape(label)}"><span>{_escape(label)}</span></th>' for label in matrix.labels
+    )
     rows = []
     for label, counts in zip(matrix.labels, matrix.counts, strict=True):
         total = max(1, sum(counts))
@@ -270,6 +269,10 @@ def _bars(bars: Bars) -> str:
 
 
 def _curves(curves: Curves, index: int) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"section-{index}", "font.size": 11}):
         figure = Figure(figsize=(5.6, 3.0), layout="constrained")
         axes = figure.add_subplot()
@@ -287,6 +290,8 @@ def _curves(curves: Curves, index: int) -> str:
             axes.set_ylim(bottom=0)
         axes.grid(color=_INK, alpha=0.12)
         axes.tick_params(colors=_INK, length=0)
+        if all(float(one).is_integer() for x, _ in curves.series.values() for one in x):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: _number(float(value))))
         for spine in axes.spines.values():
