@@ -454,6 +454,6 @@ def test_layer_decay_reaches_the_optimizer_and_is_kept_on_resume(
 
 def test_few_rows_to_choose_by_are_said(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     page = io.StringIO()
-    few = settings(data, tiny_tokenizer, out=tmp_path / "few", epochs=0.1, dev_share=0.001)
+    few = settings(data, tiny_tokenizer, out=tmp_path / "few", epochs=0.1, dev=None, dev_share=0.001)
     finetune("classification", few, OPTIONS, console=Console(file=page, width=200))
     assert "Only 1 of these were held back as dev, too few to tell one checkpoint from another" in page.getvalue()
