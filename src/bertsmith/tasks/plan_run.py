@@ -64,9 +64,9 @@ class PlanSettings(PretrainOptions):
         super().__post_init__()
         if self.corpus is not None and (self.tokens is not None or self.vocab_size is not None):
             raise SettingsError("corpus says how many tokens there are; leave tokens and vocab_size out.")
-        if self.vocab_size is not None and self._known is not None:
-            raise SettingsError(f"the vocabulary is that of {self._known}; leave vocab_size out.")
-        if self.corpus is None and (self.tokens is None or (self.vocab_size is None and self._known is None)):
+        if self.vocab_size is not None and self.known_model is not None:
+            raise SettingsError(f"the vocabulary is that of {self.known_model}; leave vocab_size out.")
+        if self.corpus is None and (self.tokens is None or (self.vocab_size is None and self.known_model is None)):
             raise SettingsError("give corpus, or tokens and vocab_size where there is no store yet.")
         if self.tokens is not None:
             num_tokens(self.tokens)
@@ -76,7 +76,7 @@ class PlanSettings(PretrainOptions):
             raise SettingsError(f"price_per_hour must be at least 0, not {self.price_per_hour}.")
 
     @property
-    def _known(self) -> str | None:
+    def known_model(self) -> str | None:
         """The model whose vocabulary the corpus will have."""
         return self.from_model or self.teacher
 
@@ -134,7 +134,7 @@ def plan(settings: PlanSettings) -> RunPlan:
         wanted = PretrainSettings(**given, corpus=settings.corpus, out=settings.run)
         return _planned(wanted, measure_pretrain(wanted, memory_limit_bytes=limit), 1.0, limit, settings.price_per_hour)
     assert settings.tokens is not None  # or the settings would not be
-    vocabulary = model_folder(name) if (name := settings.from_model or settings.teacher) else settings.vocab_size
+    vocabulary = settings.vocab_size if settings.known_model is None else model_folder(settings.known_model)
     assert vocabulary is not None
     with tempfile.TemporaryDirectory() as temporary:
         store = synthetic_store(Path(temporary), vocabulary)
