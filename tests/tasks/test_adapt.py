@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from bertsmith.errors import Interrupted, SettingsError
+from bertsmith.errors import Interrupted, SettingsError, TrainingError
 from bertsmith.files import read_json
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
@@ -122,6 +122,23 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert calls == []  # the corpus was there
     one, other = (load_file(run.model / "model.safetensors") for run in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_is_not_resumed_with_other_settings_or_texts(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(tmp_path, base)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Classification, "collate", lambda *all: 1 / 0)
+        finetune("classification", chosen, OPTIONS, console=QUIET)
+    again = replace(chosen, resume=True)
+    with pytest.raises(TrainingError, match="adapt was 6 steps and is now 8 steps"):
+        finetune("classification", replace(again, adapt="8 steps"), OPTIONS, console=QUIET)
+    with pytest.raises(TrainingError, match="seed was 0 and is now 1"):
+        finetune("classification", replace(again, seed=1), OPTIONS, console=QUIET)
+    with pytest.raises(TrainingError, match="it has learnt other texts"):
+        finetune("classification", replace(again, dev_share=0.5), OPTIONS, console=QUIET)
+    assert finetune("classification", again, OPTIONS, console=QUIET).training.step > 0
 
 
 def test_several_seeds_share_the_adapted_model(base: Path, tmp_path: Path) -> None:

@@ -316,6 +316,29 @@ def test_a_folder_in_use_is_not_touched_unless_told(run: FinetuneResult, data: P
     assert (other / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_run_that_never_began_is_no_run(
+    run: FinetuneResult, data: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """What only the optimizer refuses is known after the settings have been written."""
+    chosen = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=0.1, dev_share=0.0)
+    with pytest.raises(SettingsError, match="muon"):
+        refused = replace(chosen, model=str(run.model), optimizer="muon", freeze=2)
+        finetune("classification", refused, OPTIONS, console=QUIET)
+    finetune("classification", chosen, OPTIONS, console=QUIET)
+
+
+def test_a_finished_run_says_what_it_was_resumed_with(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    chosen = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=1.0, dev_share=0.0, seed=3)
+    finetune("classification", chosen, OPTIONS, console=QUIET)
+    before = (chosen.out / "config.yaml").read_bytes()
+    with pytest.raises(TrainingError, match="seed was 3 and is now 4"):
+        finetune("classification", replace(chosen, resume=True, seed=4), OPTIONS, console=QUIET)
+    assert (chosen.out / "config.yaml").read_bytes() == before
+    finetune("classification", replace(chosen, resume=True, save_every="7 steps"), OPTIONS, console=QUIET)
+    values = read_config(chosen.out / "config.yaml")
+    assert (values["save_every"], values["resume"]) == ("7 steps", False)
+
+
 def test_data_below_home_are_not_overwritten_either(
     data: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

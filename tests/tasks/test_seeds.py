@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bertsmith.cli import main
-from bertsmith.errors import Interrupted, ModelError, SettingsError, TrainingError
+from bertsmith.errors import Interrupted, ModelError, SettingsError, StepError, TrainingError
 from bertsmith.files import sha256
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import save_model
 from bertsmith.model.sizes import named_size
+from bertsmith.tasks import finetune as verb
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer
 from bertsmith.tasks.classify import Classification
@@ -97,6 +98,34 @@ def run(data: Path, tiny_tokenizer: Path) -> FinetuneResult:
 
 
 # Several seeds
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_seed_that_diverges_is_named_and_the_others_go_on(
+    data: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    carried_out = verb.outcomes
+
+    def failing(*all: Any) -> Any:
+        for number, outcome in enumerate(carried_out(*all)):
+            yield StepError("step 3: the loss is not finite.") if number == 1 else outcome
+
+    screen = Console(file=io.StringIO(), width=200)
+    own = settings(data, tiny_tokenizer, seeds=3, jobs=jobs, out=tmp_path / "run")
+    monkeypatch.setattr(verb, "outcomes", failing)
+    result = finetune("classification", own, OPTIONS, console=screen)
+    assert [one.seed for one in result.seeds] == [0, 2]
+    said = "Could not go on, and in no figure: seed-1."
+    assert said in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert said in (result.model / "README.md").read_text()
+    report = (own.out / "report.html").read_text()
+    assert said in report and "stopped: step 3: the loss is not finite." in report
+    mean = np.mean([one.metrics["dev"]["accuracy"] for one in result.seeds])
+    assert f"{mean:.4f} ± " in report
+
+    monkeypatch.setattr(verb, "outcomes", lambda *all: (StepError(f"step {number}") for number in range(3)))
+    with pytest.raises(StepError, match="step 0"):
+        finetune("classification", replace(own, out=tmp_path / "none"), OPTIONS, console=QUIET)
 
 
 def test_every_seed_is_a_run_and_the_best_on_dev_is_the_model(run: FinetuneResult, data: Path) -> None:

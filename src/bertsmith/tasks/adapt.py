@@ -11,12 +11,15 @@ out/adapt/
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 
+from bertsmith.errors import TrainingError
 from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.folder import read_config
+from bertsmith.settings import read_config as read_settings
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.objectives import OBJECTIVES
 from bertsmith.tasks.pretrain import pretrain_on
@@ -37,29 +40,33 @@ def adapt(
     texts: Iterable[str],
     console: Console,
 ) -> str:
-    """The folder of the model that knows the texts; made before, if the run is resumed.
+    """The folder of the model that knows the texts; a run that is resumed goes on with it, or finds it as it is.
 
     Args:
         weights: the folder or Hub id of the model to go on from.
 
     Raises:
         CorpusError: there is no text to learn from.
+        TrainingError: to resume, with other texts or other settings.
         Interrupted: Ctrl-C; the run can be resumed.
     """
     assert settings.adapt is not None
     place = settings.out / ADAPTED
     model = place / "run" / "model"
-    if ranks.first(lambda: settings.resume and model.is_dir()):
-        return str(model)
-    corpus = place / "corpus"
+    corpus, file = place / "corpus", place / "texts.jsonl"
+    ranks.first(lambda: _check_budget(settings, place / "run" / "config.yaml"))
 
     def build() -> None:
         lines = (json.dumps({"text": text}, ensure_ascii=False) for text in dict.fromkeys(texts) if text.strip())
-        atomic_write(place / "texts.jsonl", "".join(f"{line}\n" for line in lines))
-        tokenizer = settings.tokenizer or weights
-        build_corpus([str(place / "texts.jsonl")], tokenizer, corpus, heldout_share=_HELDOUT_SHARE, num_workers=1)
+        content = "".join(f"{line}\n" for line in lines)
+        if not corpus.is_dir():
+            atomic_write(file, content)
+            tokenizer = settings.tokenizer or weights
+            build_corpus([str(file)], tokenizer, corpus, heldout_share=_HELDOUT_SHARE, num_workers=1)
+        elif file.read_text(encoding="utf-8") != content:
+            raise TrainingError(f"cannot resume {place}: it has learnt other texts. Start a new run in another folder.")
 
-    ranks.first(lambda: None if corpus.is_dir() else build())
+    ranks.first(build)
     pretrain_on(
         ranks,
         PretrainSettings(
@@ -90,3 +97,13 @@ def adapt(
         console=console,
     )
     return str(model)
+
+
+def _check_budget(settings: FinetuneSettings, configured: Path) -> None:
+    """A pre-training can be made longer; not one that a fine-tuning has begun with."""
+    before = read_settings(configured).get("budget") if configured.is_file() else settings.adapt
+    if before != settings.adapt:
+        raise TrainingError(
+            f"cannot resume {settings.out}: adapt was {before} and is now {settings.adapt}. Use the old value, or "
+            "start a new run in another folder."
+        )

@@ -13,7 +13,7 @@ With several seeds, folds, or a search, there is such a folder for each run in `
 `tasks/folds.py`, `tasks/search.py`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from bertsmith.tasks.jobs import Work, outcomes
 from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
+from bertsmith.tasks.run_settings import write_config
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, model_folder, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
@@ -49,7 +50,6 @@ from bertsmith.tasks.teaching import (
     configuration,
     say,
     summary,
-    write_configuration,
     write_predictions,
 )
 from bertsmith.text.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ class FinetuneResult:
     folder: Path
     training: TrainResult
     seeds: tuple[SeedRun, ...]
-    """Every seed's or fold's run, in order; one, unless the settings ask for several."""
+    """Every seed's or fold's run that could go on, in order; one, unless the settings ask for several."""
     predictions: Path | None = None
     """With folds: every training row's answer by the model that did not learn from it, a JSON object a line."""
 
@@ -160,7 +160,7 @@ def _finetune(
     def begin() -> None:
         if settings.overwrite:
             empty_folder(settings.out)
-        write_configuration(task, settings, options)
+        write_config(settings, f"finetune {task}", configuration(settings, options))
 
     ranks.first(begin)
     screen = ranks.console(console)
@@ -174,22 +174,8 @@ def _finetune(
         texts = (text for item in examples.take(range(examples.num_examples(0)), 0) for text in item.row.texts)
         adapted = adapt(ranks, settings, weights, config, texts, screen)
         model, new_tensors = build_model(work, config, weights, settings, adapted)
-    teaching = Teaching(
-        kind,
-        work,
-        taught,
-        learnt,
-        config,
-        weights,
-        options,
-        log_every,
-        data,
-        device,
-        precision,
-        screen,
-        ranks,
-        adapted=adapted,
-    )
+    found = (kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen, ranks)
+    teaching = Teaching(*found, adapted=adapted)
     if parts:
         del model  # as below
         return _cross_validate(teaching, settings, read, parts)
@@ -201,34 +187,30 @@ def _finetune(
 
 
 def _learn_all(teaching: Teaching, settings: FinetuneSettings, each: Sequence[FinetuneSettings]) -> FinetuneResult:
-    """A run a seed; then the best of them in `out`."""
+    """A run a seed; then the best of them in `out`. One that cannot go on does not end the others."""
+    runs: list[SeedRun] = []
+    stopped: dict[str, StepError] = {}
 
     def works() -> Iterator[Work]:
         for number, own in enumerate(each, start=1):
             say(teaching.screen, f"Seed {own.seed}, {number} of {len(each)}.")
             yield teaching, own
 
-    runs = _all_runs(works(), min(settings.jobs, len(each)), teaching.screen)
+    with closing(outcomes(works(), min(settings.jobs, len(each)), teaching.screen)) as ended:
+        for own, outcome in zip(each, ended, strict=True):
+            if isinstance(outcome, SeedRun):
+                runs.append(outcome)
+                continue
+            say(teaching.screen, f"{own.out.name} failed: {outcome}")
+            stopped[own.out.name] = outcome
+    if not runs:
+        raise next(iter(stopped.values()))
+    teaching.write_config(settings, has_ended=True)
     best = seeds.best_of(runs, teaching.task)
-    seeds.publish(runs, best, settings.out)
-    write_seeds_report(teaching.task, settings, configuration(settings, teaching.options), runs, best)
-    say(teaching.screen, seeds.failures(runs))
+    seeds.publish(runs, best, settings.out, stopped)
+    write_seeds_report(teaching.task, settings, configuration(settings, teaching.options), runs, best, stopped)
+    say(teaching.screen, seeds.failures(runs, stopped))
     return FinetuneResult(best.metrics, settings.out, best.training, tuple(runs))
-
-
-def _all_runs(
-    works: Iterator[Work], number: int, screen: Console, then: Callable[[SeedRun], None] | None = None
-) -> list[SeedRun]:
-    """What all runs came to, in their order, `number` at a time; `then` is done when it is a run's turn."""
-    runs = []
-    with closing(outcomes(works, number, screen)) as each:
-        for outcome in each:
-            if isinstance(outcome, StepError):
-                raise outcome
-            runs.append(outcome)
-            if then is not None:
-                then(outcome)
-    return runs
 
 
 def _cross_validate(
@@ -246,8 +228,14 @@ def _cross_validate(
                 own = replace(own, task=work, taught=taught, learnt=_regularised(work, taught, settings))
             yield own, folds.fold_settings(settings, number)
 
-    number = min(settings.jobs, len(parts))
-    runs = _all_runs(works(), number, teaching.screen, then=lambda run: seeds.discard_weights(run.folder))
+    runs = []
+    with closing(outcomes(works(), min(settings.jobs, len(parts)), teaching.screen)) as each:
+        for outcome in each:
+            if isinstance(outcome, StepError):  # nobody would answer the rows of its fold
+                raise outcome
+            seeds.discard_weights(outcome.folder)
+            runs.append(outcome)
+    teaching.write_config(settings, has_ended=True)
     folds.write_out_of_fold(runs, parts, read.train, settings.out / PREDICTIONS)
     described = configuration(settings, teaching.options)
     write_folds_report(teaching.task, settings, described, runs, folds.section(parts))
@@ -276,6 +264,7 @@ def _search(teaching: Teaching, settings: FinetuneSettings) -> FinetuneResult:
             trials.append(Trial(own, outcome if isinstance(outcome, SeedRun) else None))
             search.tidy(trials, teaching.task)
     best = search.best_of(trials, teaching.task)
+    teaching.write_config(settings, has_ended=True)
     search.publish(trials, best, settings.out)
     write_search_report(teaching.task, settings, configuration(settings, teaching.options), trials, best)
     assert best.run is not None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bertsmith.errors import StepError
 from bertsmith.tasks import search, seeds
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -83,15 +84,21 @@ def write_seeds_report(
     configuration: Mapping[str, Any],
     runs: Sequence[SeedRun],
     best: SeedRun,
+    stopped: Mapping[str, StepError],
 ) -> None:
-    """`report.html` of several runs, each of which has its own beside it."""
+    """`report.html` of several runs, each of which has its own beside it.
+
+    Args:
+        stopped: folder -> why that run could not go on.
+    """
     facts = {}
     for split, metrics in seeds.spread(runs).items():
         name, one = next(iter(metrics.items()))
         facts[f"{name} on {split}, mean and deviation"] = f"{one.mean:.4f} ± {one.deviation:.4f}"
-    facts |= {"best seed": str(best.seed), "failed": f"{sum(run.failure is not None for run in runs)} of {len(runs)}"}
-    sections = [*seeds.sections(runs, best), *_data_sections(task, settings)]
-    title = f"Fine-tuning: {task.name}, {len(runs)} seeds"
+    num_failed = sum(run.failure is not None for run in runs) + len(stopped)
+    facts |= {"best seed": str(best.seed), "failed": f"{num_failed} of {len(runs) + len(stopped)}"}
+    sections = [*seeds.sections(runs, best, stopped), *_data_sections(task, settings)]
+    title = f"Fine-tuning: {task.name}, {len(runs) + len(stopped)} seeds"
     write_report(settings.out, title, sections, config=configuration, facts=facts)
 
 

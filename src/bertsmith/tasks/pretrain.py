@@ -17,7 +17,7 @@ from bertsmith.model.families import family
 from bertsmith.model.folder import read_config, resolve, save_model
 from bertsmith.model.resize import load_resized
 from bertsmith.model.sizes import named_size
-from bertsmith.settings import to_mapping, to_yaml
+from bertsmith.settings import to_mapping
 from bertsmith.tasks.added_tokens import AddedTokens, added_tokens
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.distill import Distillation, distil_pretraining, load_pretrained_teacher, source_name
@@ -25,6 +25,7 @@ from bertsmith.tasks.objectives import architecture_kind, check_pairs_possible, 
 from bertsmith.tasks.pretrain_settings import LEARNING_RATES, PretrainSettings
 from bertsmith.tasks.pretrain_task import PretrainTask
 from bertsmith.tasks.replaced_tokens import ReplacedTokensModel, ReplacedTokensTask
+from bertsmith.tasks.run_settings import write_config
 from bertsmith.tasks.saved import claim_run_folder, model_folder
 from bertsmith.text.corpus import Corpus, open_corpus, read_manifest
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
@@ -81,7 +82,13 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
     prepared = prepare(settings)
     settings, corpora = prepared.settings, prepared.corpora
     configuration = to_mapping(replace(settings, resume=False, overwrite=False))
-    ranks.first(lambda: _begin(settings, configuration))
+
+    def begin() -> None:
+        if settings.overwrite:
+            empty_folder(settings.out)
+        write_config(settings, "pretrain", configuration)
+
+    ranks.first(begin)
     fingerprint = {name: configuration[name] for name in _DECIDING} | {
         "mlm_weight": settings.masked_weight,
         "teacher": prepared.taught[-1].fingerprint if prepared.taught else None,
@@ -102,6 +109,7 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
     )
 
     def finish() -> None:
+        write_config(settings, "pretrain", configuration, has_ended=True)
         _save(prepared, training)
         _write_report(settings, configuration, training, corpora, prepared.added)
 
@@ -186,15 +194,6 @@ _DECIDING = (
     "dropout",
 )
 """Settings that a run must be resumed with unchanged, besides those that the loop watches itself."""
-
-
-def _begin(settings: PretrainSettings, configuration: Mapping[str, object]) -> None:
-    """The run's folder with `config.yaml`, unless a run that is resumed has it."""
-    if settings.overwrite:
-        empty_folder(settings.out)
-    if not settings.resume or not (settings.out / "config.yaml").is_file():
-        note = "# bertsmith pretrain --config config.yaml\n"
-        atomic_write(settings.out / "config.yaml", note + to_yaml(configuration))
 
 
 def _encoder_config(settings: PretrainSettings, tokenizer: Tokenizer) -> EncoderConfig:

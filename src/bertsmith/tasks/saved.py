@@ -187,9 +187,11 @@ def claim_run_folder(out: Path, *, resume: bool, overwrite: bool, sources: Itera
     """
     if out.is_file():
         raise SettingsError(f"{out} is a file; a run needs a folder.")
-    if not out.is_dir() or all(is_leftover(path.name) for path in out.iterdir()):
+    names = {path.name for path in out.iterdir() if not is_leftover(path.name)} if out.is_dir() else set()
+    if not names or _has_settings_alone(out, names):
         return
-    if not _is_run(out):
+    has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL, OF_A_FOLD)) for name in names)
+    if "config.yaml" not in names or not (has_runs or names & set(_OF_A_RUN)):
         raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
     if not resume and not overwrite:
         raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
@@ -204,13 +206,11 @@ def _check_kept(out: Path, sources: Iterable[str | Path | None]) -> None:
             raise SettingsError(f"--overwrite would remove {source}, which this run reads. Choose another folder.")
 
 
-def _is_run(out: Path) -> bool:
-    """Many a folder has a config.yaml; that of a run has more, unless the run failed before its first step."""
-    names = {path.name for path in out.iterdir() if not is_leftover(path.name)}
-    if "config.yaml" in names and names <= {"config.yaml", "tasks.yaml"}:
-        return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
-    has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL, OF_A_FOLD)) for name in names)
-    return "config.yaml" in names and (has_runs or not names.isdisjoint(_OF_A_RUN))
+def _has_settings_alone(out: Path, names: set[str]) -> bool:
+    """Whether a run has left nothing but its settings, because it failed before its first step."""
+    if "config.yaml" not in names or not names <= {"config.yaml", "tasks.yaml"}:
+        return False
+    return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.errors import SettingsError, TrainingError
+from bertsmith.errors import SettingsError, StepError, TrainingError
 from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.answer_spans import decide
@@ -196,12 +196,15 @@ def spread(runs: Sequence[SeedRun]) -> dict[str, dict[str, Spread]]:
     return found
 
 
-def sections(runs: Sequence[SeedRun], best: SeedRun | None) -> list[Section]:
+def sections(
+    runs: Sequence[SeedRun], best: SeedRun | None, stopped: Mapping[str, StepError] | None = None
+) -> list[Section]:
     """For the report: each metric's mean and deviation, a row a run, and how each run's objective on dev grew.
 
     Args:
         runs: in folders of names such as "seed-0"; what they are called begins with the same word.
         best: is marked; None: none is.
+        stopped: folder -> why that run could not go on, of those that have no figures.
     """
     what = _name(runs[0]).partition(" ")[0]
     splits = spread(runs)
@@ -223,8 +226,13 @@ def sections(runs: Sequence[SeedRun], best: SeedRun | None) -> list[Section]:
         )
         for run in runs
     ]
+    each += [
+        (name.removeprefix(f"{what}-"), *("" for _ in splits), f"stopped: {error}", "")
+        for name, error in (stopped or {}).items()
+    ]
+    said = failures(runs, stopped)
     found_sections: list[Section] = [
-        Table(f"{len(runs)} {what}s", columns, rows, f"Sample standard deviation (n - 1). {failures(runs)}"),
+        Table(f"{len(runs)} {what}s", columns, rows, f"Sample standard deviation (n - 1). {said}"),
         Table("Runs", (what, *(f"{objective} on {split}" for split in splits), "failure", "report"), each),
     ]
     curves = {_name(run): _learning_curve(run.folder, objective) for run in runs}
@@ -245,20 +253,22 @@ def _name(run: SeedRun) -> str:
     return run.folder.name.replace("-", " ")
 
 
-def failures(runs: Sequence[SeedRun]) -> str:
-    """How many runs learnt nothing, and how, in a sentence."""
+def failures(runs: Sequence[SeedRun], stopped: Mapping[str, StepError] | None = None) -> str:
+    """How many runs learnt nothing, and how, and which could not go on, in a sentence each."""
+    lost = f" Could not go on, and in no figure: {', '.join(stopped)}." if stopped else ""
     failed = [run for run in runs if run.failure]
-    if not failed:
-        return "Every run learnt something."
     how = "; ".join(f"{_name(run)}: {run.failure}" for run in failed)
-    return f"{len(failed)} of {len(runs)} runs learnt nothing, and are in the mean all the same ({how})."
+    learnt = "Every run learnt something."
+    if failed:
+        learnt = f"{len(failed)} of {len(runs)} runs learnt nothing, and are in the mean all the same ({how})."
+    return learnt + lost
 
 
-def publish(runs: Sequence[SeedRun], best: SeedRun, out: Path) -> None:
+def publish(runs: Sequence[SeedRun], best: SeedRun, out: Path, stopped: Mapping[str, StepError] | None = None) -> None:
     """Put a copy of the best run's model into `out`; its card says that it was chosen, and from what."""
     lines = [
         f"\n## Seeds\n\nThe best on dev of {len(runs)} runs with different seeds (this is seed {best.seed}). "
-        f"{failures(runs)}\n",
+        f"{failures(runs, stopped)}\n",
         "| | mean | standard deviation |\n| --- | ---: | ---: |",
     ]
     for split, metrics in spread(runs).items():

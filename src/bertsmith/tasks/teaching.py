@@ -15,7 +15,7 @@ from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
 from bertsmith.model.low_rank import merge_low_rank
-from bertsmith.settings import to_mapping, to_yaml
+from bertsmith.settings import to_mapping
 from bertsmith.tasks import seeds
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.augment import augmented
@@ -25,6 +25,7 @@ from bertsmith.tasks.distill import Distillation, source_name, teacher_names
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.finetune_report import data_fingerprint, write_run_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.run_settings import write_config
 from bertsmith.tasks.saved import FinetuneTask, Kind, save_task
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.start import SIZE_PREFIX, build_model
@@ -82,7 +83,7 @@ class Teaching:
         """A finished run, or a new one."""
         run = self.finished(settings)
         if run is None:
-            write_configuration(self.task.name, settings, self.options)
+            self.write_config(settings)
             run = self.learn(settings, *build_model(self.task, self.config, self.weights, settings, self.adapted))
             seeds.write_finished(run, self._whole_fingerprint(settings))
         return run
@@ -104,6 +105,7 @@ class Teaching:
             merge_low_rank(model.encoder)  # type: ignore[arg-type]
 
         def finish() -> tuple[seeds.Metrics, str | None]:
+            self.write_config(settings, has_ended=True)
             task, evaluations = evaluated(model, self.task, device=self.device, precision=self.precision)
             if task is not self.task:
                 say(self.screen, decision(task))
@@ -120,6 +122,11 @@ class Teaching:
         if failure is not None:
             say(self.screen, f"{settings.out.name} learnt nothing: {failure}.")
         return SeedRun(settings.seed, settings.out, metrics, training, failure)
+
+    def write_config(self, settings: FinetuneSettings, *, has_ended: bool = False) -> None:
+        """The configuration in the folder of a run, or of them all."""
+        configured = configuration(settings, self.options)
+        write_config(settings, f"finetune {self.task.name}", configured, has_ended=has_ended)
 
     def _learning(self, settings: FinetuneSettings) -> TrainSettings:
         return replace(train_settings(settings), log_every=self.log_every)
@@ -204,13 +211,6 @@ def check_learning(settings: FinetuneSettings) -> None:
 def configuration(settings: FinetuneSettings, options: Any) -> dict[str, Any]:
     """What `--config` would be given for the same run."""
     return {**to_mapping(replace(settings, resume=False, overwrite=False)), **to_mapping(options)}
-
-
-def write_configuration(task: str, settings: FinetuneSettings, options: Any) -> None:
-    """`config.yaml`, unless a run that is resumed has it."""
-    if not settings.resume or not (settings.out / "config.yaml").is_file():
-        note = f"# bertsmith finetune {task} --config config.yaml\n"
-        atomic_write(settings.out / "config.yaml", note + to_yaml(configuration(settings, options)))
 
 
 def write_predictions(path: Path, task: FinetuneTask, evaluation: Evaluation) -> None:

@@ -29,7 +29,7 @@ from bertsmith.tasks.advice_rules import by_width
 from bertsmith.tasks.finetune import make_task
 from bertsmith.tasks.finetune_report import data_files, data_fingerprint
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.run_settings import RunSettings
+from bertsmith.tasks.run_settings import RunSettings, write_config
 from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, task_kind
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import check_learning, decision, evaluated, save_finetuned, say, train_settings
@@ -156,7 +156,9 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     data = {name: {str(path): sha256(path) for path in data_files(one.settings)} for name, one in parts.items()}
     if settings.overwrite:
         empty_folder(settings.out)
-    _write_configuration(settings)
+    if not settings.resume or not (settings.out / "tasks.yaml").is_file():
+        atomic_write(settings.out / "tasks.yaml", to_yaml(read_config(settings.tasks)))
+    write_config(settings, "finetune together", _configuration(settings))
     screen = ALONE.console(console)
     if rate is not None:
         say(screen, rate.as_default)
@@ -173,6 +175,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
         fingerprint=_fingerprint(settings, parts, tasks, data),
         console=screen,
     )
+    write_config(settings, "finetune together", _configuration(settings), has_ended=True)
     metrics: dict[str, Metrics] = {}
     precision = resolve_precision(settings.precision, device)
     for name, task in tasks.items():
@@ -237,15 +240,6 @@ def _fingerprint(
 
 def _configuration(settings: TogetherSettings) -> dict[str, Any]:
     return to_mapping(replace(settings, resume=False, overwrite=False))
-
-
-def _write_configuration(settings: TogetherSettings) -> None:
-    """`config.yaml` and `tasks.yaml`, unless a run that is resumed has them."""
-    if settings.resume and (settings.out / "config.yaml").is_file():
-        return
-    atomic_write(settings.out / "tasks.yaml", to_yaml(read_config(settings.tasks)))
-    note = "# bertsmith finetune together --config config.yaml\n"
-    atomic_write(settings.out / "config.yaml", note + to_yaml(_configuration(settings)))
 
 
 def _save(
