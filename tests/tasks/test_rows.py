@@ -91,6 +91,7 @@ def test_auto_weights_are_scikit_learns_balanced(counts: list[int]) -> None:
 
 def test_given_weights_by_label() -> None:
     assert class_weights("spam=5, a=b=0.5", ["a=b", "ham", "spam"], [1, 1, 1]).tolist() == [0.5, 1.0, 5.0]
+    assert class_weights("yes, sir=2,no=3", ["no", "yes, sir"], [1, 1]).tolist() == [3.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,8 @@ def test_given_weights_by_label() -> None:
     [
         ("spma=5", 'no label "spma".*Did you mean "spam"'),
         ("automatic", 'no label "automatic".*Write none, auto'),
+        ("spam=2,ham", 'the weight of "ham" must be a number above 0'),
+        ("spam=2,,ham=1", 'no label ",ham"'),
         ("spam=0", "must be a number above 0, not '0'"),
         ("spam=much", "must be a number above 0, not 'much'"),
         ("spam=nan", "must be a number above 0, not 'nan'"),

@@ -326,7 +326,8 @@ def test_each_task_has_its_way_to_say_nothing(tiny_tokenizer: Path, tmp_path: Pa
     tokenizer = load_tokenizer(tiny_tokenizer)
 
     def failure(task: Any, answers: list[Any], examples: list[Any]) -> str | None:
-        return find_failure(task, evaluation(answers, examples), tmp_path)
+        assert find_failure(task, evaluation(answers, examples), tmp_path) is None  # so few say nothing
+        return find_failure(task, evaluation(answers * 8, examples * 8), tmp_path)
 
     def row(**values: Any) -> dict[str, Any]:
         return {"row": SimpleNamespace(**values)}
@@ -342,6 +343,9 @@ def test_each_task_has_its_way_to_say_nothing(tiny_tokenizer: Path, tmp_path: Pa
     gold = [{"target": value, "row": None} for value in (1.0, 5.0)]
     assert failure(numbers, says[:2], gold) == "every number is about 2 on dev"
     assert failure(numbers, says[1:], gold) is None
+    near = [ClassificationAnswer(None, np.array([value], dtype=np.float32)) for value in (1.0, 3.0, 5.0)]
+    one_far_away = [{"target": value, "row": None} for value in (*(1.0, 3.0, 5.0) * 7, 1.0, 3.0, 1e6)]
+    assert find_failure(numbers, evaluation(near * 8, one_far_away), tmp_path) is None
 
     several = Classification(tokenizer, ("a", "b"), replace(OPTIONS, multi_label=True), {})
     says_none, says_both = (LabelSetAnswer(labels, np.zeros(2, dtype=np.float32)) for labels in ((), ("a", "b")))

@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import math
 
 import pytest
 
@@ -243,7 +244,7 @@ def test_lists_of_words():
         string_list({"words": []}, "word", "r")
     with pytest.raises(InputError, match="r, words: a list wanted, str found"):
         string_list({"words": "a b"}, "words", "r")
-    for unfit, name in ((None, "null"), (["b"], "list"), ({"b": 1}, "dict")):
+    for unfit, name in ((None, "null"), (["b"], "list"), ({"b": 1}, "dict"), (math.nan, "NaN")):
         with pytest.raises(InputError, match=f"r, words: a list of texts wanted, {name} found in it"):
             string_list({"words": ["a", unfit]}, "words", "r")
 

@@ -278,6 +278,12 @@ def test_a_field_that_one_row_lacks_is_no_missing_column(make_files: MakeFiles) 
         texts(folder / "a.csv")
 
 
+def test_names_in_quotes_that_mean_nothing_are_explained(make_files: MakeFiles) -> None:
+    folder = make_files({"a.tsv": '"text"\t"label"\n"a"\t"b"\n'})
+    with pytest.raises(InputError, match=r"If quotes stand around fields, say --quoting"):
+        texts(folder / "a.tsv")
+
+
 def test_what_a_quote_has_swallowed_is_said(make_files: MakeFiles) -> None:
     path = make_files({"a.csv": 'a,b\n1,2\n"3,4\n' + "5,6\n" * 40}) / "a.csv"
     bad: list[InputError] = []

@@ -10,7 +10,7 @@ import numpy as np
 from bertsmith.errors import InputError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.rows import detect_column, is_gap, iter_records, nothing_read, value_of
-from bertsmith.text.tables import delimiter_hint
+from bertsmith.text.tables import header_hint
 
 TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
 """Names that are taken for the text when `text_column` is not given."""
@@ -171,7 +171,7 @@ def _find_columns(settings: ChoiceSettings, columns: Sequence[str], where: str) 
         if column is None:
             raise InputError(
                 f"cannot tell which column is the {name}: give {name}_column. Columns: {', '.join(map(str, columns))}."
-                f"{delimiter_hint(columns)}",
+                f"{header_hint(columns)}",
                 where,
             )
     return found

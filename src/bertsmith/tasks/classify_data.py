@@ -9,7 +9,7 @@ from typing import Any, Literal
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.settings import settle_types
 from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, sorted_labels, value_of
-from bertsmith.text.tables import delimiter_hint
+from bertsmith.text.tables import header_hint
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
 """Names that are taken for the text when `text_column` is not given and only one of them is there."""
@@ -261,7 +261,7 @@ def find_columns(settings: ClassificationSettings, columns: Sequence[str], where
         if column is None:
             raise InputError(
                 f"cannot tell which column is the {name.split('_')[0]}: give {name} (or columns, if the file has no "
-                f"header line). Columns: {', '.join(map(str, columns))}.{delimiter_hint(columns)}",
+                f"header line). Columns: {', '.join(map(str, columns))}.{header_hint(columns)}",
                 where,
             )
     return found

@@ -9,7 +9,7 @@ from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.classify_data import PAIR_COLUMNS, TEXT_COLUMNS
 from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_records, nothing_read, value_of
-from bertsmith.text.tables import delimiter_hint
+from bertsmith.text.tables import header_hint
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
 _NEGATIVE_COLUMNS = ("negative", "hard_negative")
@@ -177,7 +177,7 @@ def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: st
     if text is None or pair is None:
         raise InputError(
             "cannot tell which two columns belong together: give text_column and pair_column (or columns, if the file "
-            f"has no header line). Columns: {', '.join(map(str, columns))}.{delimiter_hint(columns)}",
+            f"has no header line). Columns: {', '.join(map(str, columns))}.{header_hint(columns)}",
             where,
         )
     taken, negative, score = (text, pair), settings.negative_column, settings.score_column

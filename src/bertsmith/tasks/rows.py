@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -229,11 +230,13 @@ def class_weights(setting: str, labels: Sequence[str], counts: Sequence[int]) ->
     if setting == "none":
         return weights
     ids = {label: index for index, label in enumerate(labels)}
-    for part in setting.split(","):
-        label, _, number = part.rpartition("=")
+    parts = re.split(r"=([^,=]*)(?:,|$)", setting.removesuffix(","))  # a label may have a comma in it, and "=", too
+    for label, number in zip_longest(parts[::2], parts[1::2], fillvalue=""):
+        if not label and not number:  # behind the last
+            continue
         if label.strip() not in ids:
             raise SettingsError(
-                f'class_weights: no label "{label.strip() or part}". Write none, auto, or label=weight,label=weight. '
+                f'class_weights: no label "{label.strip()}". Write none, auto, or label=weight,label=weight. '
                 f"{did_you_mean(label.strip(), ids)}"
             )
         try:

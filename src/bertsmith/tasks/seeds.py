@@ -39,7 +39,8 @@ Metrics = dict[str, dict[str, float]]
 _RESULT = "result.json"
 _LINES = 20  # of metrics.jsonl in a short run
 _LAST_SHARE = 0.25  # of them tells how a run ended
-_SAME_NUMBER = 0.01  # of the range of the data
+_FEWEST_ANSWERS = 8  # fewer may well all be the same
+_SAME_NUMBER = 0.01  # of the range of the middle half of the data
 _SAME_VECTOR = 1e-3  # in every direction, of length 1
 
 
@@ -119,13 +120,15 @@ def find_failure(
 ) -> str | None:
     """How a run learnt nothing; None if it learnt something.
 
-    Either all its answers to a split are the same where the data's are not, or its loss has not fallen: the mean over
-    the last quarter of metrics.jsonl is not below the first line.
+    Either all its answers to a split of eight examples or more are the same where the data's are not, or its loss has
+    not fallen: the mean over the last quarter of metrics.jsonl is not below the first line.
 
     Args:
         goes_on: it began with a head that knew the task, whose loss need not fall.
     """
     for split, evaluation in evaluations.items():
+        if len(evaluation.answers) < _FEWEST_ANSWERS:
+            continue
         if same := _same_answers(task, evaluation):
             return f"{same} on {split}"
     losses = [line["loss"] for line in read_metrics(run_folder / "metrics.jsonl") if line["kind"] == "train"]
@@ -141,7 +144,8 @@ def _same_answers(task: FinetuneTask, evaluation: Evaluation) -> str | None:
     answers, rows = evaluation.answers, [example.row for example in evaluation.examples]
     if isinstance(task, Classification) and task.settings.regression:
         values, gold = [answer.score for answer in answers], [example.target for example in evaluation.examples]
-        is_same = np.ptp(values) < _SAME_NUMBER * np.ptp(gold)
+        usual = np.subtract(*np.percentile(gold, [75, 25])) or np.ptp(gold)  # one far away says nothing of the others
+        is_same = np.ptp(values) < _SAME_NUMBER * usual
         return f"every number is about {np.mean(values):.4g}" if is_same else None
     if isinstance(task, Classification) and task.settings.multi_label:
         found, gold = [", ".join(answer.labels) or "no label" for answer in answers], [row.labels for row in rows]

@@ -6,6 +6,7 @@ as many tags as words, and every answer at its place in the context.
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -208,8 +209,9 @@ def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ..
     if not isinstance(value, list | tuple):
         raise InputError(f"a list wanted, {type(value).__name__} found.", f"{where}, {field}")
     for item in value:
-        if not isinstance(item, str | int | float):
-            found = "null" if item is None else type(item).__name__
+        is_gap = isinstance(item, float) and math.isnan(item)
+        if not isinstance(item, str | int | float) or is_gap:
+            found = "null" if item is None else "NaN" if is_gap else type(item).__name__
             raise InputError(f"a list of texts wanted, {found} found in it.", f"{where}, {field}")
     return tuple(str(item) for item in value)
 

@@ -47,7 +47,7 @@ def table_rows(
                 with collecting(bad):
                     raise InputError(
                         f"{len(fields)} fields here, but {len(names)} columns: {', '.join(names)}."
-                        f"{delimiter_hint(names) or quotes}",
+                        f"{header_hint(names) or quotes}",
                         where,
                     )
             else:
@@ -70,15 +70,19 @@ def one_delimiter(given: str) -> str:
     return given
 
 
-def delimiter_hint(columns: Iterable[str]) -> str:
-    """What else may part the columns, where there is a single one with such a character in its name; else nothing.
+def header_hint(columns: Iterable[str]) -> str:
+    """How else the names of columns may have to be read: parted by something else, or without quotes; else nothing.
 
-    >>> delimiter_hint(["text;label"])
+    >>> header_hint(["text;label"])
     ' If ";" parts them, say --delimiter ";" (evaluate and predict: --set delimiter=";").'
-    >>> delimiter_hint(["text", "label"])
+    >>> header_hint(['"text"', '"label"'])
+    ' If quotes stand around fields, say --quoting (evaluate and predict: --set quoting=true).'
+    >>> header_hint(["text", "label"])
     ''
     """
     names = list(columns)
+    if names and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
+        return " If quotes stand around fields, say --quoting (evaluate and predict: --set quoting=true)."
     found = next((mark for mark in _DELIMITERS if mark in names[0]), None) if len(names) == 1 else None
     if found is None:
         return ""
@@ -91,7 +95,7 @@ def no_column(column: str, columns: Iterable[str], where: str) -> InputError:
     names = [str(name) for name in columns]
     is_object = suffix_of(where.rpartition(":")[0]) in JSON_LINES
     lacking = f'this row has no field "{column}".' if is_object else f'there is no column "{column}".'
-    return InputError(f"{lacking} {did_you_mean(column, names)}{delimiter_hint(names)}", where)
+    return InputError(f"{lacking} {did_you_mean(column, names)}{header_hint(names)}", where)
 
 
 def _header(names: list[str], where: str) -> list[str]:
