@@ -1,4 +1,5 @@
-"""What helps where there is little labelled data: each regulariser and each change of examples against none of them.
+"""What helps where there is little labelled data: each regulariser, change of examples and choice of what is trained,
+against none of them.
 
     python benchmarks/little_data.py --model FOLDER --train FILE --test FILE --out runs/little [--rows 500] [--seeds 5]
         [--task classification] [--options '{"text_column": "content"}'] [--words FOLDER] [--only NAME ...]
@@ -39,6 +40,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "augment delete and swap": {"augment_delete": 0.1, "augment_swap": 0.1},
     "augment model": {"augment_replace": 0.1},
     "adapt": {"adapt": "3 epochs"},
+    "layer decay": {"layer_decay": 0.9},
+    "freeze embeddings": {"freeze": 0},
+    "freeze 3 layers": {"freeze": 3},
+    "reinit 1 layer": {"reinit_layers": 1},
+    "no bias correction": {"optimizer": "bert-original", "schedule": "linear"},
+    "no dropout": {"dropout": 0.0},
 }
 OF_THE_TASK = {"label_smoothing"}
 """Settings that are the task's own."""
