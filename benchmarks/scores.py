@@ -43,7 +43,8 @@ from bertsmith.settings import from_mapping
 from bertsmith.tasks.finetune import evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import choose_rows
-from bertsmith.tasks.saved import TASKS, FinetuneTask, model_folder
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import TASKS, FinetuneTask
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from bertsmith.cli import main
 from bertsmith.errors import StorageError, TrainingError
 from bertsmith.files import bring_back
-from bertsmith.tasks.saved import claim_run_folder
+from bertsmith.tasks.run_folder import claim_run_folder
+from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.training import checkpoint, loop
 from bertsmith.training.checkpoint import (
     find_fault,
@@ -310,10 +311,10 @@ def test_what_a_killed_process_left_is_cleared_away(toy: SimpleNamespace, tmp_pa
 def test_a_run_killed_in_its_first_moments_can_be_started_again(toy: SimpleNamespace, tmp_path: Path) -> None:
     """Where the process had only begun to write its first file, and where it had begun to write the second."""
     (tmp_path / ".config.yaml.tmp-abc").write_text("# bertsmith")
-    claim_run_folder(tmp_path, resume=False, overwrite=False)
+    claim_run_folder(RunSettings(out=tmp_path), "pretrain")
     (tmp_path / "config.yaml").write_text("# bertsmith pretrain")
     (tmp_path / ".metrics.jsonl.tmp-abc").touch()
-    claim_run_folder(tmp_path, resume=True, overwrite=False)
+    claim_run_folder(RunSettings(out=tmp_path, resume=True), "pretrain")
     (tmp_path / ".model.tmp-abc").mkdir()
     settings = loop.TrainSettings(budget="2 steps", device="cpu", precision="fp32")
     loop.train(toy.Model(), [loop.Stage(toy.Task())], settings, tmp_path, console=Console(quiet=True))

@@ -247,6 +247,11 @@ def test_a_folder_of_theirs_is_read(model: Path, tmp_path: Path) -> None:
     assert list(load(tmp_path, device="cpu").predict(asked)) == list(load(model, device="cpu").predict(asked))
 
 
+def test_a_choice_cannot_stand_for_two() -> None:
+    with pytest.raises(SettingsError, match="names a column twice: a, b,b"):
+        ChoiceSettings(choices_column="a, b,b")
+
+
 def test_rows_to_predict(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predictor = load(model, device="cpu")
     with pytest.raises(InputError, match=r'row 1: this model chooses; give a row with "text"'):

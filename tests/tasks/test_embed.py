@@ -21,8 +21,8 @@ from bertsmith.errors import InputError, ModelError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
-from bertsmith.tasks.embed import Embedding, EmbeddingAnswer, SentenceEncoder, ranking_metrics
-from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, read_rows
+from bertsmith.tasks.embed import Embedding, EmbeddingAnswer, SentenceEncoder, check_batches, ranking_metrics
+from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, find_labels, read_rows
 from bertsmith.tasks.finetune import evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import save_task
@@ -125,6 +125,8 @@ def test_the_loss_of_scored_pairs_is_cosent(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(found, expected)
     doubled = make_task(tokenizer, [replace(row, score=10 * (row.score or 0) - 4) for row in rows], scored=True)
     torch.testing.assert_close(doubled[0].loss(*(doubled[1], batch_of(doubled[0])))["embedding"] / 5, expected)
+    late = make_task(tokenizer, [replace(row, score=1.7e9 + (row.score or 0)) for row in rows], scored=True)
+    torch.testing.assert_close(late[0].loss(*(late[1], batch_of(late[0])))["embedding"] / 5, expected)
 
 
 # ------------------------------------------------------------------------------------- what is a negative
@@ -258,7 +260,8 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
     config, raw = read_config(result.model)
     assert raw["architectures"] == ["BertModel"]
     assert SentenceTransformer(str(result.model), device="cpu").encode(["a cat"]).shape == (1, config.hidden_size)
-    assert "AutoModel" in (result.model / "README.md").read_text(encoding="utf-8")
+    card = (result.model / "README.md").read_text(encoding="utf-8")
+    assert "library_name: sentence-transformers" in card and "SentenceTransformer(" in card and "AutoModel" not in card
     student = replace(settings, out=tmp_path / "student", teacher=str(result.folder), r_drop=None, epochs=1)
     assert finetune("embedding", student, EmbeddingSettings(max_length=16), console=QUIET).training.step > 0
     load_weights(result.model, SentenceEncoder(Encoder(config), "mean"), strict=True)
@@ -282,6 +285,17 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
             '{"query": "x", "positive": "y", "negative": "z", "score": 1}',
             {},
             'there are both: give score_column "score" or negative_column "negative"',
+        ),
+        ('{"query": "x", "document": " "}', {}, "data.jsonl:1, document: nothing here; every row needs two texts"),
+        (
+            '{"query": "x", "document": "y"}\n{"query": "x", "document": "z", "score": 0}',
+            {},
+            'data.jsonl:2: the rows above have no field "score", which would change what is read',
+        ),
+        (
+            '{"query": "x", "document": "y"}\n{"query": "x", "document": "z", "negative": "w", "id": 1}',
+            {},
+            'data.jsonl:2: the rows above have no field "negative", "id", which would',
         ),
         ("", {}, "no rows"),
     ],
@@ -325,6 +339,34 @@ def test_columns_are_found_by_their_names(make_files: MakeFiles) -> None:
     assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", None, None)]
     _, rows = read_rows(str(folder / "scored.tsv"), EmbeddingSettings(columns="sentence1,sentence2,score"))
     assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", None, 4.5)]
+
+
+def test_a_row_need_not_have_a_negative(make_files: MakeFiles, tokenizer: Tokenizer) -> None:
+    rows = '{"query": "x", "document": "y", "negative": %s}\n' * 4 % ('"z"', "null", '""', "NaN")
+    folder = make_files({"data.jsonl": rows + '{"query": "x", "document": "y", "id": 7}\n'})
+    settings, found = read_rows(str(folder / "data.jsonl"), EmbeddingSettings())
+    assert [row.negative for row in found] == ["z", None, None, None, None]
+    task = Embedding(tokenizer, (), settings, {"train": found})
+    assert len(batch_of(task).labels["candidates"]) == 5 + 1
+
+
+def test_what_leaves_nothing_to_tell_apart_is_refused(
+    make_files: MakeFiles, tokenizer: Tokenizer, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="every row has the same second text"):
+        find_labels(pairs(("a", "c"), ("b", "c")), EmbeddingSettings())
+    task, _ = make_task(tokenizer, pairs(("a", "b"), ("c", "d")))
+    check_batches(task, 2)
+    with pytest.raises(SettingsError, match="told from the others of its micro-batch"):
+        check_batches(task, 1)
+    check_batches(make_task(tokenizer, pairs(("a", "b", "c")))[0], 1)
+    folder = make_files({"data.csv": "query,document\na,b\nc,d\n"})
+    settings = FinetuneSettings(
+        model="size:tiny", tokenizer=str(tiny_tokenizer), train=str(folder / "data.csv"), out=tmp_path / "run"
+    )
+    with pytest.raises(SettingsError, match="micro-batch"):
+        finetune("embedding", replace(settings, micro_batch_size=1, dev_share=0.0), EmbeddingSettings(max_length=16))
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_settings_are_refused(make_files: MakeFiles, tokenizer: Tokenizer) -> None:

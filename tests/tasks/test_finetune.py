@@ -35,7 +35,8 @@ from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.saved import load_task, model_folder, task_kind
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import load_task, task_kind
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
@@ -238,6 +239,18 @@ def test_evaluate_reads_other_columns_when_told(run: FinetuneResult, make_files:
     assert evaluate(run.model, str(other), overrides=overrides, device="cpu")["accuracy"] == 1.0
     with pytest.raises(SettingsError, match=r'unknown key "text_colum".*Did you mean "text_column"'):
         evaluate(run.model, str(other), overrides={"text_colum": "phrase"})
+
+
+def test_windows_can_be_left_for_an_evaluation_but_not_the_head(
+    data: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    chosen = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=0.1, dev_share=0.0)
+    options = replace(OPTIONS, long="windows", doc_stride=7, window_pooling="max")
+    learnt = finetune("classification", chosen, options, console=QUIET)
+    assert evaluate(learnt.folder, str(data / "test.csv"), overrides={"long": "tail"}, device="cpu")
+    assert evaluate(learnt.folder, str(data / "test.csv"), overrides={"doc_stride": 9}, device="cpu")
+    with pytest.raises(SettingsError, match=r"multi_label is what this model has learnt \(false\); it cannot be set"):
+        evaluate(learnt.folder, str(data / "test.csv"), overrides={"multi_label": True}, device="cpu")
 
 
 def test_an_unknown_label_stops_an_evaluation(run: FinetuneResult, make_files: MakeFiles) -> None:

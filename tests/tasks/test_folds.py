@@ -25,7 +25,7 @@ from bertsmith.tasks.classify_data import ClassificationSettings, read_rows
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.folds import assign
-from bertsmith.tasks.saved import model_folder
+from bertsmith.tasks.run_folder import model_folder
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.tasks.teaching import PREDICTIONS, Teaching

@@ -85,7 +85,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
             signal.raise_signal(signal.SIGINT)
         return learn(self, settings, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises((Interrupted, KeyboardInterrupt)):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="with --resume to go on"):
         patch.setattr(teaching.Teaching, "learn", stop_in_the_third)
         finetune("classification", own, OPTIONS, console=QUIET)
     runs.clear()
@@ -99,6 +99,8 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert resumed.metrics == searched[1].metrics
     with pytest.raises(TrainingError, match=r"dropout was None and is now 0\.5"):
         finetune("classification", replace(own, resume=True, dropout=0.5), OPTIONS, console=QUIET)
+    with pytest.raises(SettingsError, match=r"holds 4 trials: give search 4 or more"):
+        finetune("classification", replace(own, resume=True, search=2), OPTIONS, console=QUIET)
     with pytest.raises(SettingsError, match=r"holds a search\. Say how many trials"):
         finetune("classification", replace(own, resume=True, search=None), OPTIONS, console=QUIET)
 

@@ -33,7 +33,8 @@ from bertsmith.tasks.classify_targets import ClassificationAnswer
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.label_sets import LabelSetAnswer
-from bertsmith.tasks.saved import model_folder, task_kind
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import task_kind
 from bertsmith.tasks.seeds import SeedRun, best_of, find_failure, sections, spread
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.tokenizer import load_tokenizer
@@ -192,6 +193,8 @@ def test_finished_seeds_are_not_run_again(
         finetune("classification", parts, OPTIONS, console=QUIET)
     with pytest.raises(TrainingError, match=r"seed-0: optimizer\.learning_rate was 0\.0003 and is now 0\.001"):
         finetune("classification", replace(parts, resume=True, learning_rate=1e-3), OPTIONS, console=QUIET)
+    with pytest.raises(SettingsError, match=r"holds seed-0, which 2 seeds from 1 on leave out"):
+        finetune("classification", replace(parts, resume=True, seeds=2, seed=1), OPTIONS, console=QUIET)
     with pytest.raises(SettingsError, match="holds a run of several seeds"):
         finetune("classification", replace(parts, resume=True, seeds=1), OPTIONS, console=QUIET)
     finished = (parts.out / "seed-0" / "model").stat().st_ino

@@ -25,7 +25,8 @@ from bertsmith.model.sizes import named_size
 from bertsmith.settings import read_config
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings
-from bertsmith.tasks.finetune import evaluate
+from bertsmith.tasks.finetune import evaluate, finetune
+from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import ListExamples
 from bertsmith.tasks.tag import Tagging
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings
@@ -254,6 +255,47 @@ def test_all_tasks_are_learnt_and_each_has_a_folder(run: TogetherResult, folder:
     assert run.training.metrics["mean"] == max(means)  # of the best checkpoint, not the last
 
 
+def test_runs_of_one_task_and_of_several_are_not_resumed_as_each_other(
+    run: TogetherResult, folder: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    alone = FinetuneSettings(model="m", train="t.csv", out=run.folder, resume=True)
+    with pytest.raises(SettingsError, match="holds a run of bertsmith finetune together"):
+        finetune("classification", alone, console=QUIET)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("# bertsmith finetune tagging --config config.yaml\nepochs: 1\n")
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    with pytest.raises(SettingsError, match="holds a run of bertsmith finetune tagging"):
+        finetune_together(settings_of(folder, tiny_tokenizer, out=tmp_path / "run", resume=True), console=QUIET)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl"}
+
+
+def test_what_is_wrong_with_one_task_is_said_with_its_name(folder: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tasks = read_config(folder / "tasks.yaml")
+    changed: list[tuple[dict[str, Any], str]] = [
+        ({"max_length": 900}, r"living: max_length is 900.*give extend_positions"),
+        ({"train": "nowhere.conll"}, "living: .*nowhere.conll"),
+        ({"task": "taging"}, r'tasks\.json, living: there is no task "taging"'),
+    ]
+    for changes, message in changed:
+        (tmp_path / "tasks.json").write_text(json.dumps({**tasks, "living": {**tasks["living"], **changes}}))
+        own = settings_of(folder, tiny_tokenizer, tasks=tmp_path / "tasks.json", out=tmp_path / "run")
+        with pytest.raises(BertsmithError, match=message):
+            finetune_together(own, console=QUIET)
+
+
+def test_positions_can_be_extended_for_all(run: TogetherResult, folder: Path, tmp_path: Path) -> None:
+    tasks = read_config(folder / "tasks.yaml")
+    (tmp_path / "tasks.json").write_text(json.dumps({**tasks, "living": {**tasks["living"], "max_length": 600}}))
+    own = TogetherSettings(
+        model=str(run.model("kinds")), tasks=tmp_path / "tasks.json", out=tmp_path / "run", epochs=0.1,
+        extend_positions="tile", device="cpu", sampling=0.5,
+    )  # fmt: skip
+    result = finetune_together(own, console=QUIET)
+    table = load_file(result.model("living") / "model.safetensors")["bert.embeddings.position_embeddings.weight"]
+    assert len(table) == 600
+    assert "sampling: 0.5" in (result.model("living") / "README.md").read_text()
+
+
 def test_a_learning_rate_that_is_not_said_is_that_of_the_width(
     folder: Path, tiny_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -415,7 +457,7 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str)
 def test_a_metric_that_should_be_small_is_refused_by_name(tokenizer: Tokenizer) -> None:
     options = ClassificationSettings(max_length=24, regression=True, metric="mse")
     numbers = Classification(tokenizer, (), options, {"train": [ClassificationRow("x", "a", None, "1")]})
-    with pytest.raises(SettingsError, match="price: the mean"):
+    with pytest.raises(SettingsError, match=r"price: the mean.* and mse should be small"):
         Together({"price": numbers}, 2, 1.0, 0)
 
 

@@ -32,9 +32,9 @@ from bertsmith.tasks.masking import MaskUnit
 from bertsmith.tasks.pretrain import pretrain as pretrain_model
 from bertsmith.tasks.pretrain_examples import DataMode
 from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
+from bertsmith.tasks.run_folder import model_folder
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
-from bertsmith.tasks.saved import model_folder
 from bertsmith.tasks.seeds import Spread, spread
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.tasks.together import TogetherSettings

@@ -23,7 +23,8 @@ from bertsmith.tasks.objectives import pair_question
 from bertsmith.tasks.pairs import PairQuestion, judge_pairs
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples, given_as
-from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, has_answers, load_task, model_folder
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, has_answers, load_task
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision, ResolvedPrecision, autocast, resolve_device, resolve_precision
 from bertsmith.training.evaluate import answer_batch, within_memory

@@ -24,7 +24,7 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.objectives import OBJECTIVES
 from bertsmith.tasks.pretrain import pretrain_on
 from bertsmith.tasks.pretrain_settings import PretrainSettings
-from bertsmith.tasks.saved import ADAPTED
+from bertsmith.tasks.run_folder import ADAPTED
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.training.distributed import Ranks
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from bertsmith.errors import ModelError
 from bertsmith.model.folder import read_config
-from bertsmith.tasks.saved import check_vocabulary, model_folder
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import check_vocabulary
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -34,7 +34,8 @@ from bertsmith.tasks.classify_data import ClassificationRow
 from bertsmith.tasks.entities import OUTSIDE
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.replace_words import Replacements, load_word_model, replacements
-from bertsmith.tasks.saved import AUGMENTED, FinetuneTask
+from bertsmith.tasks.run_folder import AUGMENTED
+from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.tasks.tag import Tagging
 from bertsmith.tasks.tag_data import TaggingRow
 from bertsmith.text.augment import Edited, Span, Units, edit, moved, text_units, word_units

@@ -35,7 +35,7 @@ from bertsmith.tasks.objectives import make_task, with_objective
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.tasks.rows import ListExamples
-from bertsmith.tasks.saved import model_folder
+from bertsmith.tasks.run_folder import model_folder
 from bertsmith.tasks.start import SIZE_PREFIX
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.tokenizer import load_tokenizer

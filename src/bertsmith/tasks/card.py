@@ -14,8 +14,8 @@ _AUTO_CLASSES = {
     "fill-mask": "AutoModelForMaskedLM",
     "text-generation": "AutoModelForCausalLM",
     "feature-extraction": "AutoModel",
-    "sentence-similarity": "AutoModel",
 }
+_SIMILARITY = "sentence-similarity"
 _UNANSWERING = ("text-generation", "feature-extraction")
 """What `bertsmith predict` has no answers of."""
 _SHOWN_LABELS = 50
@@ -42,7 +42,10 @@ def model_card(
         data: file name -> SHA-256.
         settings: those that were not left at their defaults.
     """
-    header = to_yaml({"library_name": "transformers", "pipeline_tag": pipeline_tag, "tags": [model_type, "bertsmith"]})
+    is_similarity = pipeline_tag == _SIMILARITY
+    library = "sentence-transformers" if is_similarity else "transformers"
+    tags = [*([library] if is_similarity else []), model_type, "bertsmith"]
+    header = to_yaml({"library_name": library, "pipeline_tag": pipeline_tag, "tags": tags})
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     lines = [f"---\n{header}---\n", f"# {title}\n", f"{made_from} Made with bertsmith {__version__}.\n"]
     if names:
@@ -59,18 +62,27 @@ def model_card(
         lines += [*(_row(name, f"`{digest}`") for name, digest in data.items()), ""]
     if settings:
         lines += ["## Settings\n", "```yaml", to_yaml(settings).rstrip(), "```\n"]
-    lines += [
-        "## Use\n",
-        "```python",
+    lines += ["## Use\n", "```python", *_use(pipeline_tag), "```\n"]
+    if pipeline_tag not in _UNANSWERING:
+        lines.append("or, from the command line, `bertsmith predict path/to/this/folder`.\n")
+    return "\n".join(lines)
+
+
+def _use(pipeline_tag: str) -> list[str]:
+    """Lines of Python that load the model; a text's vector also takes its pooling."""
+    if pipeline_tag == _SIMILARITY:
+        return [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            'model = SentenceTransformer("path/to/this/folder")',
+            'vectors = model.encode(["A text.", "Another."])',
+        ]
+    return [
         f"from transformers import AutoTokenizer, {_AUTO_CLASSES[pipeline_tag]}",
         "",
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
         f'model = {_AUTO_CLASSES[pipeline_tag]}.from_pretrained("path/to/this/folder")',
-        "```\n",
     ]
-    if pipeline_tag not in _UNANSWERING:
-        lines.append("or, from the command line, `bertsmith predict path/to/this/folder`.\n")
-    return "\n".join(lines)
 
 
 def code_span(text: str) -> str:

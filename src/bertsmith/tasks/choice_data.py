@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.errors import InputError, collecting
+from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
-from bertsmith.tasks.rows import detect_column, is_gap, iter_records, nothing_read, value_of
+from bertsmith.tasks.rows import detect_column, is_gap, iter_settled, nothing_read, value_of
 from bertsmith.text.tables import header_hint
 
 TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
@@ -47,6 +47,9 @@ class ChoiceSettings:
 
     def __post_init__(self) -> None:
         settle_types(self)
+        names = [name.strip() for name in (self.choices_column or "").split(",")]
+        if len(set(names)) < len(names):
+            raise SettingsError(f"choices_column names a column twice: {self.choices_column}.")
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,9 @@ def read_rows(
         InputError: no rows, a column that is missing or cannot be told, a label that is none of the choices.
     """
     rows: list[ChoiceRow] = []
+    records = iter_settled(source, settings, _find_columns, bad)
     with collecting(bad):
-        for where, values in iter_records(source, settings, bad):
-            if not rows:
-                settings = _find_columns(settings, list(values), where)
+        for where, values, settings in records:
             with collecting(bad):
                 for column in filter(None, (settings.text_column, settings.question_column)):
                     value_of(values, column, where)  # labelled data must have it; `row_of` is content with less

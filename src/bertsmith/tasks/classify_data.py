@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.settings import settle_types
-from bertsmith.tasks.rows import detect_column, iter_records, nothing_read, sorted_labels, value_of
+from bertsmith.tasks.rows import detect_column, iter_settled, nothing_read, sorted_labels, value_of
 from bertsmith.text.tables import header_hint
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
@@ -156,10 +156,10 @@ def read_rows(
             regression, without a number.
     """
     rows: list[ClassificationRow] = []
+    records = iter_settled(source, settings, find_columns, bad)
     with collecting(bad):
-        for where, values in iter_records(source, settings, bad):
+        for where, values, settings in records:
             if not rows:
-                settings = find_columns(settings, list(values), where)
                 _check_first(values, settings, where)
             with collecting(bad):
                 rows.append(_labelled_row(values, settings, where))

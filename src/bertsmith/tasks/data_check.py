@@ -33,7 +33,8 @@ from bertsmith.tasks.label_check import (
     unseen_labels,
 )
 from bertsmith.tasks.row_lengths import Encoded, sequence_length
-from bertsmith.tasks.saved import model_folder, task_kind
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import task_kind
 from bertsmith.tasks.tag_data import TaggingRow
 from bertsmith.text.labelled import Question
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer

@@ -32,7 +32,8 @@ from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_task import PretrainLogits, PretrainTask
 from bertsmith.tasks.rows import unnamed_labels
-from bertsmith.tasks.saved import FinetuneTask, load_task, model_folder
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import FinetuneTask, load_task
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.task import Batch, Task, TaskAround

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bertsmith.errors import SettingsError
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import mean_of_tokens
@@ -126,9 +127,10 @@ class Embedding:
     def collate(self, examples: Sequence[EmbeddingExample]) -> Batch:
         """Lay all sequences flat: those of the first example, those of the second, ...
 
-        Labels are `firsts` and `seconds`, int64 [P], the sequences of each pair; with scores `targets`, float32 [P];
-        without `candidates`, int64 [C], the second texts and the negatives, `targets`, int64 [P], which
-        candidate is a row's own, and `excluded`, bool [P, C], which are as right or say the same.
+        Labels are `firsts` and `seconds`, int64 [P], the sequences of each pair; with scores `targets`, int64 [P], the
+        places of these in their order, equal ones at the same; without them `candidates`, int64 [C], the second texts
+        and the negatives, `targets`, int64 [P], which candidate is a row's own, and `excluded`, bool [P, C], which are
+        as right or say the same.
         """
         inputs = pack([ids for item in examples for ids in item.token_ids])
         starts = np.cumsum([0, *(len(item.token_ids) for item in examples)])[:-1]
@@ -139,7 +141,8 @@ class Embedding:
         if self.settings.score_column is not None:
             if any(row.score is None for row in rows):  # to be predicted
                 return Batch(inputs, labels, {self.name: 0.0}, examples)
-            labels["targets"] = torch.tensor([row.score for row in rows])
+            # Places in their order: float32 would make large scores that differ by little the same.
+            labels["targets"] = torch.from_numpy(np.unique([row.score for row in rows], return_inverse=True)[1])
         else:
             negatives = [start + 2 for start, row in zip(starts, rows, strict=True) if row.negative is not None]
             labels["candidates"] = torch.from_numpy(np.concatenate([starts + 1, negatives]).astype(np.int64))
@@ -260,6 +263,19 @@ class Embedding:
                 ranks.append(1 + int((cosines_C >= own_cosine).sum()))
                 nearest.append(texts[int(cosines_C.argmax())] if ranks[-1] > 1 else texts[own])
         return np.array(ranks), nearest
+
+
+def check_batches(task: Embedding, micro_batch_size: int) -> None:
+    """Refuse to learn pairs one by one, where there is nothing to tell them from.
+
+    Raises:
+        SettingsError: micro-batches of one pair, which has no negative either.
+    """
+    if micro_batch_size == 1 and not any(item.row.negative for item in task.examples("train").items):
+        raise SettingsError(
+            "a pair is told from the others of its micro-batch: give batch_size and micro_batch_size of 2 or more (32 "
+            "is usual)."
+        )
 
 
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.classify_data import PAIR_COLUMNS, TEXT_COLUMNS
-from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_records, nothing_read, value_of
-from bertsmith.text.tables import header_hint
+from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_settled, nothing_read, value_of
+from bertsmith.text.tables import header_hint, no_column
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
 _NEGATIVE_COLUMNS = ("negative", "hard_negative")
@@ -101,10 +101,10 @@ def read_rows(
     rows: list[EmbeddingRow] = []
     judged: str | None = None
     first_judgement: Any = None
+    records = iter_settled(source, settings, _find_columns, bad)
     with collecting(bad):
-        for where, values in iter_records(source, settings, bad):
+        for where, values, settings in records:
             if not rows:
-                settings = _find_columns(settings, list(values), where)
                 if settings.score_column is None and settings.negative_column is None:
                     taken = (settings.text_column, settings.pair_column)
                     judged = detect_column(list(values), _JUDGED_COLUMNS, taken=taken)
@@ -129,8 +129,10 @@ def find_labels(rows: Sequence[EmbeddingRow], settings: EmbeddingSettings) -> tu
     """No labels: what is learnt is which texts belong together.
 
     Raises:
-        InputError: all scores are the same.
+        InputError: all scores are the same, or all second texts.
     """
+    if settings.score_column is None and len(rows) > 1 and len({row.pair for row in rows}) == 1:
+        raise InputError("every row has the same second text: nothing to tell apart.", rows[0].where)
     if settings.score_column is not None and len(rows) > 1 and len({row.score for row in rows}) == 1:
         raise InputError(f"every row has the score {rows[0].score}: nothing to tell apart.", rows[0].where)
     return ()
@@ -138,9 +140,14 @@ def find_labels(rows: Sequence[EmbeddingRow], settings: EmbeddingSettings) -> tu
 
 def _pair_row(values: Mapping[str, Any], settings: EmbeddingSettings, where: str) -> EmbeddingRow:
     texts = [_text_of(values, str(column), where) for column in (settings.text_column, settings.pair_column)]
-    negative = settings.negative_column and _text_of(values, settings.negative_column, where)
+    for text, column in zip(texts, (settings.text_column, settings.pair_column), strict=True):
+        if not text.strip():
+            raise InputError("nothing here; every row needs two texts.", f"{where}, {column}")
+    negative = ""
+    if settings.negative_column is not None and not is_gap(values.get(settings.negative_column)):
+        negative = _text_of(values, settings.negative_column, where)
     score = None if settings.score_column is None else _number_of(values, settings.score_column, where)
-    return EmbeddingRow(where, texts[0], texts[1], negative, score)
+    return EmbeddingRow(where, texts[0], texts[1], negative if negative.strip() else None, score)
 
 
 def row_of(value: str | Mapping[str, Any], settings: EmbeddingSettings, where: str) -> EmbeddingRow:
@@ -181,7 +188,9 @@ def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: st
             where,
         )
     taken, negative, score = (text, pair), settings.negative_column, settings.score_column
-    if negative is not None and negative not in columns and negative.lower() in _NEGATIVE_COLUMNS:
+    if negative is not None and negative not in columns:
+        if negative.lower() not in _NEGATIVE_COLUMNS:
+            raise no_column(negative, columns, where)
         negative = None  # test data may have none where training data had some
     if negative is None and score is None:
         score = detect_column(columns, _SCORE_COLUMNS, taken=taken)

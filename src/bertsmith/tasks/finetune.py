@@ -30,6 +30,7 @@ from bertsmith.tasks.adapt import adapt
 from bertsmith.tasks.advice_rules import by_size, for_lora
 from bertsmith.tasks.augment import check_augmentation
 from bertsmith.tasks.distill import Distillation, distil, teacher_names
+from bertsmith.tasks.embed import Embedding, check_batches
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -38,8 +39,8 @@ from bertsmith.tasks.jobs import Work, outcomes
 from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
-from bertsmith.tasks.run_settings import write_config
-from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, load_task, model_folder, task_kind
+from bertsmith.tasks.run_folder import claim_run_folder, model_folder, write_config
+from bertsmith.tasks.saved import FinetuneTask, Kind, load_task, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.start import build_model, starting_point
@@ -56,6 +57,7 @@ from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.training.device import Precision, resolve_device, resolve_precision
 from bertsmith.training.distributed import Ranks, joined
 from bertsmith.training.evaluate import evaluate_task
+from bertsmith.training.interrupt import resumable
 from bertsmith.training.launch import read_launch
 from bertsmith.training.plan import TrainResult
 from bertsmith.training.task import Task
@@ -121,7 +123,7 @@ def finetune(
     read_launch().check(
         [settings.batch_size], auto_batch=settings.auto_batch, overwrite=settings.overwrite, are_several=are_several
     )
-    with joined(settings.device) as ranks:
+    with joined(settings.device) as ranks, resumable(settings.out):
         return _finetune(ranks, task, settings, options, console)
 
 
@@ -136,9 +138,7 @@ def _finetune(
     device = ranks.device(settings.device)
     precision = resolve_precision(settings.precision, device)
     sources = _sources(settings)
-    ranks.first(
-        lambda: claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
-    )
+    ranks.first(lambda: claim_run_folder(settings, f"finetune {task}", sources))
     seeds.seed_settings(settings)  # refuses what does not go together, before anything is read
     search.check(settings)
     folds.check(settings)
@@ -151,6 +151,8 @@ def _finetune(
     work = _make_task(kind, read.of_fold(parts[0]) if parts else read, settings, tokenizer)
     are_several = len(runs) > 1 or bool(parts)
     log_every = seeds.log_interval(settings, work.examples("train").num_examples(0)) if are_several else None
+    if isinstance(work, Embedding):
+        check_batches(work, min(settings.batch_size, settings.micro_batch_size or settings.batch_size))
     model, new_tensors = build_model(work, config, weights, settings)
     taught = _taught(work, settings)
     learnt = _regularised(work, taught, settings)

@@ -26,7 +26,7 @@ from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import Row, iter_records, place_of, sorted_labels, value_of
-from bertsmith.tasks.saved import OF_A_FOLD
+from bertsmith.tasks.run_folder import OF_A_FOLD
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.teaching import PREDICTIONS
 from bertsmith.text.labelled import holds_rows

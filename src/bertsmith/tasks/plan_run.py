@@ -29,7 +29,7 @@ from bertsmith.tasks.forecast import Forecast, PretrainMeasured, measure_pretrai
 from bertsmith.tasks.objectives import PAIR_NAMES
 from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainOptions, PretrainSettings
 from bertsmith.tasks.replaced_tokens import generator_config
-from bertsmith.tasks.saved import model_folder
+from bertsmith.tasks.run_folder import model_folder
 from bertsmith.text.corpus import read_manifest
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer

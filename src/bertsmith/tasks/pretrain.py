@@ -25,12 +25,12 @@ from bertsmith.tasks.objectives import architecture_kind, check_pairs_possible, 
 from bertsmith.tasks.pretrain_settings import LEARNING_RATES, PretrainSettings
 from bertsmith.tasks.pretrain_task import PretrainTask
 from bertsmith.tasks.replaced_tokens import ReplacedTokensModel, ReplacedTokensTask
-from bertsmith.tasks.run_settings import write_config
-from bertsmith.tasks.saved import claim_run_folder, model_folder
+from bertsmith.tasks.run_folder import claim_run_folder, model_folder, write_config
 from bertsmith.text.corpus import Corpus, open_corpus, read_manifest
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import Ranks, joined
+from bertsmith.training.interrupt import resumable
 from bertsmith.training.launch import read_launch
 from bertsmith.training.loop import Stage, TrainResult, TrainSettings, train
 from bertsmith.training.report import Section, Table, training_sections, write_report
@@ -67,7 +67,7 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
     read_launch().check(
         [phase.batch_size for phase in settings.phases], auto_batch=settings.auto_batch, overwrite=settings.overwrite
     )
-    with joined(settings.device) as ranks:
+    with joined(settings.device) as ranks, resumable(settings.out):
         return pretrain_on(ranks, settings, console=console)
 
 
@@ -76,9 +76,7 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
     plan = train_settings(settings)
     resolve_precision(settings.precision, ranks.device(settings.device))
     sources = (settings.corpus, settings.from_model, settings.teacher)
-    ranks.first(
-        lambda: claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
-    )
+    ranks.first(lambda: claim_run_folder(settings, "pretrain", sources))
     prepared = prepare(settings)
     settings, corpora = prepared.settings, prepared.corpora
     configuration = to_mapping(replace(settings, resume=False, overwrite=False))

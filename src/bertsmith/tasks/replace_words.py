@@ -19,7 +19,8 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.tasks.pretrain_model import PretrainingModel
-from bertsmith.tasks.saved import check_vocabulary, model_folder
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import check_vocabulary
 from bertsmith.text.augment import Units, is_alike
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import ResolvedPrecision, autocast

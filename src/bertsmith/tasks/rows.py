@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -62,6 +62,7 @@ class Tabular(Protocol):
 
 RowT = TypeVar("RowT", bound=Row)
 ExampleT = TypeVar("ExampleT", bound=Tokenized)
+SettingsT = TypeVar("SettingsT", bound=Tabular)
 
 
 class ListExamples(Generic[ExampleT]):
@@ -111,6 +112,49 @@ def iter_records(
             is_read = True
         if is_read:
             yield where, row
+
+
+def iter_settled(
+    source: str,
+    settings: SettingsT,
+    find_columns: Callable[[SettingsT, Sequence[str], str], SettingsT],
+    bad: list[InputError] | None = None,
+) -> Iterator[tuple[str, dict[str, Any], SettingsT]]:
+    """As `iter_records`, with the settings whose columns are found among the fields of the first row.
+
+    Raises:
+        InputError: as both; and a later row has a field by which the columns would be others.
+    """
+    given, fields = settings, dict[str, None]()
+    for where, row in iter_records(source, given, bad):
+        if not fields:
+            settings = find_columns(given, list(row), where)
+        elif not row.keys() <= fields.keys():
+            with collecting(bad):
+                _check_same_columns(given, settings, find_columns, fields, row, where)
+        fields |= dict.fromkeys(row)
+        yield where, row, settings
+
+
+def _check_same_columns(
+    given: SettingsT,
+    settings: SettingsT,
+    find_columns: Callable[[SettingsT, Sequence[str], str], SettingsT],
+    fields: Mapping[str, None],
+    row: Mapping[str, Any],
+    where: str,
+) -> None:
+    try:
+        is_same = find_columns(given, [*fields, *(name for name in row if name not in fields)], where) == settings
+    except InputError:
+        is_same = False
+    if not is_same:
+        names = ", ".join(f'"{name}"' for name in row if name not in fields)
+        raise InputError(
+            f"the rows above have no field {names}, which would change what is read. Give every row the same fields, "
+            "or name the columns to be read.",
+            where,
+        )
 
 
 def nothing_read(source: str, what: str, bad: Sequence[InputError] | None) -> InputError:

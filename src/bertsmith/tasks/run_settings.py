@@ -1,12 +1,10 @@
 """What every verb that trains can be told: steps, optimizer, device, and the run's folder."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertsmith.errors import SettingsError
-from bertsmith.files import atomic_write
-from bertsmith.settings import settle_types, to_yaml
+from bertsmith.settings import settle_types
 from bertsmith.training.device import Precision
 from bertsmith.training.optim import OptimizerName, OptimizerSettings, ScheduleName
 from bertsmith.training.plan import TrainSettings
@@ -144,22 +142,6 @@ class RunSettings(LearningSettings):
         super().__post_init__()
         if self.resume and self.overwrite:
             raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
-
-
-def write_config(
-    settings: RunSettings, command: str, configuration: Mapping[str, object], *, has_ended: bool = False
-) -> None:
-    """`config.yaml` of a run, by whose first line its folder is known.
-
-    A run that is resumed keeps the one that it has until it has ended: what it is resumed with may be refused.
-
-    Args:
-        command: for example "pretrain".
-        configuration: what `--config` would be given for the same run.
-    """
-    path = settings.out / "config.yaml"
-    if has_ended or not settings.resume or not path.is_file():
-        atomic_write(path, f"# bertsmith {command} --config config.yaml\n{to_yaml(configuration)}")
 
 
 def check_seed(seed: int) -> None:

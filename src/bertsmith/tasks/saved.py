@@ -5,8 +5,7 @@ were trained for, its labels and settings. A folder without it is understood by 
 and `id2label` of its `config.json`.
 """
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from bertsmith import __version__
 from bertsmith.errors import ModelError, SettingsError, did_you_mean
-from bertsmith.files import atomic_folder, atomic_write, is_leftover, read_json, write_json
+from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import FAMILIES, family
@@ -29,25 +28,16 @@ from bertsmith.tasks.classify_targets import NumberTarget
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.rows import config_labels
+from bertsmith.tasks.run_folder import model_folder
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Section
 from bertsmith.training.task import Batch, Task
 
 _FORMAT = 1
+_OF_THE_HEAD = ("regression", "multi_label", "crf")
 _MODULES, _POOLING, _SIMILARITY = "modules.json", "1_Pooling", "sentence-similarity"
 _POOLING_MODES = {"mean": "mean_tokens", "cls": "cls_token"}
-OF_A_SEED = "seed-"
-"""What the names of the folders begin with that a run of several seeds holds."""
-OF_A_TRIAL = "trial-"
-"""The same of a search."""
-OF_A_FOLD = "fold-"
-"""The same of a cross-validation."""
-ADAPTED = "adapt"
-"""The folder of a run in which its model was made to know the texts of the task."""
-AUGMENTED = "augment"
-"""The folder of a run with what its training examples are changed by."""
-_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", ADAPTED, AUGMENTED)
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
 
@@ -154,65 +144,6 @@ def task_kind(name: str) -> Kind:
     return TASKS[name]
 
 
-def model_folder(path: str | Path) -> str:
-    """The model folder of a run's folder; anything else as it is (a model folder, a Hub id).
-
-    Raises:
-        ModelError: the folder of a run that has not finished.
-    """
-    folder = Path(path).expanduser()
-    if (folder / "model" / "config.json").is_file():
-        return str(folder / "model")
-    if any(folder.glob(f"{OF_A_FOLD}*/config.yaml")):
-        raise ModelError(f"{folder} is a run of folds, which keeps no model. To have one, fine-tune without folds.")
-    if (folder / "tasks.yaml").is_file() and (folder / "config.yaml").is_file():
-        raise ModelError(f"{folder} is a run of several tasks. Give the folder of one of them, which is in it.")
-    is_run = (folder / "metrics.jsonl").is_file() or any(
-        any(folder.glob(f"{begin}*/config.yaml")) for begin in (OF_A_SEED, OF_A_TRIAL)
-    )
-    if is_run and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is a run that has no model yet. Let it finish: the same command with --resume.")
-    return str(folder)
-
-
-def claim_run_folder(out: Path, *, resume: bool, overwrite: bool, sources: Iterable[str | Path | None] = ()) -> None:
-    """Make sure that a run may be written to `out`; changes nothing.
-
-    Args:
-        sources: what the run reads; those that are no files or folders here are passed over.
-
-    Raises:
-        SettingsError: it holds a run and neither is set; or something that is not a run; or what
-            `overwrite` would remove is read first.
-    """
-    if out.is_file():
-        raise SettingsError(f"{out} is a file; a run needs a folder.")
-    names = {path.name for path in out.iterdir() if not is_leftover(path.name)} if out.is_dir() else set()
-    if not names or _has_settings_alone(out, names):
-        return
-    has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL, OF_A_FOLD)) for name in names)
-    if "config.yaml" not in names or not (has_runs or names & set(_OF_A_RUN)):
-        raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
-    if not resume and not overwrite:
-        raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
-    if overwrite:
-        _check_kept(out, sources)
-
-
-def _check_kept(out: Path, sources: Iterable[str | Path | None]) -> None:
-    for source in sources:
-        path = Path(source or "").expanduser()
-        if source is not None and os.path.exists(path) and path.resolve().is_relative_to(out.resolve()):
-            raise SettingsError(f"--overwrite would remove {source}, which this run reads. Choose another folder.")
-
-
-def _has_settings_alone(out: Path, names: set[str]) -> bool:
-    """Whether a run has left nothing but its settings, because it failed before its first step."""
-    if "config.yaml" not in names or not names <= {"config.yaml", "tasks.yaml"}:
-        return False
-    return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
-
-
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
     """Refuse a tokenizer whose ids do not all have a row in the model's embedding.
 
@@ -282,13 +213,19 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Raises:
         ModelError: no such folder, weights that do not fit, an architecture that is none of ours.
-        SettingsError: an unknown setting in `overrides`.
+        SettingsError: an unknown setting in `overrides`, or one that only another head would have.
     """
     place = model_folder(folder)
     config, raw = read_config(place)
     name, labels, values = _saved_task(resolve(place), raw, config.max_sequence_length)
     kind = TASKS[name]
-    settings = from_mapping(kind.settings, {**values, **(overrides or {})}, f"settings of {place}")
+    changes = dict(overrides or {})
+    if "window_pooling" in values and changes.get("long") not in (None, "windows"):
+        values = {key: value for key, value in values.items() if key not in ("doc_stride", "window_pooling")}
+    settings = from_mapping(kind.settings, {**values, **changes}, f"settings of {place}")
+    for one in _OF_THE_HEAD:
+        if one in values and getattr(settings, one) != values[one]:
+            raise SettingsError(f"{one} is what this model has learnt ({str(values[one]).lower()}); it cannot be set.")
     tokenizer = load_tokenizer(place)
     check_vocabulary(tokenizer, config.vocab_size, place)
     task = kind.make(tokenizer, labels, settings, {})

@@ -22,7 +22,8 @@ from typing import Any
 from bertsmith.errors import MissingExtraError, SettingsError, TrainingError
 from bertsmith.settings import read_config
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.saved import OF_A_TRIAL, FinetuneTask
+from bertsmith.tasks.run_folder import OF_A_TRIAL
+from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.tasks.seeds import SeedRun, discard_weights, publish_run
 from bertsmith.training.report import Curves, Section, Table
 
@@ -50,14 +51,17 @@ def check(settings: FinetuneSettings) -> None:
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        SettingsError: to resume, but `out` holds one run, or one run is asked for where it holds a search, or the
-            search was begun with other jobs: its trials would be others.
+        SettingsError: to resume, but `out` holds one run, or one run is asked for where it holds a search, or fewer
+            trials are than it holds, or the search was begun with other jobs: its trials would be others.
     """
-    is_search = any(settings.out.glob(f"{OF_A_TRIAL}*"))
+    num_trials = len(list(settings.out.glob(f"{OF_A_TRIAL}*")))
+    is_search = num_trials > 0
     if settings.resume and (settings.out / "checkpoints").exists() and settings.search is not None:
         raise SettingsError(f"{settings.out} holds a single run, and search is given. Choose another folder.")
     if settings.resume and is_search and settings.search is None:
         raise SettingsError(f"{settings.out} holds a search. Say how many trials with search.")
+    if settings.resume and settings.search is not None and num_trials > settings.search:
+        raise SettingsError(f"{settings.out} holds {num_trials} trials: give search {num_trials} or more.")
     if settings.search is not None:
         _optuna()
     if settings.resume and is_search:

@@ -26,7 +26,8 @@ from bertsmith.tasks.choose import Choosing
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.saved import OF_A_SEED, FinetuneTask
+from bertsmith.tasks.run_folder import OF_A_SEED
+from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.tasks.tag import Tagging
 from bertsmith.training.evaluate import Evaluation
 from bertsmith.training.plan import TrainResult
@@ -68,7 +69,8 @@ def seed_settings(settings: FinetuneSettings) -> list[FinetuneSettings]:
     """The settings of each seed's run.
 
     Raises:
-        SettingsError: to resume, but `out` holds one run where several are asked for, or several where one is.
+        SettingsError: to resume, but `out` holds one run where several are asked for, several where one is, or more
+            than are asked for.
     """
     out = settings.out
     if settings.resume and settings.seeds > 1 and (out / "checkpoints").exists():
@@ -78,6 +80,12 @@ def seed_settings(settings: FinetuneSettings) -> list[FinetuneSettings]:
     if settings.seeds == 1:
         return [settings]
     seeds = range(settings.seed, settings.seed + settings.seeds)
+    others = {path.name for path in out.glob(f"{OF_A_SEED}*")} - {f"{OF_A_SEED}{seed}" for seed in seeds}
+    if settings.resume and others:
+        raise SettingsError(
+            f"{out} holds {', '.join(sorted(others))}, which {settings.seeds} seeds from {settings.seed} on leave out. "
+            "Give as many as it holds, or more."
+        )
     return [replace(settings, seed=seed, seeds=1, jobs=1, out=out / f"{OF_A_SEED}{seed}") for seed in seeds]
 
 

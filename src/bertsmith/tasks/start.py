@@ -22,7 +22,8 @@ from bertsmith.model.sizes import named_size
 from bertsmith.tasks.added_tokens import vocabulary_difference
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import config_labels
-from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, is_written_as, model_folder, task_kind
+from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, is_written_as, task_kind
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 
 SIZE_PREFIX = "size:"

@@ -25,7 +25,7 @@ from bertsmith.tasks.distill import Distillation, source_name, teacher_names
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.finetune_report import data_fingerprint, write_run_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.run_settings import write_config
+from bertsmith.tasks.run_folder import write_config
 from bertsmith.tasks.saved import FinetuneTask, Kind, save_task
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.start import SIZE_PREFIX, build_model
@@ -39,7 +39,7 @@ from bertsmith.training.task import Task
 _OF_MODEL = (
     *("extend_positions", "adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha", "layers", "dropout"),
     *("optimizer", "schedule", "ema_decay", "r_drop", "adversarial", "mixup", "max_train_examples"),
-    *("augment_delete", "augment_swap", "augment_replace"),
+    *("augment_delete", "augment_swap", "augment_model", "augment_replace", "augment_share", "augment_variants"),
 )
 """Settings that a card names where they are not the usual ones."""
 _OF_CHANGES = tuple(one.name for one in fields(FinetuneSettings) if one.name.startswith("augment_"))
@@ -240,6 +240,7 @@ def save_finetuned(
     new_tensors: list[str],
     *,
     beside: Sequence[str] = (),
+    shared: Mapping[str, object] | None = None,
 ) -> None:
     """The folder `model/` with its card. Its dropout is the configuration's, whatever fine-tuning used.
 
@@ -248,6 +249,7 @@ def save_finetuned(
         data: file -> SHA-256.
         new_tensors: those that `settings.model` did not have.
         beside: the names of other tasks that were learnt with the same encoder.
+        shared: further settings of the run that the card names.
     """
     files = {Path(source): digest for source, digest in data.items()}
     times = Counter(path.name for path in files)
@@ -276,6 +278,8 @@ def save_finetuned(
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
             **{name: getattr(settings, name) for name in _OF_MODEL if settings.is_given(name)},
+            **({} if settings.augment_model is None else {"augment_model": source_name(settings.augment_model)}),
+            **(shared or {}),
             **teaching,
             **{name: value for name, value in to_mapping(task.settings).items() if value is not None},
         },

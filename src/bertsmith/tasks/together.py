@@ -11,7 +11,8 @@ out/
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,25 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bertsmith.errors import SettingsError
+from bertsmith.errors import InputError, ModelError, SettingsError
 from bertsmith.files import atomic_write, empty_folder, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
+from bertsmith.model.resize import Extension
 from bertsmith.settings import from_mapping, read_config, to_mapping, to_yaml
 from bertsmith.tasks.advice_rules import by_width
 from bertsmith.tasks.finetune import make_task
 from bertsmith.tasks.finetune_report import data_files, data_fingerprint
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.run_settings import RunSettings, write_config
-from bertsmith.tasks.saved import FinetuneTask, Kind, claim_run_folder, task_kind
+from bertsmith.tasks.run_folder import claim_run_folder, write_config
+from bertsmith.tasks.run_settings import RunSettings
+from bertsmith.tasks.saved import FinetuneTask, Kind, task_kind
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import check_learning, decision, evaluated, save_finetuned, say, train_settings
 from bertsmith.tasks.together_task import Together, model_of, on_one_encoder
 from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import ALONE
+from bertsmith.training.interrupt import resumable
 from bertsmith.training.launch import read_launch
 from bertsmith.training.loop import Stage, train
 from bertsmith.training.plan import TrainResult
@@ -58,6 +62,8 @@ class TogetherSettings(RunSettings):
     """A YAML, TOML or JSON file: for each task a name with its task, train, dev, test and the task's own options."""
     tokenizer: str | None = None
     """A tokenizer folder or vocab.txt; None: the model's own."""
+    extend_positions: Extension | None = None
+    """Make the table of positions longer where max_length needs it: by copies (tile), or drawn out (interpolate)."""
     dev_share: float = 0.1
     """Share of the training texts of a task that is held back when it has no dev."""
     sampling: float = 1.0
@@ -139,7 +145,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
         source for part in parts.values() for source in (part.settings.train, part.settings.dev, part.settings.test)
     ]
     sources += [settings.model, settings.tokenizer, str(settings.tasks)]
-    claim_run_folder(settings.out, resume=settings.resume, overwrite=settings.overwrite, sources=sources)
+    claim_run_folder(settings, "finetune together", sources)
     config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
     for part in parts.values():
         family(config.model_type).architecture(part.kind.architecture)  # refuses a head that the family has not
@@ -149,9 +155,13 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
         parts = {
             name: replace(one, settings=replace(one.settings, learning_rate=rate.value)) for name, one in parts.items()
         }
-    tasks = {name: make_task(one.kind, one.settings, one.options, tokenizer) for name, one in parts.items()}
+    tasks: dict[str, FinetuneTask] = {}
+    built: dict[str, tuple[nn.Module, list[str]]] = {}
+    for name, one in parts.items():
+        with _naming(name):
+            tasks[name] = make_task(one.kind, one.settings, one.options, tokenizer)
+            built[name] = build_model(tasks[name], config, weights, one.settings)
     together = Together(tasks, settings.batch_size, settings.sampling, settings.seed)
-    built = {name: build_model(task, config, weights, parts[name].settings) for name, task in tasks.items()}
     model = on_one_encoder({name: own for name, (own, _) in built.items()})
     data = {name: {str(path): sha256(path) for path in data_files(one.settings)} for name, one in parts.items()}
     if settings.overwrite:
@@ -166,26 +176,28 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
         say(screen, f"{name}: {task.name}, {task.examples('train').num_examples(0):,} rows, {number:,} steps an epoch.")
         for line in task.notes():
             say(screen, f"{name}: {line}")
-    training = train(
-        model,
-        [Stage(together, batch_size=1)],
-        train_settings(next(iter(parts.values())).settings),
-        settings.out,
-        resume=settings.resume,
-        fingerprint=_fingerprint(settings, parts, tasks, data),
-        console=screen,
-    )
-    write_config(settings, "finetune together", _configuration(settings), has_ended=True)
-    metrics: dict[str, Metrics] = {}
-    precision = resolve_precision(settings.precision, device)
-    for name, task in tasks.items():
-        own = model_of(model, name)
-        tasks[name], evaluations = evaluated(own, task, device=device, precision=precision)
-        if tasks[name] is not task:
-            say(screen, f"{name}: {decision(tasks[name])}")
-        metrics[name] = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-    _save(parts, tasks, model, config, metrics, data, {name: new for name, (_, new) in built.items()})
-    _write_report(settings, parts, metrics, training)
+    with resumable(settings.out):
+        training = train(
+            model,
+            [Stage(together, batch_size=1)],
+            train_settings(next(iter(parts.values())).settings),
+            settings.out,
+            resume=settings.resume,
+            fingerprint=_fingerprint(settings, parts, tasks, data),
+            console=screen,
+        )
+        write_config(settings, "finetune together", _configuration(settings), has_ended=True)
+        metrics: dict[str, Metrics] = {}
+        precision = resolve_precision(settings.precision, device)
+        for name, task in tasks.items():
+            own = model_of(model, name)
+            tasks[name], evaluations = evaluated(own, task, device=device, precision=precision)
+            if tasks[name] is not task:
+                say(screen, f"{name}: {decision(tasks[name])}")
+            metrics[name] = {split: evaluation.metrics for split, evaluation in evaluations.items()}
+        new_tensors = {name: new for name, (_, new) in built.items()}
+        _save(parts, tasks, model, config, metrics, data, new_tensors, settings.sampling)
+        _write_report(settings, parts, metrics, training)
     return TogetherResult(metrics, settings.out, training)
 
 
@@ -209,13 +221,23 @@ def read_parts(settings: TogetherSettings) -> dict[str, _Part]:
             raise SettingsError(f"{where}: a task has keys and values, such as task and train.")
         own = {one.name for one in fields(_Source)}
         source = from_mapping(_Source, {key: value for key, value in given.items() if key in own}, where)
-        kind = task_kind(source.task)
+        with _naming(where):
+            kind = task_kind(source.task)
         options = from_mapping(kind.settings, {key: value for key, value in given.items() if key not in own}, where)
         alone = FinetuneSettings(
             train=source.train, dev=source.dev, test=source.test, out=settings.out / name, **shared
         )
         parts[name] = _Part(kind, options, alone)
     return parts
+
+
+@contextmanager
+def _naming(task: str) -> Iterator[None]:
+    """What is wrong with one of several tasks is said with its name."""
+    try:
+        yield
+    except (InputError, ModelError, SettingsError) as error:
+        raise type(error)(f"{task}: {error}") from error
 
 
 def _fingerprint(
@@ -230,6 +252,7 @@ def _fingerprint(
         "model": settings.model,
         "tokenizer": next(iter(tasks.values())).tokenizer.fingerprint,
         "dropout": settings.dropout,
+        "extend_positions": settings.extend_positions,
         "batch_size": settings.batch_size,
         "dev_share": settings.dev_share,
         "sampling": settings.sampling,
@@ -250,6 +273,7 @@ def _save(
     metrics: Mapping[str, Metrics],
     data: Mapping[str, Mapping[str, str]],
     new_tensors: Mapping[str, list[str]],
+    sampling: float,
 ) -> None:
     """A model folder a task."""
     model.to(torch.device("cpu"))
@@ -265,6 +289,7 @@ def _save(
             data[name],
             new_tensors[name],
             beside=[other for other in tasks if other != name],
+            shared={"sampling": sampling},
         )
 
 

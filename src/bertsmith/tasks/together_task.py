@@ -86,8 +86,10 @@ class Together:
         """
         for name, task in tasks.items():
             if not task.greater_is_better:
+                objective = task.settings.metric or "its metric"
                 raise SettingsError(
-                    f"{name}: the mean over the tasks is of metrics that should be large; choose another."
+                    f"{name}: the mean over the tasks is of what should be large, and {objective} should be small: "
+                    "choose another metric."
                 )
         self.tasks = tasks
         self.loss_weights: Mapping[str, float] = {

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -40,6 +42,23 @@ class StopRequest:
             number, handler = self._previous.popitem()
             # A handler that was not set from Python reads as None and cannot be set back.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Ctrl-C in a run that has begun says how to go on, also where no step is under way: between seeds, at the end.
+
+    Raises:
+        Interrupted: for KeyboardInterrupt, if there are settings of a run in `folder`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (folder / "config.yaml").is_file():
+            raise
+        raise Interrupted(
+            f"Stopped; what {folder} holds is kept. Run the same command with --resume to go on."
+        ) from None
 
 
 def interrupted(step: int, checkpoint: Path) -> Interrupted:

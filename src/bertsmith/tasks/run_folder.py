@@ -1,0 +1,108 @@
+"""The folder of a run: what it may be written to, what it holds, and which model is in it."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from bertsmith.errors import ModelError, SettingsError
+from bertsmith.files import atomic_write, is_leftover
+from bertsmith.settings import to_yaml
+from bertsmith.tasks.run_settings import RunSettings
+
+OF_A_SEED = "seed-"
+"""What the names of the folders begin with that a run of several seeds holds."""
+OF_A_TRIAL = "trial-"
+"""The same of a search."""
+OF_A_FOLD = "fold-"
+"""The same of a cross-validation."""
+ADAPTED = "adapt"
+"""The folder of a run in which its model was made to know the texts of the task."""
+AUGMENTED = "augment"
+"""The folder of a run with what its training examples are changed by."""
+_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", ADAPTED, AUGMENTED)
+
+
+def model_folder(path: str | Path) -> str:
+    """The model folder of a run's folder; anything else as it is (a model folder, a Hub id).
+
+    Raises:
+        ModelError: the folder of a run that has not finished.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    if any(folder.glob(f"{OF_A_FOLD}*/config.yaml")):
+        raise ModelError(f"{folder} is a run of folds, which keeps no model. To have one, fine-tune without folds.")
+    if (folder / "tasks.yaml").is_file() and (folder / "config.yaml").is_file():
+        raise ModelError(f"{folder} is a run of several tasks. Give the folder of one of them, which is in it.")
+    is_run = (folder / "metrics.jsonl").is_file() or any(
+        any(folder.glob(f"{begin}*/config.yaml")) for begin in (OF_A_SEED, OF_A_TRIAL)
+    )
+    if is_run and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is a run that has no model yet. Let it finish: the same command with --resume.")
+    return str(folder)
+
+
+def claim_run_folder(settings: RunSettings, command: str, sources: Iterable[str | Path | None] = ()) -> None:
+    """Make sure that a run may be written to its folder; changes nothing.
+
+    Args:
+        command: which run, as for `write_config`.
+        sources: what the run reads; those that are no files or folders here are passed over.
+
+    Raises:
+        SettingsError: it holds a run and neither `resume` nor `overwrite` is set; or to resume, that of another
+            command; or something that is not a run; or what `overwrite` would remove is read first.
+    """
+    out = settings.out
+    if out.is_file():
+        raise SettingsError(f"{out} is a file; a run needs a folder.")
+    names = {path.name for path in out.iterdir() if not is_leftover(path.name)} if out.is_dir() else set()
+    if not names or _has_settings_alone(out, names):
+        return
+    has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL, OF_A_FOLD)) for name in names)
+    if "config.yaml" not in names or not (has_runs or names & set(_OF_A_RUN)):
+        raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
+    if not settings.resume and not settings.overwrite:
+        raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
+    if settings.overwrite:
+        _check_kept(out, sources)
+    elif (begun := _command(out)) is not None and begun != command:
+        raise SettingsError(f"{out} holds a run of bertsmith {begun}. Go on with that, or choose another folder.")
+
+
+def _check_kept(out: Path, sources: Iterable[str | Path | None]) -> None:
+    for source in sources:
+        path = Path(source or "").expanduser()
+        if source is not None and os.path.exists(path) and path.resolve().is_relative_to(out.resolve()):
+            raise SettingsError(f"--overwrite would remove {source}, which this run reads. Choose another folder.")
+
+
+def _has_settings_alone(out: Path, names: set[str]) -> bool:
+    """Whether a run has left nothing but its settings, because it failed before its first step."""
+    if "config.yaml" not in names or not names <= {"config.yaml", "tasks.yaml"}:
+        return False
+    return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
+
+
+def _command(out: Path) -> str | None:
+    """What a run was begun with, by the first line of its settings, if that is still there."""
+    first = (out / "config.yaml").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    said = first.removeprefix("# bertsmith ").removesuffix(" --config config.yaml")
+    return said if first == f"# bertsmith {said} --config config.yaml" else None
+
+
+def write_config(
+    settings: RunSettings, command: str, configuration: Mapping[str, object], *, has_ended: bool = False
+) -> None:
+    """`config.yaml` of a run, by whose first line its folder is known.
+
+    A run that is resumed keeps the one that it has until it has ended: what it is resumed with may be refused.
+
+    Args:
+        command: for example "pretrain".
+        configuration: what `--config` would be given for the same run.
+    """
+    path = settings.out / "config.yaml"
+    if has_ended or not settings.resume or not path.is_file():
+        atomic_write(path, f"# bertsmith {command} --config config.yaml\n{to_yaml(configuration)}")
