@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,7 @@ def pretrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Pretrain
 
     class Result:
         metrics: Mapping[str, float] = {}
+        objective = "mlm"
 
     def record(settings: PretrainSettings) -> Result:
         calls.append(settings)
@@ -253,6 +255,35 @@ def test_the_configuration_of_a_run_can_be_given_back(
     code, _, err = run("pretrain", "--config", tmp_path / "config.yaml")
     assert code == 0, err
     assert pretrained == [settings]
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("mlm+nsp", 'predict o "Text'),
+        ("rtd", 'predict o/generator "Text'),
+        ("clm", "finetune classification --model o"),
+    ],
+)
+def test_what_to_try_next_can_be_done(run: Run, monkeypatch: pytest.MonkeyPatch, objective: str, said: str) -> None:
+    result = SimpleNamespace(metrics={}, objective=objective)
+    monkeypatch.setattr(model_verbs, "pretrain_model", lambda settings: result)
+    assert f"Try: bertsmith {said}" in run("pretrain", "--corpus", "c", "--out", "o")[1]
+
+
+@pytest.mark.parametrize("value", ["2.5", ".5", "-0.1"])
+def test_whole_numbers_are_not_rounded(
+    run: Run, pretrained: list[PretrainSettings], tmp_path: Path, value: str
+) -> None:
+    given = ("pretrain", "--corpus", "c", "--out", "o")
+    for flag in ("--batch-size", "--micro-batch-size"):
+        code, _, err = run(*given, flag, value)
+        assert code == 2 and f"{flag.removeprefix('--')}: a whole number wanted, not {value}" in err
+    (tmp_path / "c.yaml").write_text(f"batch_size: {value}\n")
+    code, _, err = run(*given, "--config", tmp_path / "c.yaml")
+    assert code == 2 and "batch-size: a whole number wanted" in err
+    assert run(*given, "--batch-size", "8.0", "--warmup-share", "0.5")[0] == 0
+    assert pretrained[0].batch_size == 8
 
 
 def test_paths_may_begin_with_the_home_folder(

@@ -196,6 +196,19 @@ def test_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert names(target) == {"new"} and names(tmp_path) == {"store"}
 
 
+@pytest.mark.parametrize("name", [".", "", "./", "../here"])
+def test_a_folder_is_replaced_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """ "." has no name of its own, and nothing but that folder may be touched."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "old").touch()
+    (tmp_path / "beside").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    with files.atomic_folder(Path(name), replace=True) as folder:
+        (folder / "new").touch()
+    monkeypatch.chdir(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["beside", "here", "here/new"]
+
+
 @pytest.mark.parametrize(
     ("failure", "error"),
     [(OSError(errno.ENOSPC, "No space left on device"), StorageError), (KeyboardInterrupt(), KeyboardInterrupt)],

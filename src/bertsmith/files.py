@@ -14,13 +14,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bertsmith.errors import InputError, SettingsError, StorageError
 
+RUN_MARK = "# bertsmith "
+"""How the settings in the folder of a run begin."""
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)-.+")
 _REFUSALS = {
     errno.ENOSPC: "no space left",
@@ -89,13 +91,48 @@ def refuse_overwriting(out: Path, sources: Iterable[str | Path]) -> None:
     if place.exists() and not place.is_file():  # a pipe or /dev/null loses nothing
         return
     for source in sources:
-        named = str(Path(source).expanduser())
-        for found in [named] if os.path.exists(named) else glob.iglob(named, recursive=True):
-            path = Path(found).resolve()
+        for path in _found(source):
             if path == place or (place.exists() and path.exists() and path.samefile(place)):
                 raise SettingsError(f"{out} would be overwritten, and {source} is read. Choose another file.")
             if place.is_relative_to(path):
                 raise SettingsError(f"{out} lies in {source}, which is read. Choose another folder.")
+
+
+def refuse_replacing(out: Path, names: Collection[str], what: str, sources: Iterable[str | Path]) -> None:
+    """Make sure that a folder which is to be replaced holds what was written there before, and nothing that is read;
+    changes nothing.
+
+    Args:
+        names: all that there may be in it.
+        what: they are of, for the message: "a tokenizer".
+        sources: as for `refuse_overwriting`.
+
+    Raises:
+        SettingsError: something else is in it, or one of the sources; it is the working directory.
+        StorageError: it is a file.
+    """
+    place = out.expanduser().resolve()
+    if place.exists() and not place.is_dir():
+        raise StorageError(f"{out} is a file. Choose another folder.")
+    for source in sources:
+        if any(path.is_relative_to(place) for path in _found(source)):
+            raise SettingsError(f"--overwrite would remove {source}, which is read. Choose another folder.")
+    if place == Path.cwd():
+        raise SettingsError("--overwrite would remove the folder that you are in. Choose another folder.")
+    others = sorted(path.name for path in place.iterdir() if path.name not in names) if place.is_dir() else []
+    others = [name for name in others if not is_leftover(name)]
+    if others:
+        raise SettingsError(
+            f"{out} holds {others[0]}{f' and {len(others) - 1} more' if len(others) > 1 else ''}, which is not of "
+            f"{what}, and --overwrite would remove it. Choose another folder."
+        )
+
+
+def _found(source: str | Path) -> Iterator[Path]:
+    """What a file, a folder or a pattern means, resolved; nothing where it is none of these here."""
+    named = str(Path(source).expanduser())
+    for found in [named] if os.path.exists(named) else glob.iglob(named, recursive=True):
+        yield Path(found).resolve()
 
 
 @contextmanager
@@ -148,6 +185,7 @@ def atomic_folder(path: Path, replace: bool = False, needed_bytes: int | None = 
     Raises:
         StorageError: `path` exists and `replace` is false, or the disk refused.
     """
+    path = path.resolve()  # "." and "" have no name to put a sibling's beside
     if path.exists() and not replace:
         raise StorageError(f"{path} already exists. Choose another folder, or remove this one first.")
     with _refusals_explained(path, needed_bytes):

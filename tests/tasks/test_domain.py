@@ -31,7 +31,7 @@ def settings_for(store: Path, out: Path, **changes: object) -> PretrainSettings:
     base = PretrainSettings(
         corpus=store,
         out=out,
-        size="tiny",
+        size="mini" if "from_model" in changes else "tiny",
         budget="2 steps",
         max_length=32,
         batch_size=4,

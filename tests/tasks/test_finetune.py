@@ -222,6 +222,9 @@ def test_answers_are_not_written_over_what_is_read(
             SettingsError, match=r"config\.json lies in .*/model, which is read\. Choose another folder"
         ):
             evaluate(model, str(read), predictions=run.model / "config.json", device="cpu")
+    for own in ("config.yaml", "metrics.jsonl", "report.html"):
+        with pytest.raises(SettingsError, match=f"{own} would be overwritten"):
+            evaluate(run.folder, str(read), predictions=run.folder / own, device="cpu")
     with pytest.raises(SettingsError, match=r"answers\.jsonl lies in .*more, which is read"):
         evaluate(run.folder, str(tmp_path / "more"), predictions=tmp_path / "more" / "answers.jsonl", device="cpu")
     assert read.read_text() == text and not (tmp_path / "more" / "answers.jsonl").exists()

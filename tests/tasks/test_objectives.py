@@ -307,7 +307,9 @@ def test_the_generator_shares_the_embeddings(electra: tuple[ReplacedTokensTask, 
 def test_replaced_token_detection_goes_on_and_is_refined(store: Path, tmp_path: Path) -> None:
     first = pretrain(settings_for(store, tmp_path / "a", family="electra"), console=QUIET)
     on = pretrain(
-        settings_for(store, tmp_path / "b", from_model=str(first.folder), learning_rate=1e-12, budget="1 steps"),
+        settings_for(
+            store, tmp_path / "b", from_model=str(first.folder), size="mini", learning_rate=1e-12, budget="1 steps"
+        ),
         console=QUIET,
     )
     for part in ("model", "generator"):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
@@ -20,14 +22,17 @@ from bertsmith.deploy.predict import load
 from bertsmith.errors import CorpusError, InputError, Interrupted, ModelError, SettingsError, TrainingError
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
+from bertsmith.settings import read_config as read_settings
 from bertsmith.tasks.masking import Masker, Masking
 from bertsmith.tasks.mlm import fill_mask
+from bertsmith.tasks.objectives import with_objective
 from bertsmith.tasks.pairs import NO_PAIR, judge_pairs
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_examples import PretrainExamples
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.tasks.pretrain_task import unigram_baseline
+from bertsmith.tasks.saved import load_task
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import load_tokenizer
@@ -53,7 +58,7 @@ def settings_for(store: Path, out: Path, **changes: object) -> PretrainSettings:
     base = PretrainSettings(
         corpus=store,
         out=out,
-        size="tiny",
+        size="mini" if "from_model" in changes else "tiny",
         budget="12 steps",
         max_length=32,
         batch_size=8,
@@ -335,6 +340,44 @@ def test_sentence_order_is_measured_by_its_own_name(store: Path, tmp_path: Path)
     AutoModelForPreTraining.from_pretrained(result.model)
     (answer,) = load(result.model).predict([{"text": "the cat sat .", "pair": "the dog runs ."}])
     assert set(answer) == {"in_order", "swapped"} and sum(answer.values()) == pytest.approx(1)
+
+
+def test_options_that_would_do_nothing_are_refused(store: Path) -> None:
+    given: dict[str, Any] = {"corpus": store, "out": Path("o")}
+    for name, value in {
+        "family": "roberta",
+        "size": "tiny",
+        "initializer_range": 0.06,
+        "position_init": "normal",
+    }.items():
+        with pytest.raises(SettingsError, match=f"{name} is of a new model, and from gives one"):
+            PretrainSettings(**given, from_model="m", **{name: value})
+    with pytest.raises(SettingsError, match="long_share is of a phase of longer sequences"):
+        PretrainSettings(**given, long_share=0.3)
+    for objective, family, name, value in (
+        ("mlm", "bert", "pair_weight", 3.0),
+        ("mlm+nsp", "bert", "generator_share", 0.5),
+        ("mlm", "bert", "detection_weight", 3.0),
+        ("clm", "gpt2", "mask_unit", "word"),
+    ):
+        settings = PretrainSettings(**given, objective=objective, **{name: value})  # type: ignore[arg-type]
+        with pytest.raises(SettingsError, match=f"{name} does nothing in {re.escape(objective)}"):
+            with_objective(settings, family)
+
+
+def test_a_run_from_a_model_does_not_say_what_a_new_one_would_be(run: Path, store: Path, tmp_path: Path) -> None:
+    own = PretrainSettings(
+        corpus=store, out=tmp_path / "new" / ".." / "more", from_model=str(run), budget="1 steps", max_length=32,
+        batch_size=4, evaluation_samples=8, device="cpu",
+    )  # fmt: skip
+    result = pretrain(own, console=Console(quiet=True))
+    values = read_settings(result.folder / "config.yaml")
+    assert values.keys().isdisjoint({"family", "size", "initializer_range", "position_init"})
+    assert result.folder == tmp_path / "more" and result.objective == "mlm+nsp"
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ModelError, match="is pre-trained and has learnt no task yet"):
+        load_task(result.folder)
+    assert load_tokenizer(result.folder).fingerprint == load_tokenizer(store / "tokenizer").fingerprint
 
 
 def test_resuming_with_other_settings_is_refused_and_changes_nothing(store: Path, tmp_path: Path) -> None:

@@ -284,6 +284,26 @@ def test_bad_input_leaves_nothing(make_files: MakeFiles, tiny_tokenizer: Path, t
     assert not list(tmp_path.glob("*store*"))
 
 
+def test_only_a_store_is_replaced_and_nothing_that_is_read(
+    make_files: MakeFiles, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_files({"texts/a.txt": "The king sat.", "texts/letter.pdf": "years", "more/b.txt": "The queen sat."})
+    options: dict[str, Any] = {"overwrite": True, "heldout_share": 0.0}
+    monkeypatch.chdir(folder / "texts")
+    for out in (".", "", folder / "texts", folder):
+        with pytest.raises(SettingsError, match=r"--overwrite would remove .*texts, which is read"):
+            build_corpus([str(folder / "texts")], tiny_tokenizer, out, **options)
+    monkeypatch.chdir(folder)
+    with pytest.raises(SettingsError, match=r"holds a\.txt and 1 more, which is not of a store"):
+        build_corpus([str(folder / "more")], tiny_tokenizer, "texts", **options)
+    assert {path.name for path in (folder / "texts").iterdir()} == {"a.txt", "letter.pdf"}
+    assert [path.name for path in folder.parent.iterdir() if path.name.endswith(".building")] == []
+    for _ in range(2):  # what was made in a folder of texts is none of them
+        manifest = build_corpus(["texts"], tiny_tokenizer, "texts/store", **options)
+        load_tokenizer(tiny_tokenizer).save(folder / "texts" / "tokenizer")
+        assert manifest.splits["train"].num_documents == 1
+
+
 def test_existing_store(tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     first = build_corpus([str(tiny_documents)], tiny_tokenizer, tmp_path / "store")
     with pytest.raises(CorpusError, match="--overwrite"):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bertsmith.errors import InputError, StorageError
 from bertsmith.text.encodings import likely_encoding
-from bertsmith.text.reading import open_text
+from bertsmith.text.reading import find_files, open_text
 from bertsmith.text.sources import expand_sources, iter_documents
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
@@ -222,6 +222,25 @@ def test_folders_and_patterns_are_sorted(make_files: MakeFiles) -> None:
 def test_an_existing_name_is_no_pattern(make_files: MakeFiles) -> None:
     folder = make_files({"a[1].txt": "brackets", "a1.txt": "none"})
     assert texts(folder / "a[1].txt") == ["brackets"]
+
+
+def test_folders_that_were_made_here_are_no_text(make_files: MakeFiles) -> None:
+    folder = make_files(
+        {
+            "a.txt": "",
+            "tokenizer/tokenizer.json": "{}",
+            "tokenizer/vocab.txt": "",
+            "store/tokenizer/tokenizer.json": "{}",
+            "store/tokenizer/vocab.txt": "",
+            "store/b.txt": "",
+            "run/config.yaml": "# bertsmith pretrain --config config.yaml\n",
+            "run/model/README.md": "",
+            "mine/config.yaml": "size: 3\n",
+            "mine/c.txt": "",
+        }
+    )
+    assert [path.name for path in find_files(str(folder), (".txt", ".md"))] == ["a.txt", "c.txt"]
+    assert [path.name for path in find_files(str(folder / "tokenizer"), (".txt",))] == ["vocab.txt"]  # named outright
 
 
 def test_home_folder(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,37 @@ def test_wrong_settings(tiny_documents: Path, tmp_path: Path) -> None:
     for kind in KINDS:
         with pytest.raises(SettingsError, match="vocab_size 90 is too small"):
             train_tokenizer([str(tiny_documents)], tmp_path / "a", kind=kind, vocab_size=90)
+    for wrong in ({"min_frequency": 0}, {"min_frequency": -4}, {"vocab_size": 10**20}, {"limit_bytes": 0}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            train_tokenizer([str(tiny_documents)], tmp_path / "a", **wrong)
     assert not (tmp_path / "a").exists()
+
+
+def test_only_a_tokenizer_is_replaced_and_nothing_that_is_read(
+    make_files: MakeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_files({"texts/a.txt": "the king sat by the river\n" * 9, "texts/letter.pdf": "years"})
+    source = folder / "texts" / "a.txt"
+
+    def train(out: str | Path, sources: Path = source) -> None:
+        train_tokenizer([str(sources)], out, vocab_size=200, overwrite=True)
+
+    monkeypatch.chdir(folder / "texts")
+    for out in (".", "./", "", folder / "texts", "..", tmp_path):
+        with pytest.raises(SettingsError, match=r"--overwrite would remove .*a\.txt, which is read"):
+            train(out)
+    other = make_files({"other/b.txt": "the queen\n" * 9}) / "other" / "b.txt"
+    with pytest.raises(SettingsError, match="the folder that you are in"):
+        train("", other)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"holds a.txt and 1 more, which is not of a tokenizer, and --overwrite"):
+        train(folder / "texts", other)
+    with pytest.raises(StorageError, match="is a file"):
+        train(other, source)
+    assert {path.name for path in (folder / "texts").iterdir()} == {"a.txt", "letter.pdf"} and other.is_file()
+    train("here")
+    train("here/../here")
+    assert "tokenizer.json" in {path.name for path in (tmp_path / "here").iterdir()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

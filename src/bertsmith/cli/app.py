@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bertsmith import __version__
-from bertsmith.cli.config import apply_config, expand_home
+from bertsmith.cli.config import apply_config, expand_home, refuse_fractions
 from bertsmith.errors import BertsmithError, Interrupted, SettingsError
 from bertsmith.training.launch import Launch, read_launch
 
@@ -40,7 +40,7 @@ def build_app() -> App:
         name="bertsmith",
         help="Build BERT models from raw text: vocabulary, corpus, pre-training, fine-tuning, answers.",
         version=__version__,
-        config=(apply_config, expand_home),
+        config=(apply_config, expand_home, refuse_fractions),
         default_parameter=Parameter(name_transform=flag_name, negative_iterable=()),
         result_action="return_value",
         suppress_keyboard_interrupt=False,

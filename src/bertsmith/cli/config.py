@@ -11,6 +11,7 @@ The configuration that a run saves can be given back as it is.
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ SECTIONS = (
 """The sections a recipe may have, named as the first word of their commands."""
 
 Result = TypeVar("Result")
+_FRACTION = re.compile(r"\s*[+-]?[0-9]*\.[0-9]+\s*")
 
 ConfigFile = Annotated[
     Path | None,
@@ -127,6 +129,22 @@ def expand_home(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
     for argument in arguments:
         if Path in (argument.hint, *get_args(argument.hint)):
             argument.tokens = [token.evolve(value=os.path.expanduser(token.value)) for token in argument.tokens]
+
+
+def refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse 2.5 where a whole number is wanted, which cyclopts would round.
+
+    Called by cyclopts as `expand_home`.
+
+    Raises:
+        SettingsError: names the option and its value.
+    """
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)) or float in get_args(argument.hint):
+            continue
+        for token in argument.tokens:
+            if _FRACTION.fullmatch(token.value) and float(token.value) % 1:
+                raise SettingsError(f"{argument.name.removeprefix('--')}: a whole number wanted, not {token.value}.")
 
 
 def _leaves(

@@ -32,7 +32,7 @@ from bertsmith.tasks.masking import MaskUnit
 from bertsmith.tasks.pretrain import pretrain as pretrain_model
 from bertsmith.tasks.pretrain_examples import DataMode
 from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
-from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.run_folder import model_folder, own_files
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
 from bertsmith.tasks.seeds import Spread, spread
@@ -96,7 +96,8 @@ def pretrain(*, settings: Annotated[PretrainSettings, _FLAT], config: ConfigFile
     result = pretrain_model(settings)
     if read_launch().is_first:
         _show_metrics("held-out", result.metrics)
-        _show_run(settings.out, "Text with a [MASK].")
+        guesser = {"rtd": settings.out / "generator", "clm": None}.get(result.objective, settings.out)
+        _show_run(settings.out, guesser, "Text with a [MASK].")
 
 
 def check_classification(
@@ -279,7 +280,7 @@ def predict(
     if text is not None and file is not None:
         raise SettingsError("give a TEXT or --file, not both.")
     if out is not None:
-        refuse_overwriting(out, (model_folder(model), *([] if file is None else [file])))
+        refuse_overwriting(out, (model_folder(model), *own_files(model), *([] if file is None else [file])))
     overrides = dict(_key_and_value(item) for item in override)
     predictor = load(model, device=device, precision=precision, top_k=top_k, overrides=overrides)
     rows = given_rows(text, pair, question) if file is None else rows_of_file(file, predictor)
@@ -328,7 +329,7 @@ def _show_finetuned(result: FinetuneResult, text: str, more: str = "") -> None:
             _show_spread(split, f"{len(result.seeds)} seeds", spreads)
         best = next(run.seed for run in result.seeds if run.training == result.training)
         chosen = f" (seed {best}, the best on dev)"
-    _show_run(result.folder, text, more, chosen)
+    _show_run(result.folder, result.folder, text, more, chosen)
 
 
 def _show_spread(split: str, runs: str, spreads: Mapping[str, Spread]) -> None:
@@ -340,8 +341,11 @@ def _show_metrics(split: str, metrics: Mapping[str, float]) -> None:
     print(f"{split}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
 
-def _show_run(folder: Path, text: str, more: str = "", chosen: str = "") -> None:
-    """Where things are, and what to type next."""
+def _show_run(folder: Path, answering: Path | None, text: str, more: str = "", chosen: str = "") -> None:
+    """Where things are, and what to type next: what answers, or how a model is taught that does not."""
     print(f"Report: {folder / 'report.html'}")
     print(f"Model: {folder / 'model'}{chosen}")
-    print(f'Try: bertsmith predict {folder} {more}"{text}"')
+    if answering is None:
+        print(f"Try: bertsmith finetune classification --model {folder} --train FILE --out FOLDER")
+    else:
+        print(f'Try: bertsmith predict {answering} {more}"{text}"')

@@ -39,7 +39,7 @@ from bertsmith.tasks.jobs import Work, outcomes
 from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
-from bertsmith.tasks.run_folder import claim_run_folder, model_folder, write_config
+from bertsmith.tasks.run_folder import claim_run_folder, model_folder, own_files, write_config
 from bertsmith.tasks.saved import FinetuneTask, Kind, load_task, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
@@ -304,7 +304,7 @@ def evaluate(
     """
     if predictions is not None:
         refuse_folder(predictions)
-        refuse_overwriting(predictions, (model_folder(model), data))
+        refuse_overwriting(predictions, (model_folder(model), *own_files(model), data))
     work, module = load_task(model, overrides)
     kind = task_kind(work.name)
     found, rows = kind.read_rows(data, work.settings)

@@ -48,7 +48,8 @@ def with_objective(settings: PretrainSettings, model_type: str) -> PretrainSetti
     """The settings with objective and data mode decided.
 
     Raises:
-        SettingsError: the family has no head for the objective, or the data mode does not give its text.
+        SettingsError: the family has no head for the objective, the data mode does not give its text, or an option is
+            of another objective.
     """
     possible = OBJECTIVES[model_type]
     objective = settings.objective or possible[0]
@@ -59,6 +60,12 @@ def with_objective(settings: PretrainSettings, model_type: str) -> PretrainSetti
     mode = settings.data_mode or ("clean" if objective in PAIR_NAMES else "full-sentences")
     if objective in PAIR_NAMES and mode.endswith("sentences"):
         raise SettingsError(f"data_mode {mode} gives no pairs, which {objective} asks about. Use clean or original.")
+    of_others = [] if objective == "rtd" else ["generator_share", "detection_weight"]
+    of_others += [] if objective in PAIR_NAMES else ["pair_weight"]
+    of_others += ["mask_probability", "mask_count", "mask_unit"] if objective == "clm" else []
+    for name in of_others:
+        if settings.is_given(name):
+            raise SettingsError(f"{name} does nothing in {objective}; leave it out, or choose another objective.")
     if settings.teacher is not None and objective in ("rtd", "clm"):
         raise SettingsError(f"a teacher of masked tokens is no help for {objective}; leave teacher out.")
     if objective == "rtd" and settings.layers is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,7 +23,7 @@ from bertsmith.tasks.added_tokens import AddedTokens, added_tokens
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.distill import Distillation, distil_pretraining, load_pretrained_teacher, source_name
 from bertsmith.tasks.objectives import architecture_kind, check_pairs_possible, make_task, with_objective
-from bertsmith.tasks.pretrain_settings import LEARNING_RATES, PretrainSettings
+from bertsmith.tasks.pretrain_settings import LEARNING_RATES, OF_A_NEW_MODEL, ObjectiveName, PretrainSettings
 from bertsmith.tasks.pretrain_task import PretrainTask
 from bertsmith.tasks.replaced_tokens import ReplacedTokensModel, ReplacedTokensTask
 from bertsmith.tasks.run_folder import claim_run_folder, model_folder, write_config
@@ -44,6 +45,7 @@ class PretrainResult:
     """Figures on the held-out documents, MLM in nats and bits, each beside its baseline."""
     folder: Path
     training: TrainResult
+    objective: ObjectiveName
 
     @property
     def model(self) -> Path:
@@ -79,7 +81,7 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
     ranks.first(lambda: claim_run_folder(settings, "pretrain", sources))
     prepared = prepare(settings)
     settings, corpora = prepared.settings, prepared.corpora
-    configuration = to_mapping(replace(settings, resume=False, overwrite=False))
+    configuration = _configuration(settings)
 
     def begin() -> None:
         if settings.overwrite:
@@ -87,7 +89,7 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
         write_config(settings, "pretrain", configuration)
 
     ranks.first(begin)
-    fingerprint = {name: configuration[name] for name in _DECIDING} | {
+    fingerprint = {name: configuration.get(name) for name in _DECIDING} | {
         "mlm_weight": settings.masked_weight,
         "teacher": prepared.taught[-1].fingerprint if prepared.taught else None,
         "data": corpora["train"].fingerprint,
@@ -112,7 +114,8 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
         _write_report(settings, configuration, training, corpora, prepared.added)
 
     ranks.first(finish)
-    return PretrainResult(training.metrics, settings.out, training)
+    assert settings.objective is not None  # decided above
+    return PretrainResult(training.metrics, settings.out, training, settings.objective)
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,13 @@ _DECIDING = (
     "dropout",
 )
 """Settings that a run must be resumed with unchanged, besides those that the loop watches itself."""
+
+
+def _configuration(settings: PretrainSettings) -> dict[str, Any]:
+    """What `--config` would be given for the same run; not what a new model would be, where there is one."""
+    values = to_mapping(replace(settings, resume=False, overwrite=False))
+    left_out = OF_A_NEW_MODEL if settings.from_model is not None else ()
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def _encoder_config(settings: PretrainSettings, tokenizer: Tokenizer) -> EncoderConfig:
@@ -299,7 +309,7 @@ def _save(prepared: Prepared, training: TrainResult) -> None:
         made_from=f"A {name} pre-trained {origin} on {training.tokens:,} tokens.",
         metrics={"held-out": training.metrics} if training.metrics else {},
         data={"corpus": prepared.corpora["train"].fingerprint},
-        settings=to_mapping(settings),
+        settings=_configuration(settings),
     )
     parts: tuple[tuple[str, nn.Module, EncoderConfig, str], ...] = (
         ("model", model, config, architecture_kind(settings.objective)),

@@ -34,6 +34,10 @@ class Phase:
     """Of the budget, the share that is used when it ends."""
 
 
+OF_A_NEW_MODEL = ("family", "size", "initializer_range", "position_init")
+"""Settings that say what a model is like which is not there yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions(LearningSettings):
     """What to build, what it learns, and for how long."""
@@ -121,6 +125,11 @@ class PretrainOptions(LearningSettings):
         if not 0 < self.generator_share <= 1:
             raise SettingsError(f"generator_share must be in (0, 1], not {self.generator_share}.")
         check_max_length(self.max_length)
+        for name in OF_A_NEW_MODEL:
+            if self.from_model is not None and self.is_given(name):
+                raise SettingsError(f"{name} is of a new model, and from gives one that has it: leave one of them out.")
+        if self.long_length is None and self.is_given("long_share"):
+            raise SettingsError("long_share is of a phase of longer sequences: give long_length.")
         if self.layers is not None and self.layers < 1:
             raise SettingsError(f"layers must be at least 1, not {self.layers}.")
         if min(self.distill_weight, self.cosine_weight) < 0:

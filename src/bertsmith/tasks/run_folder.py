@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bertsmith.errors import ModelError, SettingsError
-from bertsmith.files import atomic_write, is_leftover
+from bertsmith.files import RUN_MARK, atomic_write, is_leftover
 from bertsmith.settings import to_yaml
 from bertsmith.tasks.run_settings import RunSettings
 
@@ -19,6 +19,7 @@ ADAPTED = "adapt"
 """The folder of a run in which its model was made to know the texts of the task."""
 AUGMENTED = "augment"
 """The folder of a run with what its training examples are changed by."""
+_TOLD = ("config.yaml", "tasks.yaml", "report.html", "result.json", "predictions.jsonl")
 _OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", ADAPTED, AUGMENTED)
 
 
@@ -71,6 +72,12 @@ def claim_run_folder(settings: RunSettings, command: str, sources: Iterable[str 
         raise SettingsError(f"{out} holds a run of bertsmith {begun}. Go on with that, or choose another folder.")
 
 
+def own_files(model: str | Path) -> list[Path]:
+    """What a run has written of its own, besides its model; nothing of a folder that is no run's."""
+    folder = Path(model).expanduser()
+    return [path for name in (*_OF_A_RUN, *_TOLD) if (path := folder / name).exists()]
+
+
 def _check_kept(out: Path, sources: Iterable[str | Path | None]) -> None:
     for source in sources:
         path = Path(source or "").expanduser()
@@ -82,14 +89,14 @@ def _has_settings_alone(out: Path, names: set[str]) -> bool:
     """Whether a run has left nothing but its settings, because it failed before its first step."""
     if "config.yaml" not in names or not names <= {"config.yaml", "tasks.yaml"}:
         return False
-    return (out / "config.yaml").read_bytes().startswith(b"# bertsmith ")
+    return (out / "config.yaml").read_bytes().startswith(RUN_MARK.encode())
 
 
 def _command(out: Path) -> str | None:
     """What a run was begun with, by the first line of its settings, if that is still there."""
     first = (out / "config.yaml").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-    said = first.removeprefix("# bertsmith ").removesuffix(" --config config.yaml")
-    return said if first == f"# bertsmith {said} --config config.yaml" else None
+    said = first.removeprefix(RUN_MARK).removesuffix(" --config config.yaml")
+    return said if first == f"{RUN_MARK}{said} --config config.yaml" else None
 
 
 def write_config(
@@ -105,4 +112,4 @@ def write_config(
     """
     path = settings.out / "config.yaml"
     if has_ended or not settings.resume or not path.is_file():
-        atomic_write(path, f"# bertsmith {command} --config config.yaml\n{to_yaml(configuration)}")
+        atomic_write(path, f"{RUN_MARK}{command} --config config.yaml\n{to_yaml(configuration)}")

@@ -1,5 +1,6 @@
 """What every verb that trains can be told: steps, optimizer, device, and the run's folder."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +141,8 @@ class RunSettings(LearningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if ".." in self.out.parts:  # of a folder that is not there yet, some writes would find it and some would not
+            object.__setattr__(self, "out", Path(os.path.normpath(self.out)))
         if self.resume and self.overwrite:
             raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
 

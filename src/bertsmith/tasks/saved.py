@@ -307,6 +307,8 @@ def _saved_task(
     """Task name, labels and settings: as saved by us, else as far as `config.json` tells."""
     if (folder / "bertsmith.json").is_file():
         saved = read_json(folder / "bertsmith.json")
+        if isinstance(saved, dict) and saved.get("task") == "pretraining":
+            raise ModelError(f"{folder} is pre-trained and has learnt no task yet: bertsmith finetune teaches it one.")
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT or saved.get("task") not in TASKS:
             raise ModelError(f"{folder / 'bertsmith.json'} is not of this version (format {_FORMAT}) or not of a task.")
         return saved["task"], tuple(saved["labels"]), saved["settings"]

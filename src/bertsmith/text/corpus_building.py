@@ -27,7 +27,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from bertsmith.errors import CorpusError, SettingsError, did_you_mean
-from bertsmith.files import atomic_folder, sealed, sha256, write_json
+from bertsmith.files import atomic_folder, refuse_replacing, sealed, sha256, write_json
 from bertsmith.text.corpus import STORE_VERSION, Manifest, SelectionRecord, ShardRecord, Split, SplitRecord
 from bertsmith.text.daft_engine import load_daft, make_on_daft
 from bertsmith.text.selection import Decision, SelectionSettings, decide, describe
@@ -44,6 +44,7 @@ _FEWEST_TO_HOLD_OUT = 10
 _FEWEST_HELDOUT = 2
 _ALL = SelectionSettings()
 _SELECTION = "selection"
+_OF_A_STORE = ("manifest.json", "tokenizer", "train", "heldout")
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,15 @@ def build_corpus(
 
     Raises:
         CorpusError: `out` exists, or there is no text, or a worker died.
-        SettingsError: heldout_share not in [0, 1), no such word segmenter or engine, or no Ray cluster.
+        SettingsError: heldout_share not in [0, 1), no such word segmenter or engine, or no Ray cluster; `overwrite`
+            would remove what is no store, or is read.
         MissingExtraError: the word segmenter or the engine is not installed.
     """
-    place = Path(out)
-    _check_options(place, heldout_share, shard_bytes, num_workers, engine, overwrite)
+    place = Path(out).resolve()
+    _check_options(heldout_share, shard_bytes, num_workers, engine)
+    _check_place(place, sources, overwrite)
     loaded = load_tokenizer(tokenizer)
-    scratch = place.absolute().parent / f".{place.name}.building"
+    scratch = place.parent / f".{place.name}.building"
     load_segmenter(word_segmenter)  # before anything is read: it may not be installed
     workshop = Workshop(scratch, loaded.fingerprint, language, word_segmenter)
     read = partial(iter_documents, sources, text_column=text_column, document_separator=document_separator)
@@ -172,9 +175,7 @@ def _build_splits(
     return {split: _split_record(records[split], counts[split]) for split in records}
 
 
-def _check_options(
-    place: Path, heldout_share: float, shard_bytes: int, num_workers: int | None, engine: Engine, overwrite: bool
-) -> None:
+def _check_options(heldout_share: float, shard_bytes: int, num_workers: int | None, engine: Engine) -> None:
     if not 0 <= heldout_share < 1:
         raise SettingsError(f"heldout_share must be at least 0 and under 1, not {heldout_share}")
     if shard_bytes < 1 or (num_workers is not None and num_workers < 1):
@@ -183,7 +184,12 @@ def _check_options(
         raise SettingsError(f'engine: there is none called "{engine}". {did_you_mean(engine, get_args(Engine))}')
     if engine == "daft":
         load_daft()  # before anything is read: it may not be installed
-    if place.exists() and not overwrite:
+
+
+def _check_place(place: Path, sources: Sequence[str], overwrite: bool) -> None:
+    if overwrite:
+        refuse_replacing(place, _OF_A_STORE, "a store", sources)
+    elif place.exists():
         raise CorpusError(f"{place} already exists. Choose another folder, or replace it with --overwrite.")
 
 

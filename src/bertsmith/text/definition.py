@@ -20,6 +20,8 @@ from bertsmith.files import read_json
 from bertsmith.hub import fetch
 
 _FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+OF_A_TOKENIZER = (*_FILES, "training.json", "extension.json")
+"""All that a folder of a tokenizer holds that was trained or extended here."""
 _USUAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -68,6 +70,8 @@ def read_definition(path: str | Path) -> tuple[str, SpecialTokens]:
             return _from_json(place / "tokenizer.json", _settings_in(place))
         if (place / "vocab.txt").is_file():
             return _from_vocab(place / "vocab.txt", _settings_in(place))
+        if (place / "model" / "tokenizer.json").is_file():  # a run's folder
+            return _from_json(place / "model" / "tokenizer.json", _settings_in(place / "model"))
     except ModelError as error:
         raise ModelError(f"{place}: {error}") from error
     raise ModelError(

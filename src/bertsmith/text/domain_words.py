@@ -29,8 +29,8 @@ import tokenizers
 from tokenizers import decoders
 
 from bertsmith.errors import CorpusError, ModelError, SettingsError
-from bertsmith.files import atomic_folder, write_json
-from bertsmith.text.definition import read_definition
+from bertsmith.files import atomic_folder, refuse_replacing, write_json
+from bertsmith.text.definition import OF_A_TOKENIZER, read_definition
 from bertsmith.text.sources import DocumentSeparator, iter_documents
 from bertsmith.text.tokenizer import FlatEncoding, Tokenizer, load_tokenizer
 
@@ -114,13 +114,15 @@ def extend_tokenizer(
         overwrite: replace what is in `out`.
 
     Raises:
-        SettingsError: a number is out of range.
+        SettingsError: a number is out of range; `overwrite` would remove what is no tokenizer, or is read.
         ModelError: no tokenizer, or one of another kind.
         CorpusError: the sources have no text, or no such word.
         StorageError: `out` exists and `overwrite` is false.
     """
     if num_words < 1 or min_count < 1 or min_pieces < 2:
         raise SettingsError("num_words and min_count must be at least 1, min_pieces at least 2")
+    if overwrite:
+        refuse_replacing(Path(out), OF_A_TOKENIZER, "a tokenizer", sources)
     old = load_tokenizer(tokenizer)
     definition, special = read_definition(tokenizer)
     parts: dict[str, Any] = json.loads(tokenizers.Tokenizer.from_str(definition).to_str())

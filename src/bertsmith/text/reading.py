@@ -17,6 +17,7 @@ from typing import Self
 import pyarrow
 
 from bertsmith.errors import InputError, StorageError, collecting, did_you_mean
+from bertsmith.files import RUN_MARK
 from bertsmith.text.encodings import likely_encoding
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
@@ -175,8 +176,9 @@ def open_seekable(path: Path) -> io.BufferedIOBase:
 def find_files(source: str, suffixes: Sequence[str], proposed: Sequence[str] | None = None) -> list[Path]:
     """The files a path means, sorted: itself, those below a folder, or those a glob pattern matches.
 
-    Of folders and patterns, files with other suffixes and hidden files are passed over; links to
-    folders are not followed. A path that exists is never a pattern.
+    Of folders and patterns, files with other suffixes and hidden files are passed over; so are the folders below them
+    that hold a tokenizer, a store or a run of ours; links to folders are not followed. A path that exists is never a
+    pattern.
 
     Args:
         proposed: the suffixes that an error names; None: all of them.
@@ -256,8 +258,16 @@ def _parts(stream: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
 
 def _walk(folder: Path) -> Iterable[Path]:
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_made(Path(place, name))]
         yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _is_made(folder: Path) -> bool:
+    """Whether a folder is a tokenizer, a store or a run that was made here: none of it is text to learn from."""
+    if (folder / "tokenizer.json").is_file() or (folder / "tokenizer" / "tokenizer.json").is_file():
+        return True
+    settings = folder / "config.yaml"
+    return settings.is_file() and settings.read_bytes()[: len(RUN_MARK)] == RUN_MARK.encode()
 
 
 def _unknown_suffix(path: Path, suffixes: Sequence[str]) -> str:

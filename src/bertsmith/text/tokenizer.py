@@ -279,7 +279,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load any tokenizer that has BERT's special tokens, under whatever names.
 
     Args:
-        path: a Hugging Face folder (`tokenizer.json`, else `vocab.txt`), a `vocab.txt` of
+        path: a Hugging Face folder (`tokenizer.json`, else `vocab.txt`), that of a run, a `vocab.txt` of
             WordPiece, a `tokenizer.json`, or the name of a repository on the Hub ("org/name").
 
     For a bare `vocab.txt`, a `tokenizer_config.json` beside it says whether text is lower-cased

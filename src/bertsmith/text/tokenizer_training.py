@@ -26,8 +26,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bertsmith.errors import CorpusError, SettingsError, did_you_mean
-from bertsmith.files import atomic_folder, write_json
-from bertsmith.text.definition import SpecialTokens, bert_definition, finish_definition
+from bertsmith.files import atomic_folder, refuse_replacing, write_json
+from bertsmith.text.definition import OF_A_TOKENIZER, SpecialTokens, bert_definition, finish_definition
 from bertsmith.text.sources import DocumentSeparator, iter_documents
 from bertsmith.text.tokenizer import Tokenizer
 
@@ -37,6 +37,7 @@ _SPECIAL = SpecialTokens()
 _NUM_SPECIAL = len(_SPECIAL.names())
 _COVERAGE = 0.9999
 _BLOCK_CHARACTERS = 65536
+_MOST_TOKENS = 1 << 31
 _LONGEST_WORD = 100
 _UNSPACED = re.compile(rf"\S{{{_LONGEST_WORD}}}")
 
@@ -84,7 +85,8 @@ def train_tokenizer(
         overwrite: replace what is in `out`.
 
     Raises:
-        SettingsError: unknown kind, or vocab_size too small for the alphabet.
+        SettingsError: unknown kind, vocab_size too small for the alphabet, or a number out of range; `overwrite` would
+            remove what is no tokenizer, or is read.
         CorpusError: the sources have no text.
         StorageError: `out` exists and `overwrite` is false.
     """
@@ -94,6 +96,12 @@ def train_tokenizer(
     smallest = _NUM_SPECIAL + {"wordpiece": 160, "bpe": 256, "unigram": 100}[kind]
     if vocab_size < smallest:
         raise SettingsError(f"vocab_size {vocab_size} is too small: {kind} needs at least {smallest}")
+    if vocab_size > _MOST_TOKENS or not 1 <= min_frequency <= _MOST_TOKENS:
+        raise SettingsError(f"vocab_size must be at most {_MOST_TOKENS:,}, and min_frequency from 1 to that.")
+    if limit_bytes is not None and limit_bytes < 1:
+        raise SettingsError(f"limit_bytes must be at least 1, not {limit_bytes}.")
+    if overwrite:
+        refuse_replacing(Path(out), OF_A_TOKENIZER, "a tokenizer", sources)
     with atomic_folder(Path(out), replace=overwrite) as folder:
         documents = (
             document.text

@@ -256,7 +256,10 @@ def check_resumable(
             asked = [new] if checkpoint.name.startswith("stable-") else [old, new]
             if old == new or all(is_stable(budget.progress(spent), spent.step, settings) for budget in asked):
                 continue
-            advice += " (With schedule wsd or constant it may change while the learning rate is at its peak.)"
+            advice += (
+                " (With schedule wsd or constant it may change while the learning rate is at its peak, and to more "
+                "than was spent.)"
+            )
         raise TrainingError(
             f"cannot resume {checkpoint}: {name} was {before.get(name)} and is now {now.get(name)}. {advice}"
         )
