@@ -85,10 +85,9 @@ def build_corpus(
         word_segmenter: "jieba" tells the words of Chinese text, for masking them whole; same tokens.
         text_column: where rows keep their text.
         document_separator: whether a text file is a document, or blank lines part its documents.
-        heldout_share: share of documents, by hash of the text, kept for evaluation. Of 10 or more
-            different documents at least two are held out; never all of them.
-        shard_bytes: UTF-8 bytes of text in a shard; a shard is the unit of parallel work, and about
-            the memory that each worker needs ten times over.
+        heldout_share: share of documents, by hash of the text, kept for evaluation. Of 10 or more different documents
+            at least two are held out; never all of them.
+        shard_bytes: UTF-8 bytes of text in a shard, the unit of parallel work; a worker takes some ten times as much.
         num_workers: processes; all cores when None. They are started only for a text of more than
             `shard_bytes`, by "spawn", so a script needs its `if __name__ == "__main__"`.
         engine: what makes the shards, the same ones: processes of this machine, or Daft, which with DAFT_RUNNER=ray in
@@ -99,8 +98,7 @@ def build_corpus(
 
     Raises:
         CorpusError: `out` exists, or there is no text, or a worker died.
-        SettingsError: heldout_share not in [0, 1), no such word segmenter or engine, or no Ray cluster; `overwrite`
-            would remove what is no store, or is read.
+        SettingsError: a number out of range, no such engine or segmenter, no Ray cluster; what `overwrite` may not do.
         MissingExtraError: the word segmenter or the engine is not installed.
     """
     place = Path(out).resolve()
