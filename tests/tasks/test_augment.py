@@ -404,8 +404,9 @@ def test_tasks_of_few_words_are_refused(
     tmp_path: Path, tiny_tokenizer: Path, task: str, options: Any, rows: dict[str, Any]
 ) -> None:
     own = run_settings(tmp_path, tiny_tokenizer, "run")
+    more = {"pair": "the queen"} if "pair" in rows else {}
     lines = [json.dumps({**rows, "text": f"the king {number}"}) for number in range(20)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, json.dumps({**rows, "text": "the", **more})]))
     with pytest.raises(SettingsError, match="are for classification, tagging, answering; in"):
         finetune(task, own, options, console=QUIET)
     assert not own.out.exists()

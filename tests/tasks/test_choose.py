@@ -247,6 +247,20 @@ def test_a_folder_of_theirs_is_read(model: Path, tmp_path: Path) -> None:
     assert list(load(tmp_path, device="cpu").predict(asked)) == list(load(model, device="cpu").predict(asked))
 
 
+def test_a_text_that_only_later_rows_have_is_not_left_out(make_files: MakeFiles) -> None:
+    first = '{"question": "q", "choices": ["a", "b"], "label": 0}\n'
+    folder = make_files(
+        {
+            "usual.jsonl": first + first.replace("{", '{"text": "t", ', 1),
+            "other.jsonl": first + first.replace("{", '{"passage": "t", ', 1),
+        }
+    )
+    _, rows = read_rows(str(folder / "usual.jsonl"), ChoiceSettings())
+    assert [row.text for row in rows] == ["", "t"]
+    with pytest.raises(InputError, match=r'other\.jsonl:2: the rows above have no field "passage", which would'):
+        read_rows(str(folder / "other.jsonl"), ChoiceSettings())
+
+
 def test_a_choice_cannot_stand_for_two() -> None:
     with pytest.raises(SettingsError, match="names a column twice: a, b,b"):
         ChoiceSettings(choices_column="a, b,b")

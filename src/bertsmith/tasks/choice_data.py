@@ -88,7 +88,7 @@ def read_rows(
         InputError: no rows, a column that is missing or cannot be told, a label that is none of the choices.
     """
     rows: list[ChoiceRow] = []
-    records = iter_settled(source, settings, _find_columns, bad)
+    records = iter_settled(source, settings, _find_columns, bad, optional=("text", "question"))
     with collecting(bad):
         for where, values, settings in records:
             with collecting(bad):

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -119,8 +119,12 @@ def iter_settled(
     settings: SettingsT,
     find_columns: Callable[[SettingsT, Sequence[str], str], SettingsT],
     bad: list[InputError] | None = None,
+    optional: Collection[str] = (),
 ) -> Iterator[tuple[str, dict[str, Any], SettingsT]]:
     """As `iter_records`, with the settings whose columns are found among the fields of the first row.
+
+    Args:
+        optional: fields that are read in every row that has them, whatever the columns.
 
     Raises:
         InputError: as both; and a later row has a field by which the columns would be others.
@@ -129,7 +133,7 @@ def iter_settled(
     for where, row in iter_records(source, given, bad):
         if not fields:
             settings = find_columns(given, list(row), where)
-        elif not row.keys() <= fields.keys():
+        elif not row.keys() <= {*fields, *optional}:
             with collecting(bad):
                 _check_same_columns(given, settings, find_columns, fields, row, where)
         fields |= dict.fromkeys(row)
