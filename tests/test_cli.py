@@ -647,6 +647,7 @@ def test_corpus_check_shows_samples_as_training_sees_them(run: Run, tiny_store: 
         (["--max-length", 4], "max_length 4 leaves no room"),
         (["--max-length", 2, "--data-mode", "full-sentences"], "max_length 2 leaves no room"),
         (["--seed", -1], "seed must be at least 0"),
+        (["--samples", -1], "samples must not be negative"),
     ],
 )
 def test_corpus_check_refuses_what_training_would(

@@ -187,7 +187,7 @@ def atomic_folder(path: Path, replace: bool = False, needed_bytes: int | None = 
     """
     path = path.resolve()  # "." and "" have no name to put a sibling's beside
     if path.exists() and not replace:
-        raise StorageError(f"{path} already exists. Choose another folder, or remove this one first.")
+        raise StorageError(f"{path} already exists. Choose another folder, or replace it with --overwrite.")
     with _refusals_explained(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))

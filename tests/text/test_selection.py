@@ -238,6 +238,7 @@ def test_nothing_left_is_explained(build: Callable[..., Manifest], tmp_path: Pat
         ({"deduplicate": "exakt"}, 'deduplicate: .*"exakt".*Did you mean "exact"'),
         ({"similarity": 0.4}, "similarity must be from 0.5 to 1"),
         ({"similarity": 1.1}, "similarity"),
+        ({"similarity": 0.9, "deduplicate": "exact"}, 'say deduplicate "near"'),
         ({"similarity": float("nan")}, "similarity"),
         ({"min_characters": 0}, "min_characters"),
         ({"max_characters": -1}, "max_characters"),

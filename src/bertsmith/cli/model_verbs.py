@@ -72,6 +72,8 @@ def corpus_check(
     """
     check_max_length(max_length)
     check_seed(seed)
+    if samples < 0:
+        raise SettingsError(f"samples must not be negative, not {samples}.")
     screen = Console(highlight=False)
     screen.print(render(check_corpus(store, verify=verify)))
     corpus = open_corpus(store, "train")

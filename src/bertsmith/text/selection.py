@@ -86,6 +86,8 @@ class SelectionSettings:
             raise SettingsError(f'deduplicate: there is no way called "{self.deduplicate}". {choices}')
         if not LEAST_SIMILARITY <= self.similarity <= 1:
             raise SettingsError(f"similarity must be from {LEAST_SIMILARITY} to 1, not {self.similarity}.")
+        if self.deduplicate != "near" and self.similarity != type(self).similarity:
+            raise SettingsError('similarity is of near copies: say deduplicate "near", or leave it out.')
         for name in ("min_characters", "max_characters"):
             value = getattr(self, name)
             if value is not None and value < 1:
