@@ -98,6 +98,21 @@ def refuse_overwriting(out: Path, sources: Iterable[str | Path]) -> None:
                 raise SettingsError(f"{out} lies in {source}, which is read. Choose another folder.")
 
 
+def refuse_removing(folder: Path, sources: Iterable[str | Path]) -> None:
+    """Make sure that nothing which is read lies in a folder that is to be removed.
+
+    Args:
+        sources: as for `refuse_overwriting`.
+
+    Raises:
+        SettingsError: one of them does, or is the folder.
+    """
+    place = folder.resolve()
+    for source in sources:
+        if any(path.is_relative_to(place) for path in _found(source)):
+            raise SettingsError(f"--overwrite would remove {source}, which is read. Choose another folder.")
+
+
 def refuse_replacing(out: Path, names: Collection[str], what: str, sources: Iterable[str | Path]) -> None:
     """Make sure that a folder which is to be replaced holds what was written there before, and nothing that is read;
     changes nothing.
@@ -114,9 +129,7 @@ def refuse_replacing(out: Path, names: Collection[str], what: str, sources: Iter
     place = out.expanduser().resolve()
     if place.exists() and not place.is_dir():
         raise StorageError(f"{out} is a file. Choose another folder.")
-    for source in sources:
-        if any(path.is_relative_to(place) for path in _found(source)):
-            raise SettingsError(f"--overwrite would remove {source}, which is read. Choose another folder.")
+    refuse_removing(place, sources)
     if place == Path.cwd():
         raise SettingsError("--overwrite would remove the folder that you are in. Choose another folder.")
     others = sorted(path.name for path in place.iterdir() if path.name not in names) if place.is_dir() else []

@@ -391,6 +391,8 @@ def test_seeds_draw_for_themselves(tmp_path: Path, tiny_tokenizer: Path) -> None
     finetune("classification", own, OPTIONS, console=QUIET)
     first, second = (tmp_path / f"run/seed-{seed}/augment/replacements.jsonl" for seed in range(2))
     assert read_variants(first) != read_variants(second)
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "augment_model: words" in card and str(tmp_path) not in card
 
 
 @pytest.mark.parametrize(

@@ -469,7 +469,7 @@ def test_overwrite_removes_nothing_but_runs(data: Path, tiny_tokenizer: Path, tm
     finetune("classification", base, OPTIONS, console=QUIET)  # what failed before its first step
     (out / "rows.csv").write_text(animals_or_places())
     for changes in ({"train": str(out / "*.csv")}, {"model": str(out), "tokenizer": None}, {"teacher": str(out)}):
-        with pytest.raises(SettingsError, match=f"--overwrite would remove {out}.*, which this run reads"):
+        with pytest.raises(SettingsError, match=f"--overwrite would remove {out}.*, which is read"):
             finetune("classification", replace(base, **changes), OPTIONS, console=QUIET)  # type: ignore[arg-type]
     assert (out / "rows.csv").is_file() and (out / "model").is_dir()
     (out / "config.yaml").unlink()

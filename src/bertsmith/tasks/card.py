@@ -15,7 +15,8 @@ _AUTO_CLASSES = {
     "text-generation": "AutoModelForCausalLM",
     "feature-extraction": "AutoModel",
 }
-_SIMILARITY = "sentence-similarity"
+SIMILARITY = "sentence-similarity"
+"""The Hub's name of what makes vectors, which sentence-transformers loads."""
 _UNANSWERING = ("text-generation", "feature-extraction")
 """What `bertsmith predict` has no answers of."""
 _SHOWN_LABELS = 50
@@ -42,7 +43,7 @@ def model_card(
         data: file name -> SHA-256.
         settings: those that were not left at their defaults.
     """
-    is_similarity = pipeline_tag == _SIMILARITY
+    is_similarity = pipeline_tag == SIMILARITY
     library = "sentence-transformers" if is_similarity else "transformers"
     tags = [*([library] if is_similarity else []), model_type, "bertsmith"]
     header = to_yaml({"library_name": library, "pipeline_tag": pipeline_tag, "tags": tags})
@@ -70,7 +71,7 @@ def model_card(
 
 def _use(pipeline_tag: str) -> list[str]:
     """Lines of Python that load the model; a text's vector also takes its pooling."""
-    if pipeline_tag == _SIMILARITY:
+    if pipeline_tag == SIMILARITY:
         return [
             "from sentence_transformers import SentenceTransformer",
             "",

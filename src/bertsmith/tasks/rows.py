@@ -131,34 +131,32 @@ def iter_settled(
     """
     given, fields = settings, dict[str, None]()
     for where, row in iter_records(source, given, bad):
+        new = [name for name in row if name not in fields]
         if not fields:
-            settings = find_columns(given, list(row), where)
-        elif not row.keys() <= {*fields, *optional}:
+            settings = find_columns(given, new, where)
+        elif any(name not in optional for name in new):
             with collecting(bad):
-                _check_same_columns(given, settings, find_columns, fields, row, where)
-        fields |= dict.fromkeys(row)
+                if not _finds(find_columns, given, [*fields, *new], settings):
+                    names = ", ".join(f'"{name}"' for name in new)
+                    raise InputError(
+                        f"the rows above have no field {names}, which would change what is read. Give every row the "
+                        "same fields, or name the columns to be read.",
+                        where,
+                    )
+        fields |= dict.fromkeys(new)
         yield where, row, settings
 
 
-def _check_same_columns(
-    given: SettingsT,
-    settings: SettingsT,
+def _finds(
     find_columns: Callable[[SettingsT, Sequence[str], str], SettingsT],
-    fields: Mapping[str, None],
-    row: Mapping[str, Any],
-    where: str,
-) -> None:
+    given: SettingsT,
+    fields: Sequence[str],
+    expected: SettingsT,
+) -> bool:
     try:
-        is_same = find_columns(given, [*fields, *(name for name in row if name not in fields)], where) == settings
+        return find_columns(given, fields, "") == expected
     except InputError:
-        is_same = False
-    if not is_same:
-        names = ", ".join(f'"{name}"' for name in row if name not in fields)
-        raise InputError(
-            f"the rows above have no field {names}, which would change what is read. Give every row the same fields, "
-            "or name the columns to be read.",
-            where,
-        )
+        return False
 
 
 def nothing_read(source: str, what: str, bad: Sequence[InputError] | None) -> InputError:

@@ -1,11 +1,10 @@
 """The folder of a run: what it may be written to, what it holds, and which model is in it."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bertsmith.errors import ModelError, SettingsError
-from bertsmith.files import RUN_MARK, atomic_write, is_leftover
+from bertsmith.files import RUN_MARK, atomic_write, is_leftover, refuse_removing
 from bertsmith.settings import to_yaml
 from bertsmith.tasks.run_settings import RunSettings
 
@@ -67,7 +66,7 @@ def claim_run_folder(settings: RunSettings, command: str, sources: Iterable[str 
     if not settings.resume and not settings.overwrite:
         raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
     if settings.overwrite:
-        _check_kept(out, sources)
+        refuse_removing(out, [source for source in sources if source is not None])
     elif (begun := _command(out)) is not None and begun != command:
         raise SettingsError(f"{out} holds a run of bertsmith {begun}. Go on with that, or choose another folder.")
 
@@ -76,13 +75,6 @@ def own_files(model: str | Path) -> list[Path]:
     """What a run has written of its own, besides its model; nothing of a folder that is no run's."""
     folder = Path(model).expanduser()
     return [path for name in (*_OF_A_RUN, *_TOLD) if (path := folder / name).exists()]
-
-
-def _check_kept(out: Path, sources: Iterable[str | Path | None]) -> None:
-    for source in sources:
-        path = Path(source or "").expanduser()
-        if source is not None and os.path.exists(path) and path.resolve().is_relative_to(out.resolve()):
-            raise SettingsError(f"--overwrite would remove {source}, which this run reads. Choose another folder.")
 
 
 def _has_settings_alone(out: Path, names: set[str]) -> bool:

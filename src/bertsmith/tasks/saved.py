@@ -22,6 +22,7 @@ from bertsmith.model.folder import load_weights, read_config, resolve, save_mode
 from bertsmith.settings import from_mapping, to_mapping
 from bertsmith.tasks import answer, answer_data, choice_data, classify_data, embed_data, tag_data
 from bertsmith.tasks.answer import Answering
+from bertsmith.tasks.card import SIMILARITY
 from bertsmith.tasks.choose import Choosing
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_targets import NumberTarget
@@ -36,7 +37,7 @@ from bertsmith.training.task import Batch, Task
 
 _FORMAT = 1
 _OF_THE_HEAD = ("regression", "multi_label", "crf")
-_MODULES, _POOLING, _SIMILARITY = "modules.json", "1_Pooling", "sentence-similarity"
+_MODULES, _POOLING = "modules.json", "1_Pooling"
 _POOLING_MODES = {"mean": "mean_tokens", "cls": "cls_token"}
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
@@ -128,7 +129,7 @@ TASKS: Mapping[str, Kind] = {
         embed_data.find_labels,
         Embedding,
         Embedding.architecture,
-        _SIMILARITY,
+        SIMILARITY,
     ),
 }
 
@@ -245,7 +246,7 @@ def has_answers(folder: Path, architectures: Sequence[str]) -> bool:
     """Whether a folder, ours or not, is of one of `TASKS`: a bare encoder is where its pooling is written down."""
     if (folder / _MODULES).is_file():
         return True
-    return any(is_written_as(kind, architectures) for kind in TASKS.values() if kind.pipeline_tag != _SIMILARITY)
+    return any(is_written_as(kind, architectures) for kind in TASKS.values() if kind.pipeline_tag != SIMILARITY)
 
 
 def _write_sentence_transformer(folder: Path, settings: embed_data.EmbeddingSettings, hidden_size: int) -> None:
@@ -317,7 +318,7 @@ def _saved_task(
     if name is None or not has_answers(folder, architectures):
         raise ModelError(
             f"{folder}: architectures is {architectures}, which is no fine-tuned model. "
-            f"Choices: {', '.join(kind.architecture for kind in TASKS.values() if kind.pipeline_tag != _SIMILARITY)}, "
+            f"Choices: {', '.join(kind.architecture for kind in TASKS.values() if kind.pipeline_tag != SIMILARITY)}, "
             f"or a folder of sentence-transformers ({_MODULES})."
         )
     values: dict[str, Any] = {"max_length": min(_LONGEST, max_sequence_length)}

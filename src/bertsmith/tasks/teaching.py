@@ -39,7 +39,7 @@ from bertsmith.training.task import Task
 _OF_MODEL = (
     *("extend_positions", "adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha", "layers", "dropout"),
     *("optimizer", "schedule", "ema_decay", "r_drop", "adversarial", "mixup", "max_train_examples"),
-    *("augment_delete", "augment_swap", "augment_model", "augment_replace", "augment_share", "augment_variants"),
+    *("augment_delete", "augment_swap", "augment_replace", "augment_share", "augment_variants"),
 )
 """Settings that a card names where they are not the usual ones."""
 _OF_CHANGES = tuple(one.name for one in fields(FinetuneSettings) if one.name.startswith("augment_"))
