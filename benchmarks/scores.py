@@ -10,7 +10,7 @@ padded dynamically; its weights are then scored by our code, which tests hold ag
 scripts: only training differs. Seconds are those of training alone, the peer's without its first two steps. With
 `--workers` that many runs share the machine, in the order of their seeds, so that sides are under the same load; a run
 that is there already, or among the `--known` of other machines, is not run again. `r-drop` is ours with `--r-drop 1`,
-`no-dropout` ours with `--dropout 0`.
+`no-dropout` ours with `--dropout 0`, `all-windows` ours with `--null-windows all`, from which the peer learns.
 Sets in Chinese need `--chinese`, a model of our own pre-training. Writes the table, `scores.md`, and all runs that are
 in it, `scores.jsonl`.
 """
@@ -49,12 +49,13 @@ from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.device import resolve_device, resolve_precision
 from bertsmith.training.evaluate import evaluate_task
 
-TRAINER, OURS = "trainer", "ours"
+TRAINER, OURS, ALL_WINDOWS = "trainer", "ours", "all-windows"
 SIDES: dict[str, dict[str, Any]] = {
     TRAINER: {},
     OURS: {},
     "r-drop": {"r_drop": 1.0},
     "no-dropout": {"dropout": 0.0},
+    ALL_WINDOWS: {},
 }
 """Side -> what is added to our settings."""
 PEERS = {
@@ -88,6 +89,7 @@ class DataSet:
     chinese: bool = False
 
 
+EVERY_WINDOW = {"null_windows": "all"}
 LARGE = {"batch_size": 64, "learning_rate": 1.5e-4}
 ANSWERS = {"max_length": 384, "doc_stride": 128}
 SETS = {
@@ -258,7 +260,8 @@ def main() -> None:
             model = arguments.chinese if SETS[name].chinese else arguments.model
             if model is None or seed >= (SETS[name].seeds or arguments.seeds):
                 continue
-            runs += [Run(name, side, seed, model, arguments.data, arguments.out) for side in arguments.sides]
+            sides = [side for side in arguments.sides if side != ALL_WINDOWS or SETS[name].task == "answering"]
+            runs += [Run(name, side, seed, model, arguments.data, arguments.out) for side in sides]
     for name in dict.fromkeys(run.name for run in runs):
         files(name, arguments.data, arguments.out)
     known = read_lines(arguments.known) if arguments.known else {}
@@ -307,7 +310,8 @@ def ours(run: Run) -> dict[str, Any]:
         overwrite=True,
         **{**DEFAULTS, **one.changes, **SIDES[run.side]},
     )
-    learnt = finetune(one.task, settings, from_mapping(TASKS[one.task].settings, one.options, "options"))
+    options = one.options | (EVERY_WINDOW if run.side == ALL_WINDOWS else {})
+    learnt = finetune(one.task, settings, from_mapping(TASKS[one.task].settings, options, "options"))
     metrics = [learnt.metrics["test"], *(evaluate(learnt.model, test) for test in tests[1:])]
     shutil.rmtree(folder)
     return {"metrics": metrics, "seconds": learnt.training.seconds}
@@ -345,7 +349,8 @@ def prepared(name: str, model: str, data: Path, out: Path) -> tuple[FinetuneTask
     """Our task with the tokenized tests; and the training rows as the peer takes them."""
     one, (train, tests) = SETS[name], files(name, data, out)
     kind = TASKS[one.task]
-    options, found = kind.read_rows(train, from_mapping(kind.settings, one.options, "options"))
+    asked = one.options | (EVERY_WINDOW if one.task == "answering" else {})  # as run_qa.py
+    options, found = kind.read_rows(train, from_mapping(kind.settings, asked, "options"))
     if one.num_rows is not None:
         found = choose_rows(found, one.num_rows)
     splits = {f"test-{number}": kind.read_rows(test, options)[1] for number, test in enumerate(tests)}

@@ -406,6 +406,11 @@ def test_albert_judges_the_order_of_sentences(tiny_tokenizer: Path, tmp_path: Pa
     assert [answer["in_order"], answer["swapped"]] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
 
 
+def test_guesses_are_of_models_that_guess(classifier: Path) -> None:
+    with pytest.raises(SettingsError, match="top_k is of models that fill masks"):
+        load(classifier, top_k=3)
+
+
 def test_at_least_one_guess_is_given(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="top_k must be at least 1, not 0"):
         load(tmp_path, top_k=0)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from bertsmith.tasks.answer import Answering, QuestionAnsweringModel, find_label
 from bertsmith.tasks.answer_data import (
     AnsweringExample,
     AnsweringSettings,
+    TrainingWindows,
     locate,
     read_rows,
     training_examples,
@@ -26,14 +28,14 @@ from bertsmith.tasks.answer_data import (
 from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer, choose_answer
 from bertsmith.tasks.rows import sub_batches
 from bertsmith.text.labelled import Answer, Question, read_squad
-from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
-from bertsmith.text.windows import windows
+from bertsmith.text.tokenizer import Encoding, Tokenizer, load_tokenizer
+from bertsmith.text.windows import Window, windows
 from bertsmith.training.report import Table
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
 
 CONTEXT = "the old king sat by the river. a small cat saw the blue bird, and the queen runs to the house at night."
-SMALL = AnsweringSettings(max_length=24, max_query_length=6, doc_stride=5, max_answer_length=8)
+SMALL = AnsweringSettings(max_length=24, max_query_length=6, doc_stride=5, max_answer_length=8, null_windows="all")
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,54 @@ def test_the_place_of_the_first_located_answer_is_learnt_and_lost_ones_are_count
         make(tokenizer, lost, split="train")
     # It can still be scored.
     assert len(items(make(tokenizer, lost), "dev")) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    places=st.lists(st.sampled_from(["answer", "null", "unanswerable"]), min_size=1, max_size=30),
+    null_windows=st.sampled_from([0, 0.3, 1, 2.5, 100, "all"]),
+    num_epochs=st.integers(1, 8),
+)
+def test_an_epoch_has_all_windows_but_some_null_ones_and_these_in_turn(places, null_windows, num_epochs):
+    rows = {name: Question("who?", "he", (Answer("he", 0),) * (name != "unanswerable"), name, "") for name in places}
+    ids = np.zeros(1, dtype=np.int32)
+    context = Encoding(ids, np.array([[0, 2]]), np.ones(1, dtype=bool))
+    target = {"answer": (3, 3), "null": (0, 0), "unanswerable": (0, 0)}
+    examples = [
+        AnsweringExample(rows[place], ids, context, (Window(number, number + 1),), (target[place],))
+        for number, place in enumerate(places)
+    ]
+    found = TrainingWindows(examples, null_windows)
+    epochs = [found.take(range(found.num_examples(epoch)), epoch) for epoch in range(num_epochs)]
+    wanted = Counter(places)
+    nulls = wanted["null"] if null_windows == "all" else min(wanted["null"], round(null_windows * wanted["answer"]))
+    assert found.num_left_out == wanted["null"] - nulls
+    for windows_of_one in epochs:
+        kinds = Counter(one.row.id for one in windows_of_one)
+        assert kinds == Counter({**wanted, "null": nulls})
+        assert len({one.windows for one in windows_of_one}) == len(windows_of_one)
+    uses = Counter(one.windows for each in epochs for one in each if one.row.id == "null")
+    if nulls:  # none a second time before all others have had their turn
+        counts = [uses[one.windows] for one in examples if one.row.id == "null"]
+        assert max(counts) - min(counts) <= 1
+    # Any order, any part: the same.
+    last = num_epochs - 1
+    backwards = found.take(range(found.num_examples(last))[::-1], last)
+    assert [one.windows for one in backwards] == [one.windows for one in epochs[last]][::-1]
+
+
+def test_by_default_there_are_as_many_null_windows_as_others(tokenizer):
+    row = question("king")
+    task = make(tokenizer, row, split="train", chosen=replace(SMALL, null_windows=AnsweringSettings.null_windows))
+    every = items(make(tokenizer, row, split="train"), "train")
+    found = items(task, "train")
+    with_answer = [one for one in every if one.targets != ((0, 0),)]
+    assert 2 * len(with_answer) == len(found) < len(every)
+    (note,) = [note for note in task.notes() if "null_windows" in note]
+    assert f"Of {len(every) - len(with_answer)} windows" in note and f"learns from {len(with_answer)}," in note
+    assert len(items(make(tokenizer, row, chosen=task.settings), "dev")[0].windows) == len(every)
+    with pytest.raises(SettingsError, match='null_windows must be at least 0, or "all"'):
+        replace(SMALL, null_windows=-1)
 
 
 # Loss

@@ -254,7 +254,7 @@ def predict(
     file: str | None = None,
     out: Path | None = None,
     override: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
-    top_k: int = 5,
+    top_k: int | None = None,
     precision: Precision = "fp32",
     device: str = "auto",
     config: ConfigFile = None,
@@ -271,7 +271,7 @@ def predict(
         file: Lines of text, CSV, TSV, JSONL, Parquet or hub:NAME; tables are read as those of the fine-tuning were.
         out: Write there instead of to standard output; the file appears when all is answered.
         override: KEY=VALUE, a setting of the task to change, such as delimiter=";"; may be repeated.
-        top_k: Guesses for each [MASK]. A text with several gets a list of guesses for each, the others left masked.
+        top_k: Guesses for each [MASK], 5 unless given. A text with several gets a list for each, the others masked.
         precision: fp32 gives what transformers gives; bf16 is faster where the hardware has it.
         device: auto, cpu, cuda or cuda:N.
     """

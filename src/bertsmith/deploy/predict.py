@@ -70,7 +70,7 @@ def load(
     *,
     device: str = "auto",
     precision: Precision = "fp32",
-    top_k: int = 5,
+    top_k: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """A predictor from a run's folder, a model folder, any Hugging Face BERT with a known head, or a Hub id.
@@ -83,14 +83,15 @@ def load(
 
     Args:
         precision: fp32 gives what `transformers` gives; bf16 is faster where the hardware has it.
-        top_k: guesses for each mask.
+        top_k: guesses for each mask; None: 5.
         overrides: settings of the task to change, by field name, for example `{"text_column": "review"}`.
 
     Raises:
         ModelError: no such folder, or a model without a head that could answer anything.
-        SettingsError: `top_k` is below 1; an unknown setting in `overrides`, or a model without a task.
+        SettingsError: `top_k` is below 1, or is of a model that fills no masks; an unknown setting in `overrides`, or a
+            model without a task.
     """
-    if top_k < 1:
+    if top_k is not None and top_k < 1:
         raise SettingsError(f"top_k must be at least 1, not {top_k}.")
     place = model_folder(folder)
     on = resolve_device(device)
@@ -115,7 +116,7 @@ def load(
             tokenizer,
             on,
             resolved,
-            top_k=top_k,
+            top_k=5 if top_k is None else top_k,
             strips_before=strips_before_mask(place),
             question=pair_question(_objective(resolve(place)), config.model_type),
         )
@@ -124,6 +125,8 @@ def load(
             f"{place}: a model of architectures {architectures} has no head that answers. Fine-tune it first: "
             "bertsmith finetune classification|tagging|answering|choice|embedding."
         )
+    if top_k is not None:
+        raise SettingsError(f"top_k is of models that fill masks, and {place} has learnt a task; leave it out.")
     task, module = load_task(place, overrides)
     return TaskPredictor(task, module.to(on), on, resolved)
 

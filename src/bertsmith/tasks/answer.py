@@ -22,6 +22,7 @@ from bertsmith.model.heads import TokenHead
 from bertsmith.tasks.answer_data import (
     AnsweringExample,
     AnsweringSettings,
+    TrainingWindows,
     encode_questions,
     row_of,
     training_examples,
@@ -76,7 +77,7 @@ class Answering:
         self.loss_weights: Mapping[str, float] = {self.name: 1.0}
         self.num_skipped = 0
         """Training questions that are left out because the place of their answer is not known."""
-        self._splits: dict[str, ListExamples[AnsweringExample]] = {}
+        self._splits: dict[str, ListExamples[AnsweringExample] | TrainingWindows] = {}
         for split_name, rows in splits.items():
             examples = self.encode(rows)
             if split_name == "train":
@@ -85,6 +86,10 @@ class Answering:
                 examples = [example for windows in by_question for example in windows]
                 if not examples:
                     raise InputError("no question has an answer at a known place: nothing to learn.")
+                some = TrainingWindows(examples, settings.null_windows)
+                if some.num_left_out:
+                    self._splits[split_name] = some
+                    continue
             self._splits[split_name] = ListExamples(examples)
 
     def row(self, value: str | Mapping[str, Any], where: str) -> Question:
@@ -107,11 +112,14 @@ class Answering:
         notes = [self.settings.describe_windows()]
         if self.settings.language == "zh":
             notes.append("Answers are scored by characters, as CMRC 2018 does (--language en: by words, as SQuAD).")
+        train = self._splits.get("train")
+        if isinstance(train, TrainingWindows):
+            notes.append(train.describe())
         if self.num_skipped:
             notes.append(f"{self.num_skipped:,} training questions are left out: their answers are not where they say.")
         return notes
 
-    def examples(self, split: str) -> ListExamples[AnsweringExample]:
+    def examples(self, split: str) -> ListExamples[AnsweringExample] | TrainingWindows:
         """Windows of "train", one an example; questions of any other split with all their windows."""
         return self._splits[split]
 

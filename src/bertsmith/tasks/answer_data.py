@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bertsmith import randomness
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.rows import iter_records, nothing_read
@@ -19,6 +20,8 @@ from bertsmith.text.tokenizer import Encoding, Tokenizer
 from bertsmith.text.windows import Window, overlap, windows
 
 NUM_SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
+NULL_TARGET = (0, 0)
+"""Start and end of an answer that a window does not hold: [CLS]."""
 _CHINESE_SHARE = 0.5  # of the letters
 
 
@@ -40,6 +43,8 @@ class AnsweringSettings:
     """Tokens of a question; what is longer is cut."""
     doc_stride: int = 128
     """Tokens from the start of a window to the start of the next: a step, not an overlap."""
+    null_windows: float | Literal["all"] = 2.0
+    """Windows without the answer that an epoch learns from, for each with it, of questions that have one; or "all"."""
     max_answer_length: int = 30
     """Tokens of the longest answer."""
     n_best: int = 20
@@ -64,6 +69,8 @@ class AnsweringSettings:
         for name in ("max_query_length", "doc_stride", "max_answer_length", "n_best"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.null_windows != "all" and not 0 <= self.null_windows < float("inf"):
+            raise SettingsError(f'null_windows must be at least 0, or "all", not {self.null_windows}.')
 
     def describe_windows(self) -> str:
         """Step and overlap in one line, since other tools give the overlap the same name."""
@@ -105,6 +112,58 @@ class AnsweringExample:
     def first_context_token(self) -> int:
         """Where the context starts in each sequence."""
         return len(self.question_ids) + 1 + self.num_separators
+
+    @property
+    def is_null(self) -> bool:
+        """In training: whether the question has an answer, and its window does not hold it."""
+        return bool(self.row.answers) and self.targets == (NULL_TARGET,)
+
+
+class TrainingWindows:
+    """Windows to learn from, one an example: in each epoch all but null ones, and some of those, in turn.
+
+    Most windows of a long context do not hold the answer. Learning from all of them takes most of the time to teach
+    silence, so some are left out, as for Natural Questions (Alberti et al. 2019, arXiv 1901.08634, section 3).
+    """
+
+    def __init__(self, examples: Sequence[AnsweringExample], null_windows: float | Literal["all"]) -> None:
+        self._others = [example for example in examples if not example.is_null]
+        nulls = [example for example in examples if example.is_null]
+        with_answer = sum(example.targets != (NULL_TARGET,) for example in self._others)
+        order = randomness.shuffled(np.arange(len(nulls)), len(nulls), 0, "null windows")
+        self._nulls: list[AnsweringExample] = [nulls[place] for place in order.tolist()]
+        wanted = len(nulls) if null_windows == "all" else round(null_windows * with_answer)
+        self._nulls_an_epoch = min(wanted, len(nulls))
+
+    @property
+    def num_left_out(self) -> int:
+        """Null windows that an epoch does not learn from."""
+        return len(self._nulls) - self._nulls_an_epoch
+
+    def describe(self) -> str:
+        """How many there are, and how many are learnt from, in a sentence."""
+        return (
+            f"Of {len(self._nulls):,} windows that do not hold their question's answer an epoch learns from "
+            f'{self._nulls_an_epoch:,}, in turn (null_windows; "all" for all of them).'
+        )
+
+    def num_examples(self, epoch: int) -> int:
+        """The same for every epoch."""
+        return len(self._others) + self._nulls_an_epoch
+
+    def take(self, indices: Sequence[int], epoch: int) -> Sequence[AnsweringExample]:
+        """Some windows of an epoch; its null ones follow those of the epoch before."""
+        return [self._at(index, epoch) for index in indices]
+
+    def num_tokens(self, index: int) -> int:
+        """Tokens of window `index` of the first epoch."""
+        return self._at(index, 0).num_tokens
+
+    def _at(self, index: int, epoch: int) -> AnsweringExample:
+        place = index - len(self._others)
+        if place < 0:
+            return self._others[index]
+        return self._nulls[(epoch * self._nulls_an_epoch + place) % len(self._nulls)]
 
 
 def read_rows(
@@ -176,8 +235,8 @@ def encode_questions(
 def training_examples(example: AnsweringExample) -> list[AnsweringExample]:
     """One example a window, with its target; none if the place of the answer is not known.
 
-    A window that does not hold the whole answer says so by pointing at [CLS], and is kept, as is
-    every window of a question without an answer. The first answer that has a place is learnt.
+    A window that does not hold the whole answer says so by pointing at [CLS], as does every window of a question
+    without an answer. The first answer that has a place is learnt.
     """
     span = None
     if example.row.answers:
@@ -187,7 +246,7 @@ def training_examples(example: AnsweringExample) -> list[AnsweringExample]:
             return []
     examples = []
     for window in example.windows:
-        target = (0, 0)
+        target = NULL_TARGET
         if span is not None and window.start <= span[0] and span[1] < window.end:
             shift = example.first_context_token - window.start
             target = (span[0] + shift, span[1] + shift)
