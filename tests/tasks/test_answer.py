@@ -211,15 +211,15 @@ def test_an_epoch_has_all_windows_but_some_null_ones_and_these_in_turn(places, n
     assert [one.windows for one in backwards] == [one.windows for one in epochs[last]][::-1]
 
 
-def test_by_default_there_are_as_many_null_windows_as_others(tokenizer):
+def test_by_default_there_are_two_null_windows_for_each_other(tokenizer):
     row = question("king")
     task = make(tokenizer, row, split="train", chosen=replace(SMALL, null_windows=AnsweringSettings.null_windows))
     every = items(make(tokenizer, row, split="train"), "train")
     found = items(task, "train")
     with_answer = [one for one in every if one.targets != ((0, 0),)]
-    assert 2 * len(with_answer) == len(found) < len(every)
+    assert 3 * len(with_answer) == len(found) < len(every)
     (note,) = [note for note in task.notes() if "null_windows" in note]
-    assert f"Of {len(every) - len(with_answer)} windows" in note and f"learns from {len(with_answer)}," in note
+    assert f"Of {len(every) - len(with_answer)} windows" in note and f"learns from {2 * len(with_answer)}," in note
     assert len(items(make(tokenizer, row, chosen=task.settings), "dev")[0].windows) == len(every)
     with pytest.raises(SettingsError, match='null_windows must be at least 0, or "all"'):
         replace(SMALL, null_windows=-1)
