@@ -1,5 +1,6 @@
 """Our steps, and Hugging Face's Trainer at its best on this machine; the latter needs `pip install accelerate`."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,7 @@ def trainer_seconds(
     precision: ResolvedPrecision,
     order: Literal["sequential", "random", "group_by_length"],
     is_compiled: bool = False,
-    epochs: int = 1,
+    epochs: float = 1,
     warmup_share: float = 0.0,
     seed: int = 42,
     num_workers: int | None = None,
@@ -105,7 +106,7 @@ def trainer_seconds(
     clock = _Clock()
     if num_workers is None:
         num_workers = 4 if torch.cuda.is_available() else 0
-    num_steps = epochs * -(-len(rows) // batch_size)
+    num_steps = math.ceil(epochs * -(-len(rows) // batch_size))
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
             model=model,

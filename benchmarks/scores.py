@@ -2,7 +2,7 @@
 
     pip install accelerate
     python benchmarks/scores.py --data DATA --model FOLDER --out runs/scores [--only NAME ...] [--sides NAME ...]
-        [--chinese FOLDER] [--seeds 5] [--workers 1] [--known docs/figures/scores.jsonl]
+        [--chinese FOLDER] [--seeds 5] [--epochs E] [--workers 1] [--known docs/figures/scores.jsonl]
 
 Both sides learn to the last weights, with Trainer's AdamW, a tenth of warm-up, then a linear fall, weight decay of 0.01
 and gradients of norm 1 at most. The peer is `AutoModelFor...` in `Trainer` on the rows that our tokenization made,
@@ -11,6 +11,7 @@ scripts: only training differs. Seconds are those of training alone, the peer's 
 `--workers` that many runs share the machine, in the order of their seeds, so that sides are under the same load; a run
 that is there already, or among the `--known` of other machines, is not run again. `r-drop` is ours with `--r-drop 1`,
 `no-dropout` ours with `--dropout 0`, `all-windows` ours with `--null-windows all`, from which the peer learns.
+`--epochs` is for times alone: so many passes, or such a part of one, instead of those of each set.
 Sets in Chinese need `--chinese`, a model of our own pre-training. Writes the table, `scores.md`, and all runs that are
 in it, `scores.jsonl`.
 """
@@ -234,6 +235,14 @@ class Run:
     model: str
     data: Path
     out: Path
+    epochs: float | None = None
+    """Passes over the rows, if not those of the set."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Of our settings and the peer's."""
+        asked = {} if self.epochs is None else {"epochs": self.epochs}
+        return {**DEFAULTS, **SETS[self.name].changes, **asked}
 
     @property
     def result(self) -> Path:
@@ -251,6 +260,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=SETS)
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=float)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--known", type=Path)
     arguments = parser.parse_args()
@@ -261,7 +271,7 @@ def main() -> None:
             if model is None or seed >= (SETS[name].seeds or arguments.seeds):
                 continue
             sides = [side for side in arguments.sides if side != ALL_WINDOWS or SETS[name].task == "answering"]
-            runs += [Run(name, side, seed, model, arguments.data, arguments.out) for side in sides]
+            runs += [Run(name, side, seed, model, arguments.data, arguments.out, arguments.epochs) for side in sides]
     for name in dict.fromkeys(run.name for run in runs):
         files(name, arguments.data, arguments.out)
     known = read_lines(arguments.known) if arguments.known else {}
@@ -308,7 +318,7 @@ def ours(run: Run) -> dict[str, Any]:
         seed=run.seed,
         epsilon=EPSILON,
         overwrite=True,
-        **{**DEFAULTS, **one.changes, **SIDES[run.side]},
+        **{**run.changes, **SIDES[run.side]},
     )
     options = one.options | (EVERY_WINDOW if run.side == ALL_WINDOWS else {})
     learnt = finetune(one.task, settings, from_mapping(TASKS[one.task].settings, options, "options"))
@@ -324,7 +334,7 @@ def theirs(run: Run) -> dict[str, Any]:
     transformers.set_seed(run.seed)
     sizes = {"num_labels": len(task.labels)} if task.labels else {}
     model = PEERS[one.task].from_pretrained(model_folder(run.model), **sizes)
-    changes = {**DEFAULTS, **one.changes}
+    changes = run.changes
     seconds = trainer_seconds(
         model,
         rows,
