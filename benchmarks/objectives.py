@@ -56,6 +56,7 @@ def main() -> None:
             budget=arguments.budget,
             max_length=64,
             batch_size=32,
+            mask_probability=0.2,
             optimizer="muon",
             schedule="wsd",
             decay_share=0.5,
@@ -64,7 +65,6 @@ def main() -> None:
             evaluate_every="50%",
             evaluation_samples=2000,
             overwrite=folder.exists(),
-            **({} if name == "gpt2 clm" else {"mask_probability": 0.2}),
             **ROWS[name],
         )
         run = pretrain(settings)

@@ -58,7 +58,7 @@ SIDES: dict[str, dict[str, Any]] = {
     "no-dropout": {"dropout": 0.0},
     ALL_WINDOWS: {},
 }
-"""Side -> what is added to our settings."""
+"""Side -> what is added to our settings; ALL_WINDOWS adds EVERY_WINDOW to those of the task."""
 PEERS = {
     "classification": transformers.AutoModelForSequenceClassification,
     "tagging": transformers.AutoModelForTokenClassification,

@@ -221,6 +221,8 @@ def test_by_default_there_are_two_null_windows_for_each_other(tokenizer):
     (note,) = [note for note in task.notes() if "null_windows" in note]
     assert f"Of {len(every) - len(with_answer)} windows" in note and f"learns from {2 * len(with_answer)}," in note
     assert len(items(make(tokenizer, row, chosen=task.settings), "dev")[0].windows) == len(every)
+    with pytest.raises(InputError, match="no window holds a whole answer"):
+        make(tokenizer, question(CONTEXT[:100]), split="train", chosen=task.settings)
     with pytest.raises(SettingsError, match='null_windows must be at least 0, or "all"'):
         replace(SMALL, null_windows=-1)
 

@@ -199,7 +199,7 @@ def asked(draw: st.DrawFn) -> Question:
 def test_answers_keep_their_text_and_their_tokens(
     tiny_tokenizer: Path, row: Question, seed: int, delete: float, swap: float
 ) -> None:
-    options = AnsweringSettings(max_length=24, max_query_length=8, doc_stride=8)
+    options = AnsweringSettings(max_length=24, max_query_length=8, doc_stride=8, null_windows="all")
     task = Answering(read_tokenizer(tiny_tokenizer), (), options, {"train": [row]})
     base = task.examples("train").items
     chosen = settings(seed=seed, augment_delete=delete, augment_swap=swap)
@@ -393,6 +393,27 @@ def test_seeds_draw_for_themselves(tmp_path: Path, tiny_tokenizer: Path) -> None
     assert read_variants(first) != read_variants(second)
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     assert "augment_model: words" in card and str(tmp_path) not in card
+
+
+def test_windows_of_later_epochs_have_replacements(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    # The answer of every second question lies across the border of two windows: both are null ones.
+    words = "the king by the river a dog the cat the house and the bird of a night".split()
+    rows = []
+    for number in range(12):
+        context = " ".join(words * 3) + f" {number}"
+        answer = " ".join(words * 3) if number % 2 else "king"
+        answers = [{"text": answer, "answer_start": context.index(answer)}]
+        rows.append({"question": f"who {number}", "context": context, "answers": answers})
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    chosen = AnsweringSettings(max_length=24, max_query_length=4, doc_stride=8, null_windows=0.5)
+    model = save_word_model(tmp_path / "words", tiny_tokenizer, OTHERS)
+    own = run_settings(
+        tmp_path, tiny_tokenizer, "run", train=str(tmp_path / "questions.jsonl"), augment_model=str(model), epochs=6,
+        dev_share=0.0,
+    )  # fmt: skip
+    finetune("answering", own, chosen, console=QUIET)
+    _, *kept = (own.out / "augment" / "replacements.jsonl").read_text().strip().split("\n")
+    assert len(kept) == len(rows)
 
 
 @pytest.mark.parametrize(

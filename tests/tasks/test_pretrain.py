@@ -359,7 +359,6 @@ def test_options_that_would_do_nothing_are_refused(store: Path) -> None:
         ("mlm+nsp", "bert", "generator_share", 0.5),
         ("mlm", "bert", "detection_weight", 3.0),
         ("clm", "gpt2", "mask_unit", "word"),
-        ("clm", "gpt2", "mask_probability", 0.2),
     ):
         settings = PretrainSettings(**given, objective=objective, **{name: value})  # type: ignore[arg-type]
         with pytest.raises(SettingsError, match=f"{name} does nothing in {re.escape(objective)}"):

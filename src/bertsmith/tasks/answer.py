@@ -69,7 +69,7 @@ class Answering:
         """`labels` are empty: answers are not chosen from a list. `splits` may be empty to predict.
 
         Raises:
-            InputError: no training question has an answer at a known place, or is without one.
+            InputError: no training question has an answer at a known place, or is without one; or no window holds one.
         """
         self.tokenizer = tokenizer
         self.labels: tuple[str, ...] = tuple(labels)
@@ -87,6 +87,8 @@ class Answering:
                 if not examples:
                     raise InputError("no question has an answer at a known place: nothing to learn.")
                 some = TrainingWindows(examples, settings.null_windows)
+                if not some.num_examples(0):
+                    raise InputError("no window holds a whole answer: nothing to learn. Give longer or nearer windows.")
                 if some.num_left_out:
                     self._splits[split_name] = some
                     continue

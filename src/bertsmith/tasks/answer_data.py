@@ -127,6 +127,7 @@ class TrainingWindows:
     """
 
     def __init__(self, examples: Sequence[AnsweringExample], null_windows: float | Literal["all"]) -> None:
+        self.items = examples
         self._others = [example for example in examples if not example.is_null]
         nulls = [example for example in examples if example.is_null]
         with_answer = sum(example.targets != (NULL_TARGET,) for example in self._others)

@@ -212,9 +212,7 @@ def read_variants(path: Path) -> list[Variants]:
 
 def _training_rows(task: FinetuneTask) -> list[Any]:
     """Each row once, though it may be several examples."""
-    examples = task.examples("train")
-    items = examples.take(range(examples.num_examples(0)), 0)
-    return list({id(item.row): item.row for item in items}.values())
+    return list({id(item.row): item.row for item in task.examples("train").items}.values())
 
 
 def _entity_words(rows: Sequence[TaggingRow]) -> frozenset[str]:

@@ -172,8 +172,7 @@ def _finetune(
     adapted = None
     if settings.adapt is not None and weights is not None:
         say(screen, f"First {settings.adapt} of pre-training on the texts of the training rows.")
-        examples = work.examples("train")
-        texts = (text for item in examples.take(range(examples.num_examples(0)), 0) for text in item.row.texts)
+        texts = (text for item in work.examples("train").items for text in item.row.texts)
         adapted = adapt(ranks, settings, weights, config, texts, screen)
         model, new_tensors = build_model(work, config, weights, settings, adapted)
     found = (kind, work, taught, learnt, config, weights, options, log_every, data, device, precision, screen, ranks)

@@ -62,7 +62,7 @@ def with_objective(settings: PretrainSettings, model_type: str) -> PretrainSetti
         raise SettingsError(f"data_mode {mode} gives no pairs, which {objective} asks about. Use clean or original.")
     of_others = [] if objective == "rtd" else ["generator_share", "detection_weight"]
     of_others += [] if objective in PAIR_NAMES else ["pair_weight"]
-    of_others += ["mask_probability", "mask_count", "mask_unit"] if objective == "clm" else []
+    of_others += ["mask_count", "mask_unit"] if objective == "clm" else []
     for name in of_others:
         if settings.is_given(name):
             raise SettingsError(f"{name} does nothing in {objective}; leave it out, or choose another objective.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from bertsmith.errors import SettingsError
 from bertsmith.settings import settle_types
 from bertsmith.training.device import Precision
-from bertsmith.training.optim import PRESETS, OptimizerName, OptimizerSettings, ScheduleName
+from bertsmith.training.optim import OptimizerName, OptimizerSettings, ScheduleName
 from bertsmith.training.plan import TrainSettings
 
 
@@ -73,8 +73,6 @@ class LearningSettings:
         check_seed(self.seed)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}.")
-        if self.is_given("decay_share") and (self.schedule or PRESETS[self.optimizer].schedule) != "wsd":
-            raise SettingsError("decay_share is of the schedule wsd: give schedule wsd, or leave it out.")
 
     def is_given(self, name: str) -> bool:
         """Whether a setting has another value than its default."""

@@ -33,7 +33,7 @@ from bertsmith.tasks.run_folder import model_folder
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Section
-from bertsmith.training.task import Batch, Task
+from bertsmith.training.task import Batch, Examples, Task
 
 _FORMAT = 1
 _OF_THE_HEAD = ("regression", "multi_label", "crf")
@@ -41,6 +41,14 @@ _MODULES, _POOLING = "modules.json", "1_Pooling"
 _POOLING_MODES = {"mean": "mean_tokens", "cls": "cls_token"}
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
+
+
+class KeptExamples(Examples, Protocol):
+    """A collection that is kept in memory."""
+
+    @property
+    def items(self) -> Sequence[Any]:
+        """Every example that is in some epoch, each with its `row`."""
 
 
 class FinetuneTask(Task, Protocol):
@@ -51,6 +59,9 @@ class FinetuneTask(Task, Protocol):
     tokenizer: Tokenizer
     num_neighbours: int
     """Rows on either side of a row that its answer may depend on; 0: each row is answered alone."""
+
+    def examples(self, split: str) -> KeptExamples:
+        """As every task's."""
 
     def row(self, value: str | Mapping[str, Any], where: str) -> Any:
         """A row to predict, from what a user gives."""
