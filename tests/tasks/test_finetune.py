@@ -419,6 +419,8 @@ def test_overwrite_replaces_a_run(data: Path, tiny_tokenizer: Path, tmp_path: Pa
         finetune("classification", replace(first, resume=True, dropout=0.1), OPTIONS, console=QUIET)
     with pytest.raises(TrainingError, match=r"cannot resume .*: dev_share was 0\.0 and is now 0\.2"):
         finetune("classification", replace(first, resume=True, dev_share=0.2), OPTIONS, console=QUIET)
+    with pytest.raises(TrainingError, match=r"cannot resume .*: max_length was \d+ and is now 20\."):
+        finetune("classification", replace(first, resume=True), replace(OPTIONS, max_length=20), console=QUIET)
     moved = tmp_path / "moved.csv"
     shutil.copy(data / "train.csv", moved)
     finetune("classification", replace(first, resume=True, train=str(moved)), OPTIONS, console=QUIET)

@@ -150,7 +150,7 @@ class Teaching:
             "adversarial": settings.adversarial,
             "mixup": settings.mixup,
             **({name: getattr(settings, name) for name in _OF_CHANGES} if settings.is_augmented else {}),
-            "options": json.dumps(to_mapping(self.task.settings), sort_keys=True),
+            **option_values(self.task.settings),
             "dev_share": settings.dev_share if settings.dev is None else None,
             "max_train_examples": settings.max_train_examples,
             "fold": self.fold,
@@ -161,6 +161,14 @@ class Teaching:
         """The same with the loop's."""
         learning = plan.fingerprint([Stage(self.learnt)], self._learning(settings), self.precision)
         return {**learning, **self._fingerprint(settings)}
+
+
+def option_values(options: Any) -> dict[str, str | int | float | bool | None]:
+    """A task's settings for a fingerprint, one by one, so that what differs is said by its name."""
+    return {
+        name: value if value is None or isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
+        for name, value in to_mapping(options).items()
+    }
 
 
 def evaluated(

@@ -35,7 +35,15 @@ from bertsmith.tasks.run_folder import claim_run_folder, write_config
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, task_kind
 from bertsmith.tasks.start import build_model, starting_point
-from bertsmith.tasks.teaching import check_learning, decision, evaluated, save_finetuned, say, train_settings
+from bertsmith.tasks.teaching import (
+    check_learning,
+    decision,
+    evaluated,
+    option_values,
+    save_finetuned,
+    say,
+    train_settings,
+)
 from bertsmith.tasks.together_task import Together, model_of, on_one_encoder
 from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import ALONE
@@ -247,7 +255,7 @@ def _fingerprint(
     data: Mapping[str, Mapping[str, str]],
 ) -> dict[str, str | int | float | bool | None]:
     """What has to be equal on resume, beside the loop's own."""
-    of_tasks = {name: {"task": task.name, **to_mapping(task.settings)} for name, task in tasks.items()}
+    of_tasks = {name: {"task": task.name, **option_values(task.settings)} for name, task in tasks.items()}
     return {
         "model": settings.model,
         "tokenizer": next(iter(tasks.values())).tokenizer.fingerprint,
@@ -256,7 +264,7 @@ def _fingerprint(
         "batch_size": settings.batch_size,
         "dev_share": settings.dev_share,
         "sampling": settings.sampling,
-        "tasks": json.dumps(of_tasks, sort_keys=True),
+        **{f"{name}, {option}": value for name, values in of_tasks.items() for option, value in values.items()},
         "data": json.dumps({name: data_fingerprint(part.settings, data[name]) for name, part in parts.items()}),
     }
 
