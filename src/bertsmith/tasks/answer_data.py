@@ -122,8 +122,8 @@ class AnsweringExample:
 class TrainingWindows:
     """Windows to learn from, one an example: in each epoch all but null ones, and some of those, in turn.
 
-    Most windows of a long context do not hold the answer. Learning from all of them takes most of the time to teach
-    silence, so some are left out, as for Natural Questions (Alberti et al. 2019, arXiv 1901.08634, section 3).
+    Most windows of a long context do not hold the answer. Where all are learnt, much of the time goes into learning to
+    be silent, so some are left out, as for Natural Questions (Alberti et al. 2019, arXiv 1901.08634).
     """
 
     def __init__(self, examples: Sequence[AnsweringExample], null_windows: float | Literal["all"]) -> None:
