@@ -11,7 +11,8 @@ scripts: only training differs. Seconds are those of training alone, the peer's 
 `--workers` that many runs share the machine, in the order of their seeds, so that sides are under the same load; a run
 that is there already, or among the `--known` of other machines, is not run again. `r-drop` is ours with `--r-drop 1`,
 `no-dropout` ours with `--dropout 0`, `all-windows` ours with `--null-windows all`, from which the peer learns.
-`--epochs` is for times alone: so many passes, or such a part of one, instead of those of each set.
+`--epochs` is for times alone: so many passes, or such a part of one, instead of those of each set, in a folder of their
+own.
 Sets in Chinese need `--chinese`, a model of our own pre-training. Writes the table, `scores.md`, and all runs that are
 in it, `scores.jsonl`.
 """
@@ -264,6 +265,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--known", type=Path)
     arguments = parser.parse_args()
+    if arguments.epochs is not None:
+        if arguments.known:
+            parser.error("--known are whole runs, and --epochs makes parts of some: choose one")
+        arguments.out /= f"epochs-{arguments.epochs:g}"  # never taken for whole runs
     runs = []
     for seed in range(arguments.seeds):  # all sets with one seed first: a table of few seeds is worth reading, too
         for name in arguments.only:

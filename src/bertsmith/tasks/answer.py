@@ -79,20 +79,18 @@ class Answering:
         """Training questions that are left out because the place of their answer is not known."""
         self._splits: dict[str, ListExamples[AnsweringExample] | TrainingWindows] = {}
         for split_name, rows in splits.items():
-            examples = self.encode(rows)
-            if split_name == "train":
-                by_question = [training_examples(example) for example in examples]
-                self.num_skipped = sum(not windows for windows in by_question)
-                examples = [example for windows in by_question for example in windows]
-                if not examples:
-                    raise InputError("no question has an answer at a known place: nothing to learn.")
-                some = TrainingWindows(examples, settings.null_windows)
-                if not some.num_examples(0):
-                    raise InputError("no window holds a whole answer: nothing to learn. Give longer or nearer windows.")
-                if some.num_left_out:
-                    self._splits[split_name] = some
-                    continue
-            self._splits[split_name] = ListExamples(examples)
+            if split_name != "train":
+                self._splits[split_name] = ListExamples(self.encode(rows))
+                continue
+            by_question = [training_examples(example) for example in self.encode(rows)]
+            self.num_skipped = sum(not windows for windows in by_question)
+            examples = [example for windows in by_question for example in windows]
+            if not examples:
+                raise InputError("no question has an answer at a known place: nothing to learn.")
+            some = TrainingWindows(examples, settings.null_windows)
+            if not some.num_examples(0):
+                raise InputError("no window holds a whole answer: nothing to learn. Give longer or nearer windows.")
+            self._splits[split_name] = some if some.num_left_out else ListExamples(examples)
 
     def row(self, value: str | Mapping[str, Any], where: str) -> Question:
         """A question to answer: a mapping with this task's columns, or `question` and `context`.
