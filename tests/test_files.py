@@ -136,7 +136,7 @@ def test_a_name_that_has_no_utf8_is_written_with_question_marks(tmp_path: Path) 
     assert (tmp_path / "card.md").read_text() == "data: r?views.csv"
 
 
-def test_a_folder_is_emptied_and_a_link_to_it_stays(tmp_path: Path) -> None:
+def test_what_is_named_is_removed_and_a_link_to_the_folder_stays(tmp_path: Path) -> None:
     run, kept = tmp_path / "run", tmp_path / "kept"
     (run / "model").mkdir(parents=True)
     kept.mkdir()
@@ -144,9 +144,10 @@ def test_a_folder_is_emptied_and_a_link_to_it_stays(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("x")
     (run / "data").symlink_to(kept)
     (tmp_path / "link").symlink_to(run)
-    files.empty_folder(tmp_path / "link")
-    files.empty_folder(tmp_path / "nowhere")
-    assert (tmp_path / "link").is_symlink() and names(run) == set() and names(kept) == {"thesis.txt"}
+    (run / "mine.txt").write_text("y")
+    files.remove_from(tmp_path / "link", ["model", "config.yaml", "data", "nothing"])
+    files.remove_from(tmp_path / "nowhere", ["model"])
+    assert (tmp_path / "link").is_symlink() and names(run) == {"mine.txt"} and names(kept) == {"thesis.txt"}
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:

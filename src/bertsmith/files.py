@@ -239,15 +239,18 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def empty_folder(folder: Path) -> None:
-    """Remove all that is in a folder, if there is one; the folder itself, which may be a link, stays.
+def remove_from(folder: Path, names: Iterable[str]) -> None:
+    """Remove files and folders from a folder, where they are there; the folder itself, which may be a link, stays.
 
     Raises:
         StorageError: something may not be removed.
     """
     with _refusals_explained(folder, None):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in (folder / name for name in names):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

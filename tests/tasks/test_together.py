@@ -413,6 +413,25 @@ def test_the_command(folder: Path, tiny_tokenizer: Path, tmp_path: Path, capsys:
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_a_run_that_replaces_it_leaves_what_is_the_user_s(
+    folder: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    finetune_together(settings_of(folder, tiny_tokenizer, out=out, epochs=0.5), console=QUIET)
+    for name in ("notes.md", "seed-list.txt", "deployed/model.onnx"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    monkeypatch.chdir(out)  # it may also be where the user is
+    alone = FinetuneSettings(
+        model="size:tiny", tokenizer=str(tiny_tokenizer), train=str(folder / "rows.csv"), out=Path("."), epochs=0.5,
+        overwrite=True, device="cpu",
+    )  # fmt: skip
+    finetune("classification", alone, console=QUIET)
+    own = {"config.yaml", "metrics.jsonl", "report.html", "checkpoints", "model"}
+    assert {path.name for path in out.iterdir()} == {*own, "notes.md", "seed-list.txt", "deployed"}
+    assert (out / "deployed" / "model.onnx").read_text() == "mine"
+
+
 # Refusals
 
 

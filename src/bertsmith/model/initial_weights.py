@@ -31,6 +31,19 @@ def initialise(module: nn.Module, deviation: float) -> None:
             nn.init.ones_(part.weight)
 
 
+def initialise_new_output(output: nn.Linear) -> None:
+    """What a new task's last layer starts from: a normal of deviation 1 / sqrt(its width), biases of 0.
+
+    What it hears deviates by about 1, and so do then its outputs (LeCun et al. 1998, "Efficient BackProp", section
+    4.6). BERT's 0.02 is for layers that pre-training moves a million times. Adam moves a weight by no more than about
+    the learning rate in a step, so from there the head of a fine-tuning takes hundreds of steps to grow, in which the
+    encoder is told little of what is asked.
+    """
+    nn.init.normal_(output.weight, std=1 / math.sqrt(output.in_features))
+    if output.bias is not None:
+        nn.init.zeros_(output.bias)
+
+
 def sinusoidal_positions(table: nn.Embedding, amplitude: float, frequencies: Tensor | None = None) -> None:
     """Fill a position table with sines and cosines (Vaswani et al. 2017, arXiv 1706.03762, section 3.5), to be trained.
 

@@ -19,6 +19,7 @@ from bertsmith.errors import InputError
 from bertsmith.model.batch import PackedBatch, pack, split
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
+from bertsmith.model.initial_weights import initialise_new_output
 from bertsmith.tasks.answer_data import (
     AnsweringExample,
     AnsweringSettings,
@@ -48,6 +49,7 @@ class QuestionAnsweringModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.tokens = TokenHead(encoder.config, 2)
+        initialise_new_output(self.tokens.out)
         self.tokens.dropout = 0.0  # run_squad.py has none before its last layer
 
 

@@ -17,6 +17,7 @@ from bertsmith.errors import InputError
 from bertsmith.model.batch import PackedBatch, pack
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import PooledHead, mean_of_tokens
+from bertsmith.model.initial_weights import initialise_new_output
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, row_of
 from bertsmith.tasks.classify_targets import ClassificationExample, LabelTarget, NumberTarget, Target
 from bertsmith.tasks.label_sets import LabelSetTarget
@@ -37,6 +38,7 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.pooled = PooledHead(encoder.config, num_outputs, of_choices=of_choices)
+        initialise_new_output(self.pooled.out)
 
 
 class Classification:

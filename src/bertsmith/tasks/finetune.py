@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from bertsmith.errors import InputError, SettingsError, StepError
-from bertsmith.files import empty_folder, refuse_folder, refuse_overwriting, sha256
+from bertsmith.files import refuse_folder, refuse_overwriting, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
 from bertsmith.tasks import folds, search, seeds
@@ -39,7 +39,7 @@ from bertsmith.tasks.jobs import Work, outcomes
 from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
-from bertsmith.tasks.run_folder import claim_run_folder, model_folder, own_files, write_config
+from bertsmith.tasks.run_folder import claim_run_folder, clear_run_folder, model_folder, own_files, write_config
 from bertsmith.tasks.saved import FinetuneTask, Kind, load_task, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
@@ -161,7 +161,7 @@ def _finetune(
 
     def begin() -> None:
         if settings.overwrite:
-            empty_folder(settings.out)
+            clear_run_folder(settings.out)
         write_config(settings, f"finetune {task}", configuration(settings, options))
 
     ranks.first(begin)

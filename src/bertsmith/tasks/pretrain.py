@@ -11,7 +11,7 @@ from torch import nn
 
 from bertsmith import randomness
 from bertsmith.errors import ModelError
-from bertsmith.files import atomic_folder, atomic_write, empty_folder, write_json
+from bertsmith.files import atomic_folder, atomic_write, write_json
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
@@ -26,7 +26,7 @@ from bertsmith.tasks.objectives import architecture_kind, check_pairs_possible, 
 from bertsmith.tasks.pretrain_settings import LEARNING_RATES, OF_A_NEW_MODEL, ObjectiveName, PretrainSettings
 from bertsmith.tasks.pretrain_task import PretrainTask
 from bertsmith.tasks.replaced_tokens import ReplacedTokensModel, ReplacedTokensTask
-from bertsmith.tasks.run_folder import claim_run_folder, model_folder, write_config
+from bertsmith.tasks.run_folder import claim_run_folder, clear_run_folder, model_folder, write_config
 from bertsmith.text.corpus import Corpus, open_corpus, read_manifest
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import resolve_precision
@@ -85,7 +85,7 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
 
     def begin() -> None:
         if settings.overwrite:
-            empty_folder(settings.out)
+            clear_run_folder(settings.out)
         write_config(settings, "pretrain", configuration)
 
     ranks.first(begin)

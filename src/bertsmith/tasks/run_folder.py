@@ -1,11 +1,12 @@
 """The folder of a run: what it may be written to, what it holds, and which model is in it."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bertsmith.errors import ModelError, SettingsError
-from bertsmith.files import RUN_MARK, atomic_write, is_leftover, refuse_removing
-from bertsmith.settings import to_yaml
+from bertsmith.files import RUN_MARK, atomic_write, is_leftover, refuse_removing, remove_from
+from bertsmith.settings import read_config, to_yaml
 from bertsmith.tasks.run_settings import RunSettings
 
 OF_A_SEED = "seed-"
@@ -14,12 +15,13 @@ OF_A_TRIAL = "trial-"
 """The same of a search."""
 OF_A_FOLD = "fold-"
 """The same of a cross-validation."""
+_OF_SEVERAL = re.compile(rf"(?:{OF_A_SEED}|{OF_A_TRIAL}|{OF_A_FOLD})\d+")
 ADAPTED = "adapt"
 """The folder of a run in which its model was made to know the texts of the task."""
 AUGMENTED = "augment"
 """The folder of a run with what its training examples are changed by."""
 _TOLD = ("config.yaml", "tasks.yaml", "report.html", "result.json", "predictions.jsonl")
-_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", ADAPTED, AUGMENTED)
+_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model", "generator", ADAPTED, AUGMENTED)
 
 
 def model_folder(path: str | Path) -> str:
@@ -60,7 +62,7 @@ def claim_run_folder(settings: RunSettings, command: str, sources: Iterable[str 
     names = {path.name for path in out.iterdir() if not is_leftover(path.name)} if out.is_dir() else set()
     if not names or _has_settings_alone(out, names):
         return
-    has_runs = any(name.startswith((OF_A_SEED, OF_A_TRIAL, OF_A_FOLD)) for name in names)
+    has_runs = any(map(_OF_SEVERAL.fullmatch, names))
     if "config.yaml" not in names or not (has_runs or names & set(_OF_A_RUN)):
         raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
     if not settings.resume and not settings.overwrite:
@@ -75,6 +77,17 @@ def own_files(model: str | Path) -> list[Path]:
     """What a run has written of its own, besides its model; nothing of a folder that is no run's."""
     folder = Path(model).expanduser()
     return [path for name in (*_OF_A_RUN, *_TOLD) if (path := folder / name).exists()]
+
+
+def clear_run_folder(out: Path) -> None:
+    """Remove what a run has written to its folder, so that another can; what else there is in it stays.
+
+    Raises:
+        StorageError: something may not be removed.
+    """
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    own = {*_OF_A_RUN, *_TOLD, *(read_config(out / "tasks.yaml") if "tasks.yaml" in names else ())}
+    remove_from(out, [name for name in names if name in own or _OF_SEVERAL.fullmatch(name) or is_leftover(name)])
 
 
 def _has_settings_alone(out: Path, names: set[str]) -> bool:

@@ -22,6 +22,7 @@ from bertsmith.model.batch import pack
 from bertsmith.model.crf import Crf
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
+from bertsmith.model.initial_weights import initialise_new_output
 from bertsmith.tasks.cross_entropy import weighted_cross_entropy
 from bertsmith.tasks.entities import Scores, Span, allowed_neighbours, detect_scheme, read_spans, score_entities
 from bertsmith.tasks.rows import ListExamples, check_max_length, class_weights, label_id, sub_batches
@@ -92,6 +93,7 @@ class TokenClassificationModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.tokens = TokenHead(encoder.config, num_outputs)
+        initialise_new_output(self.tokens.out)
         self.crf = crf
 
 

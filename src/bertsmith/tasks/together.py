@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import nn
 
 from bertsmith.errors import InputError, ModelError, SettingsError
-from bertsmith.files import atomic_write, empty_folder, sha256
+from bertsmith.files import atomic_write, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
 from bertsmith.model.resize import Extension
@@ -31,7 +31,7 @@ from bertsmith.tasks.advice_rules import by_width
 from bertsmith.tasks.finetune import make_task
 from bertsmith.tasks.finetune_report import data_files, data_fingerprint
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.run_folder import claim_run_folder, write_config
+from bertsmith.tasks.run_folder import claim_run_folder, clear_run_folder, write_config
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, task_kind
 from bertsmith.tasks.start import build_model, starting_point
@@ -173,7 +173,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     model = on_one_encoder({name: own for name, (own, _) in built.items()})
     data = {name: {str(path): sha256(path) for path in data_files(one.settings)} for name, one in parts.items()}
     if settings.overwrite:
-        empty_folder(settings.out)
+        clear_run_folder(settings.out)
     if not settings.resume or not (settings.out / "tasks.yaml").is_file():
         atomic_write(settings.out / "tasks.yaml", to_yaml(read_config(settings.tasks)))
     write_config(settings, "finetune together", _configuration(settings))
