@@ -99,7 +99,7 @@ def refuse_overwriting(out: Path, sources: Iterable[str | Path]) -> None:
 
 
 def refuse_removing(folder: Path, sources: Iterable[str | Path]) -> None:
-    """Make sure that nothing which is read lies in a folder that is to be removed.
+    """Make sure that nothing which is read lies in a folder that is to be replaced.
 
     Args:
         sources: as for `refuse_overwriting`.
@@ -110,7 +110,7 @@ def refuse_removing(folder: Path, sources: Iterable[str | Path]) -> None:
     place = folder.resolve()
     for source in sources:
         if any(path.is_relative_to(place) for path in _found(source)):
-            raise SettingsError(f"--overwrite would remove {source}, which is read. Choose another folder.")
+            raise SettingsError(f"{source} is read, and lies in what --overwrite replaces. Choose another folder.")
 
 
 def refuse_replacing(out: Path, names: Collection[str], what: str, sources: Iterable[str | Path]) -> None:
@@ -246,11 +246,8 @@ def remove_from(folder: Path, names: Iterable[str]) -> None:
         StorageError: something may not be removed.
     """
     with _refusals_explained(folder, None):
-        for path in (folder / name for name in names):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        for path in map(folder.joinpath, names):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

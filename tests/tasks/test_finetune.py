@@ -364,7 +364,7 @@ def test_data_below_home_are_not_overwritten_either(
     finetune("classification", chosen, OPTIONS, console=QUIET)
     assert load_task("~/run")[0].labels == ("animal", "place")
     shutil.copy(data / "train.csv", tmp_path / "run" / "mine.csv")
-    with pytest.raises(SettingsError, match=r"--overwrite would remove ~/run/mine\.csv"):
+    with pytest.raises(SettingsError, match=r"~/run/mine\.csv is read, and lies in what --overwrite"):
         finetune("classification", replace(chosen, train="~/run/mine.csv", overwrite=True), OPTIONS, console=QUIET)
     assert (tmp_path / "run" / "mine.csv").is_file()
 
@@ -471,7 +471,7 @@ def test_overwrite_removes_nothing_but_runs(data: Path, tiny_tokenizer: Path, tm
     finetune("classification", base, OPTIONS, console=QUIET)  # what failed before its first step
     (out / "rows.csv").write_text(animals_or_places())
     for changes in ({"train": str(out / "*.csv")}, {"model": str(out), "tokenizer": None}, {"teacher": str(out)}):
-        with pytest.raises(SettingsError, match=f"--overwrite would remove {out}.*, which is read"):
+        with pytest.raises(SettingsError, match=f"{out}.* is read, and lies in what --overwrite replaces"):
             finetune("classification", replace(base, **changes), OPTIONS, console=QUIET)  # type: ignore[arg-type]
     assert (out / "rows.csv").is_file() and (out / "model").is_dir()
     (out / "config.yaml").unlink()

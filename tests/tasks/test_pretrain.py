@@ -315,7 +315,7 @@ def test_refusals(store: Path, run: Path, tiny_documents: Path, tiny_tokenizer: 
         with pytest.raises(SettingsError, match=f"{name} is of what a teacher says"):
             settings_for(store, tmp_path / "y", **{name: 0.5})
     assert not (tmp_path / "long").exists(), "nothing half-written"
-    with pytest.raises(SettingsError, match=f"--overwrite would remove {run}, which is read"):
+    with pytest.raises(SettingsError, match=f"{run} is read, and lies in what --overwrite replaces"):
         pretrain(settings_for(store, run, from_model=str(run), overwrite=True))
     assert (run / "model" / "config.json").is_file()
 

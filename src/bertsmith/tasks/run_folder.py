@@ -54,7 +54,7 @@ def claim_run_folder(settings: RunSettings, command: str, sources: Iterable[str 
 
     Raises:
         SettingsError: it holds a run and neither `resume` nor `overwrite` is set; or to resume, that of another
-            command; or something that is not a run; or what `overwrite` would remove is read first.
+            command; or something that is not a run; or what is read lies in what `overwrite` replaces.
     """
     out = settings.out
     if out.is_file():
