@@ -538,11 +538,11 @@ def test_what_stands_at_the_end_of_a_long_text_is_learnt_only_if_it_is_read(
             max_length=16, long=part, window_pooling="max" if part == "windows" else "mean"
         )
         result = finetune("classification", changed, options, console=QUIET)
-        accuracy[part] = result.metrics["dev"]["accuracy"]
-        assert evaluate(result.folder, str(tmp_path / "long.csv"))["accuracy"] >= accuracy[part] - 0.1
+        whole = evaluate(result.folder, str(tmp_path / "long.csv"))
+        accuracy[part] = (result.metrics["dev"]["accuracy"], whole["accuracy"])
         assert load_task(result.model)[0].settings == replace(options, text_column="text", label_column="label")
-    assert accuracy["head"] < 0.8
-    assert accuracy["tail"] > 0.9 and accuracy["windows"] > 0.9
+    assert max(accuracy["head"]) < 0.8
+    assert min(accuracy["tail"]) > 0.9 and min(accuracy["windows"]) > 0.9
 
 
 def test_tagging_and_answering_go_the_same_way(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
