@@ -83,6 +83,7 @@ def clear_run_folder(out: Path) -> None:
     """Remove what a run has written to its folder, so that another can; what else there is in it stays.
 
     Raises:
+        SettingsError: its `tasks.yaml`, which names folders of several tasks, cannot be read; nothing is removed then.
         StorageError: something may not be removed.
     """
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
