@@ -375,7 +375,7 @@ def test_predict_a_line(
 def test_predict_standard_input(
     echo: Echo, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    give(monkeypatch, '\ufeffone\r\n{"text": "two\\ud800"}\n{not json}\n[3]\n\n{"a":' + "[" * 100_000 + "\nlast")
+    give(monkeypatch, '\ufeffone\r\n  {"text": "two\\ud800"}\n{not json}\n[3]\n\n{"a":' + "[" * 100_000 + "\nlast")
     assert main(["predict", "model"]) == 0
     first, row, *others, deep, last = asked(capfdbinary.readouterr().out.decode())
     assert (first, row) == ("one", {"text": "two\ufffd"})

@@ -339,11 +339,15 @@ def test_tags_stand_at_their_characters(tiny_tokenizer: Path, tmp_path: Path) ->
 
 
 def test_answers_stand_at_their_characters(tiny_tokenizer: Path, tmp_path: Path) -> None:
-    predictor = load(folder(tiny_tokenizer, tmp_path, BertForQuestionAnswering), device="cpu")
+    where = folder(tiny_tokenizer, tmp_path, BertForQuestionAnswering)
+    predictor = load(where, device="cpu")
     context = "the old king sat by the river , the queen came from the city"
     (answer,) = predictor.predict([{"question": "who sat ?", "context": context}])
     assert answer["answer"] and context[answer["start"] : answer["end"]] == answer["answer"]
     assert 0 < answer["score"] <= 1
+    # A folder of others does not say whether silence is an answer. Who gives a threshold does.
+    silent = load(where, device="cpu", overrides={"no_answer_threshold": -1000})
+    assert next(silent.predict([{"question": "who sat ?", "context": context}]))["answer"] is None
 
 
 @pytest.mark.parametrize("kind", [BertForPreTraining, BertForMaskedLM])
@@ -392,6 +396,17 @@ def test_pairs_are_judged_by_what_the_model_was_asked(tiny_tokenizer: Path, tmp_
     (where / "bertsmith.json").write_text(json.dumps({"task": "pretraining", "objective": objective}))
     (answer,) = load(where, device="cpu").predict([{"text": "a", "pair": "b"}])
     assert set(answer) == ({"in_order", "swapped"} if objective == "mlm+sop" else {"next", "random"})
+
+
+def test_a_pair_for_a_model_without_a_judgement_ends_after_the_rows_before_it(
+    tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    where = folder(tiny_tokenizer, tmp_path, BertForMaskedLM)
+    rows = [Placed("a [MASK]", "rows.txt:1"), Placed({"text": "a", "pair": "b"}, "rows.txt:2")]
+    answers = load(where, device="cpu").predict(rows)
+    assert "guesses" in next(answers)
+    with pytest.raises(InputError, match=r"rows\.txt:2: this model has not learnt to judge pairs"):
+        next(answers)
 
 
 def test_albert_judges_the_order_of_sentences(tiny_tokenizer: Path, tmp_path: Path) -> None:

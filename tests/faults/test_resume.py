@@ -400,6 +400,18 @@ def test_a_run_with_a_stable_rate_can_be_given_another_budget(
     assert longer.lines("run")[-1]["budget"] == long
 
 
+def test_a_run_that_called_itself_falling_is_longer_from_before_that(
+    toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a budget of time it falls earlier than its seconds say: some are kept back for its end."""
+    options: dict[str, Any] = {"optimizer": {"schedule": "wsd"}}
+    Run(toy, tmp_path, budget="20 steps", **options).go(until=18)
+    monkeypatch.setattr("bertsmith.training.plan.is_falling", lambda *of_seconds: False)
+    longer = Run(toy, tmp_path, budget="30 steps", **options)
+    longer.go()
+    assert longer.lines("run")[-1]["resumed_from"] == "stable-00000017"
+
+
 @pytest.mark.parametrize("budget", ["20 steps", "3 epochs", "600 tokens"])
 def test_the_moment_before_the_fall_is_kept(toy: SimpleNamespace, tmp_path: Path, budget: str) -> None:
     run = Run(toy, tmp_path, budget=budget, optimizer={"schedule": "wsd", "warmup_steps": 4}, save_every="3 steps")

@@ -471,10 +471,13 @@ def test_a_fault_in_one_example_names_it_and_its_thread_and_loses_nothing(
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+STOPS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_ends_the_step_and_saves(toy: SimpleNamespace, tmp_path: Path, number: signal.Signals) -> None:
     task = toy.Task()
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = list(map(signal.getsignal, STOPS))
 
     def press(batch: Any) -> None:
         if len(task.seen) == 4:
@@ -486,7 +489,7 @@ def test_a_signal_ends_the_step_and_saves(toy: SimpleNamespace, tmp_path: Path, 
     assert len(task.seen) == 6
     assert find_fault(tmp_path / "checkpoints" / "step-00000003") is None
     assert [line["step"] for line in lines(tmp_path, "train")] == [1, 2, 3]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert list(map(signal.getsignal, STOPS)) == handlers
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("bertsmith-loader")]
 
 
@@ -534,10 +537,22 @@ def test_in_another_thread_signals_are_left_alone(toy: SimpleNamespace, tmp_path
     assert results[0].step == 12
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_the_process_at_once_and_leaves_the_last_checkpoint(
+def test_what_nohup_ignores_is_ignored(toy: SimpleNamespace, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        task = toy.Task()
+        task.before_loss = lambda batch: signal.raise_signal(signal.SIGHUP)
+        assert run(toy.Model(), task, tmp_path, settings()).step == 12
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_second_ctrl_c_ends_the_process_at_once_and_leaves_the_last_checkpoint(
     tmp_path: Path, number: signal.Signals
 ) -> None:
+    """A second SIGTERM does not: systemd sends it to a whole group, of which one sends it to the others."""
     command = [sys.executable, str(CHILDREN), "sleep", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
@@ -545,10 +560,14 @@ def test_a_second_signal_ends_the_process_at_once_and_leaves_the_last_checkpoint
             for said in ("ready", "asked"):
                 assert process.stdout.readline() == f"{said}\n"
                 process.send_signal(number)
+            if number != signal.SIGINT:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(timeout=1)
+                process.send_signal(signal.SIGINT)
             process.wait(timeout=60)  # the step itself would last ten minutes
         finally:
             process.kill()
-    assert process.returncode == -number
+    assert process.returncode == -signal.SIGINT
     checkpoints = tmp_path / "start" / "checkpoints"
     newest = newest_checkpoint(checkpoints)
     assert newest is not None and newest.name == "step-00000003"

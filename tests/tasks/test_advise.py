@@ -5,6 +5,9 @@ import json
 import os
 import random
 import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from transformers import AutoTokenizer
 
 from bertsmith.cli import advice_verbs, main, model_verbs
 from bertsmith.cli.advice_verbs import command
-from bertsmith.errors import SettingsError, TrainingError
+from bertsmith.errors import SettingsError, StorageError, TrainingError
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import save_model
 from bertsmith.model.sizes import named_size
@@ -29,7 +32,7 @@ from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.child import in_child
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.forecast import FinetuneMeasured, memory_limit, time_limit
+from bertsmith.tasks.forecast import FinetuneMeasured, memory_limit, time_limit, writable
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.tokenizer import load_tokenizer
@@ -60,6 +63,7 @@ class Machine:
         self.fits: Callable[[FinetuneSettings], bool] = lambda settings: True
         self.examples = 1000
         self.rows = 90
+        self.examples_of_a_row = 1
 
     def measure(
         self, task: str, settings: FinetuneSettings, options: Any, *, memory_limit_bytes: int
@@ -75,7 +79,8 @@ class Machine:
         )  # fmt: skip
         calibration = Calibration(1000, 1000, fits, peak_bytes, (stage,) if fits else (), 0.5, 12000, 0.25, 4000, 1.0)
         tokens = {"train": 10 * self.rows, "dev": 100, "test": 0}
-        return FinetuneMeasured(4.0, calibration, {"train": self.rows, "dev": 10, "test": 0}, tokens)
+        sizes = {"train": self.rows, "dev": 10, "test": 0}
+        return FinetuneMeasured(4.0, calibration, sizes, tokens, self.rows // self.examples_of_a_row)
 
 
 @pytest.fixture
@@ -199,6 +204,11 @@ def test_a_limit_of_time_takes_epochs_then_rows(make_files: MakeFiles, model: Pa
     assert kept is not None and kept % 16 == 0 and 384 < kept < 1600
     more = advice.measured.forecast(1, (kept + 16) / 1600)
     assert advice.forecast.seconds <= 60 < more.seconds
+    machine.examples_of_a_row = 2
+    half = advise("classification", replace(settings, budget="60s"))
+    assert half.settings.max_train_examples in range(kept // 2 - 16, kept // 2 + 1), "of rows, of which there are half"
+    assert half.forecast is not None and half.forecast.seconds <= 60
+    machine.examples_of_a_row = 1
     hopeless = advise("classification", replace(settings, budget="5s"))
     assert (hopeless.settings.epochs, hopeless.settings.max_train_examples) == (1, 384) and not hopeless.fits
     # Two evaluations of 1 second were to be a fifth of 5 seconds; in more time they have more.
@@ -368,6 +378,31 @@ def test_limits_are_read_or_found() -> None:
 def test_a_process_that_is_killed_is_said() -> None:
     with pytest.raises(TrainingError, match="was killed"):
         in_child(os._exit, 9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the process")
+def test_a_process_that_measures_does_not_outlive_who_asked() -> None:
+    program = (
+        "import time; from bertsmith.tasks.child import in_child\nif __name__ == '__main__': in_child(time.sleep, 600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        until = time.monotonic() + 60
+        while not (children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(1)  # until it listens
+        process.kill()
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("needs /proc, where nobody can make a file")
+    with pytest.raises(StorageError, match=r"/proc cannot be written to: .* Give --run a folder that can"):
+        writable(Path("/proc/runs/advised"))
+    assert writable(tmp_path / "runs" / "advised") == tmp_path
 
 
 def test_the_first_steps_are_really_taken(make_files: MakeFiles, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

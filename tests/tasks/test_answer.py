@@ -29,6 +29,7 @@ from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer, choose_answe
 from bertsmith.tasks.rows import sub_batches
 from bertsmith.text.labelled import Answer, Question, read_squad
 from bertsmith.text.tokenizer import Encoding, Tokenizer, load_tokenizer
+from bertsmith.text.tokenizer_training import train_tokenizer
 from bertsmith.text.windows import Window, windows
 from bertsmith.training.report import Table
 
@@ -322,6 +323,18 @@ def test_the_best_span_is_a_slice_of_the_context(tokenizer):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_an_answer_has_no_white_space_around_it(tiny_documents, tmp_path):
+    tokenizer = train_tokenizer([str(tiny_documents)], tmp_path / "bpe", kind="bpe", vocab_size=400)
+    row = replace(question(), context="an old  mill \n by the river\n")
+    task = make(tokenizer, row, chosen=replace(SMALL, n_best=200))
+    (example,) = task.encode([row])
+    answer = choose_answer(example, logits_for(example, {}), replace(SMALL, n_best=200))
+    texts = [one.text for one in answer.candidates]
+    assert "old  mill" in texts and len(set(texts)) == len(texts)
+    for one in answer.candidates:
+        assert one.text == one.text.strip() == row.context[one.start : one.end]
+
+
 def brute_force(example: AnsweringExample, logits: Sequence[np.ndarray], chosen: AnsweringSettings) -> list[tuple]:
     """All spans that run_squad.py would allow, by its rules one after the other; best first, no text twice."""
     spans = []
@@ -437,6 +450,10 @@ def test_reading_finds_out_whether_questions_may_have_no_answer(make_files):
     with pytest.raises(InputError, match=r"two\.json, question 2: no question of the training data has an answer"):
         find_labels(rows[1:], found)
     assert read_rows(str(folder / "two.json"), AnsweringSettings(unanswerable=False))[0].unanswerable is False
+    asked = AnsweringSettings(no_answer_threshold=1.0)
+    assert read_rows(str(folder / "two.json"), asked)[0].no_answer_threshold == 1.0
+    with pytest.raises(SettingsError, match="which there never is here: no question of the training data lacks one"):
+        read_rows(str(folder / "one.json"), asked)
 
 
 def test_rows_with_columns_of_other_names(make_files):
@@ -472,6 +489,8 @@ def test_rows_to_predict(tokenizer):
         ({"doc_stride": 0}, "doc_stride"),
         ({"n_best": 0}, "n_best"),
         ({"max_answer_length": 0}, "max_answer_length"),
+        ({"no_answer_threshold": float("nan")}, "no_answer_threshold must be a number"),
+        ({"no_answer_threshold": 1.0, "unanswerable": False}, "which there never is here"),
     ],
 )
 def test_settings_that_cannot_work(values, message):

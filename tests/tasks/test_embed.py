@@ -198,6 +198,8 @@ def test_ranks_are_counted_among_distinct_texts(tokenizer: Tokenizer) -> None:
     assert task.score(answers, examples) == ranking_metrics(np.array(expected))
     (table,) = task.sections(answers, examples)
     assert [cells[0] for cells in table.rows] == sorted((rank for rank in expected if rank > 1), reverse=True)
+    broken = [EmbeddingAnswer(tuple(np.full(4, np.nan) for _ in answer.vectors)) for answer in answers]
+    assert task.score(broken, examples)["recall_at_1"] == 0
 
 
 # ------------------------------------------------------------------------------------------------ whole runs
@@ -297,6 +299,7 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
             {},
             'data.jsonl:2: the rows above have no field "negative", "id", which would',
         ),
+        ('{"query": "x", "document": "y", "score": 1' + "0" * 400 + "}", {}, "is not a number; a score says"),
         ("", {}, "no rows"),
     ],
 )

@@ -35,7 +35,7 @@ from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.run_folder import clear_run_folder, model_folder
 from bertsmith.tasks.saved import load_task, task_kind
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.tag_data import TaggingSettings
@@ -343,6 +343,46 @@ def test_a_run_that_never_began_is_no_run(
     finetune("classification", chosen, OPTIONS, console=QUIET)
 
 
+def test_a_run_may_lie_in_the_folder_of_its_data(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """What it writes there is none of its data: it can be resumed, replaced, and run again beside itself."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(data / "train.csv", folder)
+    chosen = settings(data, tiny_tokenizer, train=str(folder), out=folder / "run", epochs=0.2, dev_share=0.0)
+    finetune("classification", chosen, OPTIONS, console=QUIET)
+    (folder / "notes.rst").write_text("not read")
+    finetune("classification", replace(chosen, resume=True), OPTIONS, console=QUIET)
+    finetune("classification", replace(chosen, overwrite=True), OPTIONS, console=QUIET)
+    other = finetune("classification", replace(chosen, out=folder / "other"), OPTIONS, console=QUIET)
+    assert list(json.loads((other.model / "bertsmith.json").read_text())["data"]) == ["train.csv"]
+
+
+def test_a_model_of_theirs_keeps_its_head(run: FinetuneResult, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.model, tmp_path / "theirs")
+    saved = tmp_path / "theirs" / "bertsmith.json"
+    values = json.loads(saved.read_text())
+    saved.write_text(json.dumps({name: value for name, value in values.items() if name != "labels"}))
+    with pytest.raises(ModelError, match="is not of this version"):
+        evaluate(tmp_path / "theirs", str(data / "test.csv"), device="cpu")
+    saved.unlink()
+    for name in ("regression", "multi_label"):
+        with pytest.raises(SettingsError, match=rf"{name} is what this model has learnt \(false\)"):
+            evaluate(tmp_path / "theirs", str(data / "test.csv"), overrides={name: True}, device="cpu")
+    assert evaluate(tmp_path / "theirs", str(data / "test.csv"), device="cpu")["accuracy"] == 1.0
+
+
+def test_a_column_that_was_named_must_be_there_to_learn_from(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """In other files another usual name may stand for it."""
+    (tmp_path / "dev.csv").write_text((data / "test.csv").read_text().replace("text,label", "sentence,target"))
+    chosen = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=0.1, dev=str(tmp_path / "dev.csv"))
+    finetune("classification", chosen, replace(OPTIONS, text_column="text", label_column="label"), console=QUIET)
+    again = replace(chosen, overwrite=True)
+    for name, given, meant in (("text_column", "sentence", "text"), ("label_column", "target", "label")):
+        options = replace(OPTIONS, **{name: given})  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=rf'no column "{given}"\. {name}: did you mean "{meant}"'):
+            finetune("classification", again, options, console=QUIET)
+
+
 def test_a_finished_run_says_what_it_was_resumed_with(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     chosen = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=1.0, dev_share=0.0, seed=3)
     finetune("classification", chosen, OPTIONS, console=QUIET)
@@ -460,20 +500,31 @@ def test_bad_input_leaves_nothing_behind(
     assert not out.exists()
 
 
-def test_overwrite_removes_nothing_but_runs(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_overwrite_removes_nothing_but_runs(
+    data: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     (out / "notes").mkdir(parents=True)
     base = settings(data, tiny_tokenizer, out=out, overwrite=True, epochs=0.1, dev_share=0.0)
-    (out / "config.yaml").write_text("# bertsmith finetune classification --config config.yaml\n")
+    (out / "config.yaml").write_text("epochs: 3  # of something else\n")
     with pytest.raises(SettingsError, match="holds files that are not of a run"):
         finetune("classification", base, OPTIONS, console=QUIET)
-    (out / "notes").rmdir()
-    finetune("classification", base, OPTIONS, console=QUIET)  # what failed before its first step
+    # What a run leaves that fails before its first step.
+    (out / "config.yaml").write_text("# bertsmith finetune classification --config config.yaml\n")
+    with pytest.raises(SettingsError, match="already holds a run"):
+        finetune("classification", replace(base, overwrite=False), OPTIONS, console=QUIET)
+    finetune("classification", base, OPTIONS, console=QUIET)
+    assert (out / "notes").is_dir()
     (out / "rows.csv").write_text(animals_or_places())
     for changes in ({"train": str(out / "*.csv")}, {"model": str(out), "tokenizer": None}, {"teacher": str(out)}):
         with pytest.raises(SettingsError, match=f"{out}.* is read, and lies in what --overwrite replaces"):
             finetune("classification", replace(base, **changes), OPTIONS, console=QUIET)  # type: ignore[arg-type]
     assert (out / "rows.csv").is_file() and (out / "model").is_dir()
+    removed: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("bertsmith.tasks.run_folder.remove_from", lambda folder, names: removed.extend(map(Path, names)))
+        clear_run_folder(out)
+    assert len(removed) > 3 and removed[-1] == Path("config.yaml"), "by which a run is known that is half removed"
     (out / "config.yaml").unlink()
     with pytest.raises(SettingsError, match="holds files that are not of a run"):
         finetune("classification", base, OPTIONS, console=QUIET)
@@ -489,6 +540,8 @@ def test_tasks_and_options_by_name(data: Path, tiny_tokenizer: Path) -> None:
         settings(data, tiny_tokenizer, resume=True, overwrite=True)
     with pytest.raises(SettingsError, match="dev_share must be in"):
         settings(data, tiny_tokenizer, dev_share=1.0)
+    with pytest.raises(SettingsError, match="name a folder in UTF-8"):
+        settings(data, tiny_tokenizer, out=Path("run-\udcff"))
     with pytest.raises(SettingsError, match="dropout must be in"):
         settings(data, tiny_tokenizer, dropout=-0.1)
 

@@ -78,6 +78,7 @@ def test_labels_are_lists_or_parts_of_a_text(make_files: MakeFiles) -> None:
     ("row", "message"),
     [
         ('{"text": "x", "labels": {"a": 1}}', r"a\.jsonl:1, labels: a list of labels wanted"),
+        ('{"text": "x", "labels": ["a", NaN]}', r"a\.jsonl:1, labels: a list of labels wanted"),
         ('{"text": "x", "labels": [["a"]]}', r"a\.jsonl:1, labels: a list of labels wanted"),
         ('{"text": "x", "labels": "[\'a\', \'b\']"}', r"a\.jsonl:1, labels: a list that was written as text: .* JSONL"),
         ('{"text": "x", "label": ["a"]}\n{"text": "x"}', r'a\.jsonl:2: this row has no field "label"'),

@@ -169,6 +169,11 @@ def test_without_a_store_the_vocabulary_is_that_of_the_model(
     assert getattr(calls[0], next(iter(given))) == model
     # An epoch of the stand-in has 50 steps on 200,000 tokens.
     assert one.stages[0].steps == pytest.approx(2 * 50 * 10, rel=0.01)
+    # Of ten times its 10,000 held-out tokens no more than 500 samples of 1,000 / 8 tokens are evaluated at a time.
+    assert one.measured.num_evaluated_tokens == 500 * 125
+    few = plan(replace(settings, evaluation_samples=8))
+    assert few.measured.num_evaluated_tokens == 8 * 125
+    assert plan(replace(settings, tokens="1M")).measured.num_evaluated_tokens == pytest.approx(50_000, rel=0.01)
     with pytest.raises(SettingsError, match="leave vocab_size out"):
         replace(settings, vocab_size=100)
 

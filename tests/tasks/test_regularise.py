@@ -173,6 +173,47 @@ def test_an_adversary_hurts_as_much_as_the_slope_says(tokenizer: Tokenizer, kind
     assert not table._forward_hooks
 
 
+def test_with_r_drop_an_adversary_goes_against_both_passes(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a small move, which both have in common, the loss grows by its length times that of both gradients' sum."""
+    task, size = make_task(tokenizer, "labels"), 1e-3
+    model, batch = make_model(task, dropout=0.2), batch_of(task)
+    both = RDrop(task, 0.7)
+    batch = both.collate(task.examples("train").take(range(3), 0))
+
+    def mean(losses: dict[str, Tensor]) -> Tensor:
+        return sum(
+            (both.loss_weights[name] * loss / batch.counts[name] for name, loss in losses.items()), torch.zeros(())
+        )
+
+    caught: list[Tensor] = []
+    table = model.get_submodule("encoder.token_embedding")
+    hook = table.register_forward_hook(lambda module, inputs, output: caught.append(output.requires_grad_()))
+    torch.manual_seed(1)
+    plain = mean(both.loss(model, batch))
+    gradient = torch.stack(torch.autograd.grad(plain, caught)).sum(0)
+    hook.remove()
+    parts = [one.split(batch.inputs.lengths) for one in (caught[0].detach(), gradient)]
+    slope = sum(size * one.norm() * grad.norm() for one, grad in zip(*parts, strict=True))
+    move = adversarial_move(caught[0].detach(), gradient, batch.inputs.lengths, size)
+    hook = table.register_forward_hook(lambda module, inputs, output: output + move)
+    torch.manual_seed(1)
+    moved = mean(both.loss(model, batch))
+    hook.remove()
+    assert (moved - plain).item() == pytest.approx(float(slope), rel=0.05)
+    moves: list[Tensor] = []
+
+    def noted(*given: Any) -> Tensor:
+        moves.append(adversarial_move(*given))
+        return moves[-1]
+
+    monkeypatch.setattr("bertsmith.tasks.regularise.adversarial_move", noted)
+    torch.manual_seed(1)
+    Adversarial(both, size).loss(model, batch)
+    torch.testing.assert_close(moves, [move], rtol=1e-3, atol=1e-6)
+
+
 def write_rows(folder: Path) -> Path:
     lines = [json.dumps({"text": f"the {('cat', 'city')[i % 2]} is old {i}", "label": "ab"[i % 2]}) for i in range(40)]
     path = folder / "rows.jsonl"

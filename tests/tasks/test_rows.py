@@ -69,6 +69,11 @@ def test_a_table_of_labels_that_is_none_is_refused(table: object) -> None:
         config_labels({"id2label": table})
 
 
+def test_a_label_of_two_numbers_is_refused() -> None:
+    with pytest.raises(ModelError, match=r'"id2label" has the label "neg" twice'):
+        config_labels({"id2label": {"0": "neg", "1": "pos", "2": "neg"}})
+
+
 def test_labels_that_nobody_named_are_said_to_be_so() -> None:
     with pytest.raises(InputError, match=r'the label "0" does not occur.* Nobody has named these: .*"id2label"'):
         label_id("0", {"LABEL_0": 0, "LABEL_1": 1}, "a.csv:2")
@@ -101,9 +106,10 @@ def test_given_weights_by_label() -> None:
         ("automatic", 'no label "automatic".*Write none, auto'),
         ("spam=2,ham", 'the weight of "ham" must be a number above 0'),
         ("spam=2,,ham=1", 'no label ",ham"'),
-        ("spam=0", "must be a number above 0, not '0'"),
-        ("spam=much", "must be a number above 0, not 'much'"),
-        ("spam=nan", "must be a number above 0, not 'nan'"),
+        ("spam=0", "must be a number above 0 that float32 can hold, not '0'"),
+        ("spam=much", "must be a number above 0 that float32 can hold, not 'much'"),
+        ("spam=nan", "must be a number above 0 that float32 can hold, not 'nan'"),
+        ("spam=1e39", "must be a number above 0 that float32 can hold, not '1e39'"),
     ],
 )
 def test_weights_that_cannot_be_read(setting: str, message: str) -> None:
@@ -114,6 +120,7 @@ def test_weights_that_cannot_be_read(setting: str, message: str) -> None:
 def test_labels_have_the_order_of_their_ids() -> None:
     assert sorted_labels(["10", "9", "-1", "9"]) == ("-1", "9", "10")
     assert sorted_labels(["b", "10", "9"]) == ("10", "9", "b")
+    assert sorted_labels(["9", "1" + 5000 * "0"]) == ("1" + 5000 * "0", "9")
 
 
 def test_an_unknown_label_names_place_and_nearest() -> None:

@@ -375,8 +375,25 @@ def test_rows_with_lists_of_words_and_tags(make_files):
         read_rows(str(folder / "short.jsonl"), TaggingSettings(token_column="word"))
 
 
+def test_dev_may_be_of_another_format_than_train(make_files):
+    folder = make_files({
+        "rows.jsonl": json.dumps({"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}) + "\n",
+        "columns.conll": "a O\nb B-X\n",
+        "treebank.conllu": "1\ta\t_\tDET\t" + "\t".join("_" * 6) + "\n",
+    })  # fmt: skip
+    found, rows = read_rows(str(folder / "rows.jsonl"), TaggingSettings())
+    again, others = read_rows(str(folder / "columns.conll"), found)
+    assert (again, [row.tags for row in others]) == (found, [row.tags for row in rows])
+    assert read_rows(str(folder / "treebank.conllu"), replace(found, scheme="none"))[1][0].tags == ("DET",)
+    by_number = TaggingSettings(token_column=0, tag_column=-1)
+    assert [row.tags for row in read_rows(str(folder / "rows.jsonl"), by_number)[1]] == [("O", "B-X")]
+
+
 def test_files_without_sentences_and_tags_of_no_scheme(make_files):
     folder = make_files({"empty.conll": "\n\n", "odd.conll": "a B-PER\nb PERSON\nc O\n"})
+    (folder / "no-words.jsonl").write_text('{"words": [], "tags": []}\n')
+    with pytest.raises(InputError, match="no sentences with words"):
+        read_rows(str(folder / "no-words.jsonl"), TaggingSettings())
     with pytest.raises(InputError, match="no sentences"):
         read_rows(str(folder / "empty.conll"), TaggingSettings())
     with pytest.raises(InputError, match=r'odd.conll:1: the tag "PERSON" of word 2'):
@@ -435,6 +452,11 @@ def test_labels_of_another_toolkit_tell_whether_they_are_entities(tokenizer):
     auto = replace(SMALL, scheme="auto")
     assert make(tokenizer, chosen=auto).has_entities
     assert not make(tokenizer, chosen=auto, labels=("ADJ", "NOUN")).has_entities
+    # Some have a label for what is no word. It is none of an entity.
+    task = make(tokenizer, chosen=auto, labels=("O", "B-PER", "I-PER", "X"))
+    (example,) = task.encode([task.row({"words": ["the", "old", "king"]}, "x")])
+    (answer,) = decode(task, task.collate([example]), ["B-PER", "X", "I-PER"])
+    assert [(one.label, one.start_word, one.end_word) for one in answer.entities] == [("PER", 0, 1), ("PER", 2, 3)]
 
 
 def test_a_model_with_too_few_positions_is_refused(tokenizer):

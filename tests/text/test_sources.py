@@ -218,6 +218,8 @@ def test_table_without_header(make_files: MakeFiles) -> None:
     assert list(iter_rows(str(path), columns=list(wanted))) == [(f"{path}:1", wanted)]
     with pytest.raises(InputError, match=r"a\.tsv:1: 4 fields here, but 2 columns: label, text\. Quotes have no"):
         rows(path, columns=["label", "text"])
+    with pytest.raises(SettingsError, match='columns: "text" is there twice'):
+        rows(path, columns=["label", "text", "star", "text"])
 
 
 def test_a_field_larger_than_pythons_limit(make_files: MakeFiles) -> None:

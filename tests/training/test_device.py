@@ -51,7 +51,7 @@ def test_auto_takes_cuda_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision("auto", torch.device("cuda")) == "bf16"
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "", "mps"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "cuda:", "cpu:", "cpu:0", "", "mps"])
 def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(SettingsError, match="is not known"):
         resolve_device(name)

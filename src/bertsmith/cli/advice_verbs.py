@@ -12,6 +12,7 @@ from rich.text import Text
 from bertsmith.cli.app import flag_name
 from bertsmith.cli.config import ConfigFile
 from bertsmith.errors import SettingsError
+from bertsmith.screen import output_screen
 from bertsmith.tasks.advice_text import Sheet, advice_sheets, no_advice, no_plan, plan_sheets, render
 from bertsmith.tasks.advise import AdviceSettings
 from bertsmith.tasks.advise import advise as advise_task
@@ -130,7 +131,7 @@ def _show(sheets: list[Sheet], line: str) -> None:
 
 
 def _show_sheets(sheets: list[Sheet]) -> Console:
-    screen = Console(highlight=False)
+    screen = output_screen()
     screen.print(render(sheets, is_terminal=screen.is_terminal), soft_wrap=not screen.is_terminal)
     return screen
 

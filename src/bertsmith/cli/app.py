@@ -9,17 +9,18 @@ processes that torchrun has started, each exits with its code, and the first spe
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter, default_name_transform
-from rich.console import Console
 from rich.text import Text
 
 from bertsmith import __version__
 from bertsmith.cli.config import apply_config, expand_home, refuse_fractions
 from bertsmith.errors import BertsmithError, Interrupted, SettingsError
+from bertsmith.screen import progress_screen
 from bertsmith.training.launch import Launch, read_launch
 
 _TEXT = "bertsmith.cli.text_verbs"
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     launch = Launch()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without a letter is no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         launch = read_launch()
         _check_shared(words, launch)
@@ -126,5 +129,5 @@ def _forget_output() -> None:
 
 def _say(message: str, style: str, code: int) -> int:
     """Print to stderr, unwrapped so that paths can be copied, and return the exit code."""
-    Console(stderr=True, highlight=False).print(Text(message.strip(), style=style), soft_wrap=True)
+    progress_screen().print(Text(message.strip(), style=style), soft_wrap=True)
     return code

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.text import Text
 
 from bertsmith.cli.config import ConfigFile, as_verb
@@ -18,6 +17,7 @@ from bertsmith.demo.summary import DemoResult
 from bertsmith.deploy.predict import load
 from bertsmith.errors import InputError, SettingsError
 from bertsmith.files import atomic_file, refuse_overwriting
+from bertsmith.screen import output_screen
 from bertsmith.settings import read_value
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.choice_data import ChoiceSettings
@@ -74,7 +74,7 @@ def corpus_check(
     check_seed(seed)
     if samples < 0:
         raise SettingsError(f"samples must not be negative, not {samples}.")
-    screen = Console(highlight=False)
+    screen = output_screen()
     screen.print(render(check_corpus(store, verify=verify)))
     corpus = open_corpus(store, "train")
     if samples < 1:
@@ -212,7 +212,7 @@ def finetune_together(*, settings: Annotated[TogetherSettings, _FLAT], config: C
 
 
 def _show_check(report: DataReport, settings: CheckSettings) -> None:
-    Console(highlight=False).print(render_check(report), soft_wrap=True)
+    output_screen().print(render_check(report), soft_wrap=True)
     if settings.strict and report.findings:
         kinds = ", ".join(dict.fromkeys(finding.kind for finding in report.findings))
         raise InputError(f"something was found, and --strict was given: {kinds}.")

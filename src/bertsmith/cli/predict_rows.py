@@ -85,7 +85,7 @@ def _lines_of_standard_input() -> Iterator[tuple[str, str]]:
 def _row_of_line(line: str) -> Value:
     """A JSON object as a row, anything else as a text."""
     text = line.rstrip("\r\n")
-    if text.startswith("{"):
+    if text.lstrip().startswith("{"):
         try:
             row = json.loads(text)
             if "\\ud" in text.lower():  # only an escape can have made a lone surrogate

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text as ScreenText
 
 from bertsmith.demo.data import DataSettings, DemoData, TaskData, prepare_data
 from bertsmith.demo.samples import answers_table, labels_table, masks_table, tags_table
 from bertsmith.demo.summary import DemoResult, compare, show, write_demo_report
 from bertsmith.errors import Interrupted, SettingsError
 from bertsmith.files import write_json
+from bertsmith.screen import progress_screen, say
 from bertsmith.settings import to_mapping
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
@@ -122,7 +122,7 @@ def run_demo(
     Budget.parse(budget, "budget")
     check_seed(seed)
     settings = settings or DemoSettings()
-    screen = console or Console(stderr=True)
+    screen = console or progress_screen()
     began = time.monotonic()
     _claim(out)
     try:
@@ -256,4 +256,4 @@ def _samples(out: Path, data: DemoData, seed: int) -> list[Table]:
 
 
 def _say(screen: Console, text: str) -> None:
-    screen.print(ScreenText(f"    {text}"), soft_wrap=True)
+    say(screen, f"    {text}")

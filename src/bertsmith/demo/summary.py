@@ -11,6 +11,7 @@ from rich.text import Text as ScreenText
 
 from bertsmith.demo.baselines import majority_score
 from bertsmith.demo.data import DemoData, TaskData
+from bertsmith.screen import say
 from bertsmith.tasks.finetune import FinetuneResult
 from bertsmith.tasks.pretrain import PretrainResult
 from bertsmith.training.progress import duration
@@ -148,7 +149,7 @@ def show(result: DemoResult, samples: Sequence[Table], screen: Console) -> None:
         "  bertsmith corpus build TEXT --tokenizer tokenizer --out corpus",
     ]
     for line in lines:
-        screen.print(ScreenText(line), soft_wrap=True)
+        say(screen, line)
 
 
 def _on_screen(table: Table) -> ScreenTable:

@@ -230,6 +230,10 @@ class PretrainedPredictor:
             raise InputError("a model that is pre-trained alone does not answer questions. Fine-tune it first.", where)
         text, pair = row.get("text"), row.get("pair")
         mask = self.tokenizer.tokens([self.tokenizer.mask_id])[0]
+        if isinstance(pair, str) and self.model.pooled is None:
+            raise InputError(
+                'this model has not learnt to judge pairs (--objective mlm+nsp teaches it); leave "pair" out.', where
+            )
         if not isinstance(text, str) or not (isinstance(pair, str) or (pair is None and mask in text)):
             raise InputError(f'give a text that holds {mask}, or {{"text": ..., "pair": ...}}.', where)
         return text, pair

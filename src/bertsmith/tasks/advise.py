@@ -24,7 +24,7 @@ from bertsmith.tasks.forecast import FinetuneMeasured, Forecast, measure_finetun
 from bertsmith.tasks.label_check import label_counts
 from bertsmith.tasks.row_lengths import Encoded, row_lengths
 from bertsmith.tasks.run_settings import check_seed
-from bertsmith.tasks.saved import Kind, task_kind
+from bertsmith.tasks.saved import Kind, read_training_rows, task_kind
 from bertsmith.tasks.start import SIZE_PREFIX, starting_point
 from bertsmith.tasks.teaching import configuration
 from bertsmith.text.scripts import script_shares
@@ -213,7 +213,7 @@ def read_figures(kind: Kind, task: str, settings: FinetuneSettings, options: Any
     Raises:
         InputError: data that cannot be read.
     """
-    options, rows = kind.read_rows(settings.train, options)
+    options, rows = read_training_rows(kind, settings.train, options)
     kind.find_labels(rows, options)
     sizes = {"train": len(rows)}
     for split, source in (("dev", settings.dev), ("test", settings.test)):
@@ -306,7 +306,7 @@ def _fitting_time(
     epochs = next(choice.value for choice in choices if choice.name == "epochs")
     if measured.forecast(epochs).seconds <= limit_seconds:
         return choices
-    number = measured.num_examples["train"]
+    number = measured.num_rows
     batch = measured.calibration.stages[0].batch_size
     least = Least.of(number, num_labels, batch, epochs)
     passes = range(int(epochs), least.epochs - 1, -1)
@@ -336,5 +336,5 @@ def _changed(choices: Sequence[Choice], *new: Choice) -> list[Choice]:
 
 
 def _share(run: FinetuneSettings, measured: FinetuneMeasured) -> float:
-    number = measured.num_examples["train"]
+    number = measured.num_rows
     return 1.0 if run.max_train_examples is None else min(1.0, run.max_train_examples / max(1, number))

@@ -4,6 +4,7 @@ The windows are those of google-research/bert `run_squad.py`; where a question's
 by characters, so no text is ever compared to find it again.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -69,6 +70,14 @@ class AnsweringSettings:
         for name in ("max_query_length", "doc_stride", "max_answer_length", "n_best"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        threshold = self.no_answer_threshold
+        if threshold is not None and not math.isfinite(threshold):
+            raise SettingsError(f"no_answer_threshold must be a number, not {threshold}.")
+        if threshold is not None and self.unanswerable is False:
+            raise SettingsError(
+                'no_answer_threshold says when there is "no answer", which there never is here: no question of the '
+                "training data lacks one, or unanswerable is off. Leave it out, or say --unanswerable."
+            )
         if self.null_windows != "all" and not 0 <= self.null_windows < float("inf"):
             raise SettingsError(f'null_windows must be at least 0, or "all", not {self.null_windows}.')
 

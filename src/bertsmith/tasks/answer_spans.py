@@ -95,9 +95,10 @@ def _candidates(
             if len(found) == settings.n_best or scores[index] <= floor:
                 break
             start, end = int(offsets[firsts[index], 0]), int(offsets[lasts[index], 1])
-            text = context[start:end]
-            if text.strip() and text not in found:
-                found[text] = Candidate(start, end, text, float(scores[index]), 0.0)
+            text = context[start:end].strip()  # white space is a token of some vocabularies
+            if text and text not in found:
+                start = context.index(text, start)
+                found[text] = Candidate(start, start + len(text), text, float(scores[index]), 0.0)
         if len(found) == settings.n_best or floor == -np.inf:
             break
     return list(found.values())

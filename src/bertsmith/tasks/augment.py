@@ -35,7 +35,7 @@ from bertsmith.tasks.entities import OUTSIDE
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.replace_words import Replacements, load_word_model, replacements
 from bertsmith.tasks.run_folder import AUGMENTED
-from bertsmith.tasks.saved import FinetuneTask
+from bertsmith.tasks.saved import FinetuneTask, training_rows
 from bertsmith.tasks.tag import Tagging
 from bertsmith.tasks.tag_data import TaggingRow
 from bertsmith.text.augment import Edited, Span, Units, edit, moved, text_units, word_units
@@ -84,7 +84,7 @@ class AugmentedExamples:
         self._base: Examples = task.examples("train")
         self._variants: dict[int, Variants] = {}
         if variants:
-            self._variants = dict(zip(map(id, _training_rows(task)), variants, strict=True))
+            self._variants = dict(zip(map(id, training_rows(task)), variants, strict=True))
 
     def num_examples(self, epoch: int) -> int:
         """As many as without changes."""
@@ -172,7 +172,7 @@ def _write_variants(
 ) -> None:
     """Ask the model, unless a run that is resumed has asked it the same before."""
     assert settings.augment_model is not None
-    rows = _training_rows(task)
+    rows = training_rows(task)
     by_row = [_KINDS[task.name].units(task, row) for row in rows]
     texts = [units for several in by_row for units in several]
     asked = {name: getattr(settings, name) for name in ("augment_model", "augment_replace", "augment_variants", "seed")}
@@ -208,11 +208,6 @@ def read_variants(path: Path) -> list[Variants]:
         [[{int(unit): word for unit, word in words.items()} for words in variant] for variant in json.loads(line)]
         for line in lines
     ]
-
-
-def _training_rows(task: FinetuneTask) -> list[Any]:
-    """Each row once, though it may be several examples."""
-    return list({id(item.row): item.row for item in task.examples("train").items}.values())
 
 
 def _entity_words(rows: Sequence[TaggingRow]) -> frozenset[str]:

@@ -1,6 +1,9 @@
 """A function in a process of its own, whose memory and start are then what they would be in a run."""
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +15,18 @@ Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
+def end_with_parent() -> None:
+    """Make this process end by SIGTERM when the one that has started it does: nobody else would end it."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def in_child(function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
     """Call a function of a module in a new process, and return what it returns, or raise what it raises.
 
@@ -20,7 +35,8 @@ def in_child(function: Callable[[*Arguments], Result], *arguments: *Arguments) -
     Raises:
         TrainingError: the process was killed.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:

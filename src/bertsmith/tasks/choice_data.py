@@ -145,7 +145,7 @@ def _choices(values: Mapping[str, Any], settings: ChoiceSettings, where: str) ->
 def _number(label: Any, choices: Sequence[str], where: str) -> int:
     """Which choice a label is: a number from 0, a letter from A, or a choice's own text."""
     text = str(label).strip()
-    is_number = text.isascii() and text.isdecimal()
+    is_number = text.isascii() and text.isdecimal() and len(text) < 10
     number = int(text) if is_number else _LETTERS.find(text.upper()) if len(text) == 1 else -1
     is_choice = 0 <= number < len(choices)
     if text in choices and not (isinstance(label, Integral) and is_choice):  # a number of JSON is no text

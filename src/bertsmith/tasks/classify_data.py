@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.settings import settle_types
-from bertsmith.tasks.rows import detect_column, iter_settled, nothing_read, sorted_labels, value_of
+from bertsmith.tasks.rows import detect_column, is_gap, iter_settled, nothing_read, sorted_labels, value_of
 from bertsmith.text.tables import header_hint
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
@@ -241,7 +241,7 @@ def _labels_of(values: Mapping[str, Any], settings: ClassificationSettings, wher
             f"{where}, {column}",
         )
     parts = value if isinstance(value, list) else str(value).split(settings.label_separator)
-    if isinstance(value, dict) or not all(isinstance(part, str | int | float) for part in parts):
+    if isinstance(value, dict) or not all(isinstance(part, str | int | float) and not is_gap(part) for part in parts):
         raise InputError("a list of labels wanted, or a text of them.", f"{where}, {column}")
     return tuple(dict.fromkeys(label for part in parts if (label := str(part).strip())))
 

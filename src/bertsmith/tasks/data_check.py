@@ -6,6 +6,7 @@ Texts are compared without regard to case and white space: a copy that differs i
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from bertsmith.tasks.label_check import (
 )
 from bertsmith.tasks.row_lengths import Encoded, sequence_length
 from bertsmith.tasks.run_folder import model_folder
-from bertsmith.tasks.saved import task_kind
+from bertsmith.tasks.saved import read_training_rows, task_kind
 from bertsmith.tasks.tag_data import TaggingRow
 from bertsmith.text.labelled import Question
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
@@ -112,7 +113,8 @@ def check_data(task: str, settings: CheckSettings, options: Any = None) -> DataR
         if source is None:
             continue
         bad: list[InputError] = []
-        options, rows[split] = kind.read_rows(source, options, bad)
+        read = partial(read_training_rows, kind) if split == "train" else kind.read_rows
+        options, rows[split] = read(source, options, bad)
         encoded = None if tokenizer is None else Encoded.of(rows[split], tokenizer)
         splits[split] = _figures(rows[split], options, encoded)
         found = [*_bad_rows(bad), *_in_split(rows[split], options)]

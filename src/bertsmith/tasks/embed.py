@@ -260,7 +260,7 @@ class Embedding:
                 own = places[str(item.row.pair)]
                 own_cosine = cosines_C[own]
                 cosines_C[list(partners[item.row.text])] = -np.inf
-                ranks.append(1 + int((cosines_C >= own_cosine).sum()))
+                ranks.append(1 + int((~(cosines_C < own_cosine)).sum()))  # a cosine that is no number finds nothing
                 nearest.append(texts[int(cosines_C.argmax())] if ranks[-1] > 1 else texts[own])
         return np.array(ranks), nearest
 

@@ -225,7 +225,7 @@ def _number_of(values: Mapping[str, Any], column: str, where: str) -> float:
     value = value_of(values, column, where)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f'"{value}" is not a number; a score says how alike two texts are.', f"{where}, {column}")

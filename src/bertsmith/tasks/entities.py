@@ -101,21 +101,15 @@ def read_spans(tags: Sequence[str]) -> list[Span]:
 
     A span goes on only where the same type follows by I or E, and the span before is not closed by
     E or S; anything else starts a new one. So one function reads all schemes, and repairs tags that
-    belong to none.
+    belong to none. Labels that are not of entities are outside.
 
     >>> read_spans(["I-PER", "I-PER", "B-PER", "O", "I-LOC"])
     [Span(start=0, end=2, label='PER'), Span(start=2, end=3, label='PER'), Span(start=4, end=5, label='LOC')]
-
-    Raises:
-        ValueError: a tag that has no prefix.
     """
     spans: list[Span] = []
     start, open_label, closed = 0, None, True
     for position, tag in enumerate(tags):
-        parts = split_tag(tag)
-        if parts is None:
-            raise ValueError(f"not a tag of an entity: {tag!r}")
-        prefix, label = parts
+        prefix, label = split_tag(tag) or (OUTSIDE, "")
         goes_on = prefix in ("I", "E") and not closed and open_label == label
         if not goes_on:
             if open_label is not None:

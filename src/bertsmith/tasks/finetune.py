@@ -25,6 +25,7 @@ from bertsmith.errors import InputError, SettingsError, StepError
 from bertsmith.files import refuse_folder, refuse_overwriting, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
+from bertsmith.screen import say
 from bertsmith.tasks import folds, search, seeds
 from bertsmith.tasks.adapt import adapt
 from bertsmith.tasks.advice_rules import by_size, for_lora
@@ -40,7 +41,7 @@ from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
 from bertsmith.tasks.run_folder import claim_run_folder, clear_run_folder, model_folder, own_files, write_config
-from bertsmith.tasks.saved import FinetuneTask, Kind, load_task, task_kind
+from bertsmith.tasks.saved import FinetuneTask, Kind, load_task, read_training_rows, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.start import build_model, starting_point
@@ -49,7 +50,6 @@ from bertsmith.tasks.teaching import (
     Teaching,
     check_learning,
     configuration,
-    say,
     summary,
     write_predictions,
 )
@@ -338,7 +338,7 @@ def _sources(settings: FinetuneSettings) -> Iterator[str | Path | None]:
 
 def _read(kind: Kind, settings: FinetuneSettings, options: Any) -> _Read:
     """Read the data and find its labels. Labels are sought in all training rows, before any are held back."""
-    options, train_rows = kind.read_rows(settings.train, options)
+    options, train_rows = read_training_rows(kind, settings.train, options)
     labels = kind.find_labels(train_rows, options)
     others = []
     for source in (settings.dev, settings.test):

@@ -1,32 +1,33 @@
 """The report of a fine-tuning: of one run, of the same with several seeds or folds, or of a search."""
 
-import glob
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import StepError
+from bertsmith.errors import InputError, StepError
 from bertsmith.tasks import search, seeds
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
-from bertsmith.text.sources import HUB
+from bertsmith.text.sources import HUB, expand_sources
 from bertsmith.training.evaluate import Evaluation
 from bertsmith.training.plan import TrainResult
 from bertsmith.training.report import Section, Table, Text, data_table, training_sections, write_report
 
 
 def data_files(settings: FinetuneSettings) -> list[Path]:
-    """The local files among the sources: files, those of a folder, those of a pattern."""
+    """The local files among the sources: files, and those that are read of a folder or a pattern."""
     files: list[Path] = []
     for source in filter(None, (settings.train, settings.dev, settings.test)):
         path = Path(source).expanduser()
-        found = [path]
-        if not path.is_file():
-            found = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True)))
-        files += [file for file in found if file.is_file()]
+        if path.is_file():
+            files.append(path)
+            continue
+        with suppress(InputError):  # the readers say what is wrong with it
+            files += [file for file in map(Path, expand_sources([source])) if file.is_file()]
     return files
 
 

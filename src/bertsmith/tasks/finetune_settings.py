@@ -101,7 +101,7 @@ class FinetuneSettings(RunSettings):
             raise SettingsError(f"reinit_layers must be at least 1, not {self.reinit_layers}.")
         if self.lora is not None and self.lora < 1:
             raise SettingsError(f"lora must be at least 1, not {self.lora}.")
-        if self.lora_alpha is not None and (self.lora is None or not self.lora_alpha > 0):
+        if self.lora_alpha is not None and (self.lora is None or not 0 < self.lora_alpha < float("inf")):
             raise SettingsError(f"lora_alpha is {self.lora_alpha}; it must be positive, and goes with lora.")
         if self.lora is not None and (self.freeze is not None or self.reinit_layers is not None):
             raise SettingsError("lora leaves all of the encoder as it is: it does not go with freeze or reinit_layers.")
@@ -142,7 +142,7 @@ class FinetuneSettings(RunSettings):
         if self.r_drop is not None and self.dropout == 0:
             raise SettingsError("r_drop compares passes with different dropout, and dropout is 0.")
         self._check_augmentation()
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float("inf"):
             raise SettingsError(f"temperature must be positive, not {self.temperature}.")
         for name in ("distill_weight", "temperature"):
             if self.teacher is None and self.is_given(name):
@@ -170,6 +170,10 @@ class FinetuneSettings(RunSettings):
                 raise SettingsError(
                     f"mixup has answers for mixtures of texts, and {name} asks about texts: choose one."
                 )
+        if self.mixup is not None and min(self.batch_size, self.micro_batch_size or self.batch_size) == 1:
+            raise SettingsError(
+                "mixup mixes the texts of a micro-batch: give batch_size and micro_batch_size of 2 or more."
+            )
         for name in ("augment_delete", "augment_swap", "augment_replace"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be in [0, 1), not {getattr(self, name)}.")

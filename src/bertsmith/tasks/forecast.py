@@ -5,13 +5,14 @@ The process does what the run does: it starts, imports, reads the data, makes th
 """
 
 import math
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import SettingsError
+from bertsmith.errors import SettingsError, StorageError
 from bertsmith.files import read_size
 from bertsmith.model.config import EncoderConfig
 from bertsmith.tasks import pretrain
@@ -20,7 +21,7 @@ from bertsmith.tasks.finetune import make_task
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.pretrain import prepare
 from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainSettings
-from bertsmith.tasks.saved import task_kind
+from bertsmith.tasks.saved import task_kind, training_rows
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import train_settings
 from bertsmith.training.calibrate import Calibration, calibrate
@@ -64,6 +65,8 @@ class FinetuneMeasured:
     """By split."""
     num_tokens: Mapping[str, int]
     """By split, of an epoch."""
+    num_rows: int
+    """Learnt from; a row of answering may be several examples."""
 
     def epoch_seconds(self, share: float = 1.0) -> float:
         """Of learning from a share of the training examples once."""
@@ -145,11 +148,11 @@ def _measure_finetune(
         train_settings(settings),
         memory_limit_bytes=memory_limit_bytes,
         seconds=seconds,
-        folder=_existing(settings.out),
+        folder=writable(settings.out),
     )
     sizes = {split: examples.num_examples(0) for split, examples in collections.items()}
     tokens = {split: sum(map(one.num_tokens, range(sizes[split]))) for split, one in collections.items()}
-    return FinetuneMeasured(start_seconds, calibration, sizes, tokens)
+    return FinetuneMeasured(start_seconds, calibration, sizes, tokens, len(training_rows(work)))
 
 
 def measure_pretrain(settings: PretrainSettings, *, memory_limit_bytes: int) -> PretrainMeasured:
@@ -172,7 +175,7 @@ def _measure_pretrain(
         pretrain.train_settings(settings),
         memory_limit_bytes=memory_limit_bytes,
         seconds=seconds,
-        folder=_existing(settings.out),
+        folder=writable(settings.out),
     )
     dev = prepared.tasks[-1].examples("dev")
     tables = {
@@ -215,6 +218,15 @@ def time_limit(given: str | None) -> float | None:
     return budget.amount
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+def writable(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there.
+
+    Raises:
+        StorageError: nothing can be written there.
+    """
+    place = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except OSError as error:
+        raise StorageError(f"{place} cannot be written to: {error.strerror}. Give --run a folder that can.") from None

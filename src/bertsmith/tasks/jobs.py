@@ -4,13 +4,11 @@ A small encoder does not keep several cores busy: two processes with a core each
 two. A worker has its share of the threads, and where torch sees several GPUs, one in turn; it is given a run at a time,
 tells in metrics.jsonl where it is, and sends back what the run came to.
 
-Ctrl-C reaches this process alone, which asks the workers to save and leave. So does a worker whose parent has died.
+Ctrl-C reaches this process alone, which asks the workers to save and leave. A worker whose parent has died does, too.
 """
 
 import multiprocessing
-import os
 import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -25,6 +23,7 @@ import torch
 from rich.console import Console
 
 from bertsmith.errors import BertsmithError, Interrupted, StepError, TrainingError
+from bertsmith.tasks.child import end_with_parent
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.teaching import Teaching
@@ -157,7 +156,9 @@ class _Workers:
     def _outcome(self, folder: Path) -> Outcome:
         while folder not in self._outcomes:
             if self._stop.requested:
-                raise Interrupted("Stopped; the runs are saved. Run the same command with --resume to go on.")
+                raise Interrupted(
+                    "Stopped; what the runs have saved is kept. Run the same command with --resume to go on."
+                )
             busy = {worker.connection: worker for worker in self._workers if worker.folder is not None}
             for connection in wait(list(busy), timeout=_POLL_SECONDS):
                 self._receive(busy[connection])  # type: ignore[index]  # what was given is what comes back
@@ -204,7 +205,7 @@ def own_device(device: torch.device, place: int, num_gpus: int) -> str | None:
 def _work(connection: Connection, num_threads: int) -> None:
     """What a worker does: runs come in, what they came to goes out, until there are no more."""
     torch.set_num_threads(num_threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     while True:
         try:
             sent, settings = connection.recv()
@@ -221,10 +222,3 @@ def _work(connection: Connection, num_threads: int) -> None:
             connection.send(outcome)
         except OSError:  # nobody waits for it any more
             return
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)

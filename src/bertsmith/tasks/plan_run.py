@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +142,11 @@ def plan(settings: PlanSettings) -> RunPlan:
         measured = measure_pretrain(PretrainSettings(**given, corpus=store, out=settings.run), memory_limit_bytes=limit)
     wanted = PretrainSettings(**given, corpus=Path("STORE"), out=settings.run)
     times_as_long = num_tokens(settings.tokens) / stored_tokens
+    if measured.calibration.fits:
+        last = measured.calibration.stages[-1]
+        most = settings.evaluation_samples * last.mean_tokens / last.batch_size
+        evaluated = round(min(most, measured.num_evaluated_tokens * times_as_long))
+        measured = replace(measured, num_evaluated_tokens=evaluated)
     return _planned(wanted, measured, times_as_long, limit, settings.price_per_hour)
 
 

@@ -18,6 +18,7 @@ from bertsmith.model.families import family
 from bertsmith.model.folder import read_config, resolve, save_model
 from bertsmith.model.resize import load_resized
 from bertsmith.model.sizes import named_size
+from bertsmith.screen import say
 from bertsmith.settings import to_mapping
 from bertsmith.tasks.added_tokens import AddedTokens, added_tokens
 from bertsmith.tasks.card import model_card
@@ -96,7 +97,7 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
     }
     screen = ranks.console(console)
     for line in [*prepared.added.notes(), *(prepared.taught[-1].notes() if prepared.taught else [])]:
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(screen, line)
     training = train(
         prepared.model,
         prepared.stages(),

@@ -24,7 +24,7 @@ class RDrop(TaskAround):
     """A task with the divergence of two passes, each with dropout of its own, as a further loss."""
 
     def __init__(self, task: FinetuneTask, weight: float) -> None:
-        """`weight` is the paper's alpha.
+        """`weight` is half of the paper's alpha (section 2.2), beside which there is the sum of both passes' losses.
 
         Raises:
             SettingsError: tagging with crf.
@@ -68,10 +68,12 @@ class Adversarial(TaskAround):
             return embedded_TE
 
         plain = _with_embeddings(model, note, lambda: self._task.loss(model, batch))
-        counted = [total * self.loss_weights[name] for name, total in plain.items() if batch.counts[name] > 0]
-        if not counted:
+        counts, weights = batch.counts, self.loss_weights
+        means = [total * (weights[name] / counts[name]) for name, total in plain.items() if counts[name] > 0]
+        if not means:
             return plain
-        (gradient_TE,) = torch.autograd.grad(torch.stack(counted).sum(), found[:1], retain_graph=True)
+        # With R-Drop there are two passes, which are moved alike.
+        gradient_TE = torch.stack(torch.autograd.grad(torch.stack(means).sum(), found, retain_graph=True)).sum(0)
         move_TE = adversarial_move(found[0].detach(), gradient_TE, batch.inputs.lengths, self._size)
         moved = _with_embeddings(model, lambda one: one + move_TE, lambda: self._task.loss(model, batch))
         return _mean(plain, moved)

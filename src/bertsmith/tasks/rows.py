@@ -224,7 +224,7 @@ def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
     (('9', '10'), ('10', 'a', 'b'))
     """
     distinct = set(labels)
-    if all(re.fullmatch(r"-?[0-9]+", label) for label in distinct):
+    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in distinct):
         return tuple(sorted(distinct, key=lambda label: (int(label), label)))
     return tuple(sorted(distinct))
 
@@ -256,7 +256,11 @@ def config_labels(raw_config: Mapping[str, Any]) -> tuple[str, ...]:
     id2label = raw_config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     if not isinstance(id2label, Mapping) or not all(str(index).isdecimal() for index in id2label):
         raise ModelError(f'config.json: "id2label" has to say the label of each number, not {id2label!r}.')
-    return tuple(str(id2label[index]) for index in sorted(id2label, key=int))
+    labels = tuple(str(id2label[index]) for index in sorted(id2label, key=int))
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ModelError(f'config.json: "id2label" has the label "{twice}" twice; give each of them a name of its own.')
+    return labels
 
 
 def class_weights(setting: str, labels: Sequence[str], counts: Sequence[int]) -> np.ndarray:
@@ -289,9 +293,10 @@ def class_weights(setting: str, labels: Sequence[str], counts: Sequence[int]) ->
             weight = float(number)
         except ValueError:
             weight = float("nan")
-        if not 0 < weight < float("inf"):
+        if not 0 < weight <= float(np.finfo(np.float32).max):
             raise SettingsError(
-                f'class_weights: the weight of "{label.strip()}" must be a number above 0, not {number!r}.'
+                f'class_weights: the weight of "{label.strip()}" must be a number above 0 that float32 can hold, not '
+                f"{number!r}."
             )
         weights[ids[label.strip()]] = weight
     return weights

@@ -60,10 +60,13 @@ def claim_run_folder(settings: RunSettings, command: str, sources: Iterable[str 
     if out.is_file():
         raise SettingsError(f"{out} is a file; a run needs a folder.")
     names = {path.name for path in out.iterdir() if not is_leftover(path.name)} if out.is_dir() else set()
-    if not names or _has_settings_alone(out, names):
+    config = out / "config.yaml"
+    has_settings = config.is_file() and config.read_bytes().startswith(RUN_MARK.encode())
+    # A run that fails before its first step leaves nothing but its settings.
+    if not names or (has_settings and names <= {"config.yaml", "tasks.yaml"}):
         return
-    has_runs = any(map(_OF_SEVERAL.fullmatch, names))
-    if "config.yaml" not in names or not (has_runs or names & set(_OF_A_RUN)):
+    has_runs = has_settings or any(map(_OF_SEVERAL.fullmatch, names)) or bool(names & set(_OF_A_RUN))
+    if "config.yaml" not in names or not has_runs:
         raise SettingsError(f"{out} holds files that are not of a run. Choose another folder.")
     if not settings.resume and not settings.overwrite:
         raise SettingsError(f"{out} already holds a run. Go on with --resume, replace it with --overwrite.")
@@ -86,16 +89,12 @@ def clear_run_folder(out: Path) -> None:
         SettingsError: its `tasks.yaml`, which names folders of several tasks, cannot be read; nothing is removed then.
         StorageError: something may not be removed.
     """
-    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    # What the folder is known by goes last, so that a removal which was stopped can be gone on with.
+    last = ("tasks.yaml", "config.yaml")
+    names = [path.name for path in out.iterdir() if path.name not in last] if out.is_dir() else []
+    names += [name for name in last if (out / name).exists()]
     own = {*_OF_A_RUN, *_TOLD, *(read_config(out / "tasks.yaml") if "tasks.yaml" in names else ())}
     remove_from(out, [name for name in names if name in own or _OF_SEVERAL.fullmatch(name) or is_leftover(name)])
-
-
-def _has_settings_alone(out: Path, names: set[str]) -> bool:
-    """Whether a run has left nothing but its settings, because it failed before its first step."""
-    if "config.yaml" not in names or not names <= {"config.yaml", "tasks.yaml"}:
-        return False
-    return (out / "config.yaml").read_bytes().startswith(RUN_MARK.encode())
 
 
 def _command(out: Path) -> str | None:

@@ -143,6 +143,10 @@ class RunSettings(LearningSettings):
         super().__post_init__()
         if ".." in self.out.parts:  # of a folder that is not there yet, some writes would find it and some would not
             object.__setattr__(self, "out", Path(os.path.normpath(self.out)))
+        try:
+            os.fspath(self.out).encode()
+        except UnicodeEncodeError:
+            raise SettingsError(f"out is {self.out!r}; name a folder in UTF-8, which safetensors can open.") from None
         if self.resume and self.overwrite:
             raise SettingsError("resume goes on with the run in out, overwrite removes it: choose one.")
 

@@ -6,14 +6,14 @@ and `id2label` of its `config.json`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from bertsmith import __version__
-from bertsmith.errors import ModelError, SettingsError, did_you_mean
+from bertsmith.errors import InputError, ModelError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, atomic_write, read_json, write_json
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
@@ -169,6 +169,27 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
         )
 
 
+def read_training_rows(
+    kind: Kind, source: str, options: Any, bad: list[InputError] | None = None
+) -> tuple[Any, list[Any]]:
+    """As `kind.read_rows`, where a column that was named must have that name. Other files may have another usual one.
+
+    Raises:
+        InputError: as `kind.read_rows`, and for a column that was named and is not there.
+    """
+    found, rows = kind.read_rows(source, options, bad)
+    for name in (field.name for field in fields(options) if field.name.endswith("_column")):
+        given, used = getattr(options, name), getattr(found, name)
+        if given is not None and used != given:
+            raise InputError(f'there is no column "{given}". {name}: did you mean "{used}"?', source)
+    return found, rows
+
+
+def training_rows(task: FinetuneTask) -> list[Any]:
+    """Each row that the task learns from once, though it may be several examples."""
+    return list({id(item.row): item.row for item in task.examples("train").items}.values())
+
+
 def save_task(
     folder: Path, task: FinetuneTask, model: nn.Module, config: EncoderConfig, card: str, facts: Mapping[str, Any]
 ) -> None:
@@ -238,6 +259,10 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     for one in _OF_THE_HEAD:
         if one in values and getattr(settings, one) != values[one]:
             raise SettingsError(f"{one} is what this model has learnt ({str(values[one]).lower()}); it cannot be set.")
+    if (
+        isinstance(settings, answer_data.AnsweringSettings) and settings.unanswerable is None
+    ):  # a folder of others does not say
+        settings = replace(settings, unanswerable=True if settings.no_answer_threshold is not None else None)
     tokenizer = load_tokenizer(place)
     check_vocabulary(tokenizer, config.vocab_size, place)
     task = kind.make(tokenizer, labels, settings, {})
@@ -321,7 +346,8 @@ def _saved_task(
         saved = read_json(folder / "bertsmith.json")
         if isinstance(saved, dict) and saved.get("task") == "pretraining":
             raise ModelError(f"{folder} is pre-trained and has learnt no task yet: bertsmith finetune teaches it one.")
-        if not isinstance(saved, dict) or saved.get("format") != _FORMAT or saved.get("task") not in TASKS:
+        is_ours = isinstance(saved, dict) and saved.get("format") == _FORMAT and saved.get("task") in TASKS
+        if not is_ours or not isinstance(saved.get("labels"), list) or not isinstance(saved.get("settings"), dict):
             raise ModelError(f"{folder / 'bertsmith.json'} is not of this version (format {_FORMAT}) or not of a task.")
         return saved["task"], tuple(saved["labels"]), saved["settings"]
     architectures = raw_config.get("architectures") or []
@@ -342,8 +368,11 @@ def _saved_task(
         longest = min(_LONGEST_WINDOW, max_sequence_length)
         values, labels = {"max_length": longest, "max_query_length": longest // 6}, ()
     problem_type = raw_config.get("problem_type")
-    if name == "classification" and problem_type == LabelSetTarget.problem_type:
-        values["multi_label"] = True
-    elif name == "classification" and (problem_type == NumberTarget.problem_type or len(labels) == 1):
-        values["regression"], labels = True, ()
+    if name == "classification":
+        is_number = problem_type is None and len(labels) == 1
+        values["regression"] = is_number or problem_type == NumberTarget.problem_type
+        if problem_type is not None:  # without it several labels may be one of them or a set
+            values["multi_label"] = problem_type == LabelSetTarget.problem_type
+        if values["regression"]:
+            labels = ()
     return name, labels, values

@@ -174,7 +174,7 @@ def _same_answers(task: FinetuneTask, evaluation: Evaluation) -> str | None:
         return "every text has the same vector" if is_same else None
     if isinstance(task, Answering):
         # By itself: dev may find that a model which answers had better be silent.
-        unmoved = replace(task.settings, no_answer_threshold=0.0)
+        unmoved = replace(task.settings, no_answer_threshold=None)
         is_silent = not any(decide(answer, unmoved).text for answer in answers)
         return "no question was answered" if is_silent and any(row.answers for row in rows) else None
     return None

@@ -183,13 +183,13 @@ class Tagging:
     def notes(self) -> list[str]:
         """What to know before training: the scheme, how long sentences are cut, and what they are shown with."""
         size = self.settings.max_length - _NUM_SPECIAL_TOKENS
+        step = min(self.settings.doc_stride, size)  # as `windows` has it
         items = [item for examples in self._splits.values() for item in examples.items]
         long = sum(len(item.token_ids) > 1 for item in items)
         meaning = f"Entities, read as {self.settings.scheme}." if self.has_entities else "One label a word."
         notes = [
             f"{meaning} {long:,} of {len(items):,} sentences are longer than {size} tokens and are read in windows "
-            f"that move {self.settings.doc_stride} tokens at a time (doc_stride as a step; neighbours share "
-            f"{overlap(size, self.settings.doc_stride)})."
+            f"that move {step} tokens at a time (doc_stride as a step; neighbours share {overlap(size, step)})."
         ]
         if self.settings.context == "document":
             counts = {

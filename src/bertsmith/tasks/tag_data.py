@@ -103,9 +103,12 @@ def read_rows(
         if holds_rows(source):
             settings = _read_fields(source, settings, sentences, bad)
         else:
-            sentences.extend(read_columns(Path(source), settings.token_column, settings.tag_column, bad))
-    if not sentences:
-        raise nothing_read(source, "sentences", bad)
+            # What rows of another file call their lists is not said of columns, which have no names or others.
+            token, tag = settings.token_column, settings.tag_column
+            token, tag = (None if token in WORD_COLUMNS else token), (None if tag in TAG_COLUMNS else tag)
+            sentences.extend(read_columns(Path(source), token, tag, bad))
+    if not any(sentence.words for sentence in sentences):
+        raise nothing_read(source, "sentences with words", bad)
     scheme: Scheme = (
         detect_scheme(sentence.tags for sentence in sentences) if settings.scheme == "auto" else settings.scheme
     )
@@ -154,9 +157,9 @@ def _document(values: Mapping[str, Any]) -> str:
 
 
 def _find_fields(settings: TaggingSettings, columns: Sequence[str], where: str) -> TaggingSettings:
-    """Settings whose columns are names, found where they were not given."""
-    tokens = settings.token_column if settings.token_column is not None else detect_column(columns, WORD_COLUMNS)
-    tags = settings.tag_column if settings.tag_column is not None else detect_column(columns, TAG_COLUMNS)
+    """Settings whose columns are names, found where they were not given; a number is of a file of columns."""
+    tokens = settings.token_column if isinstance(settings.token_column, str) else detect_column(columns, WORD_COLUMNS)
+    tags = settings.tag_column if isinstance(settings.tag_column, str) else detect_column(columns, TAG_COLUMNS)
     for name, column in (("token_column", tokens), ("tag_column", tags)):
         if column is None:
             raise InputError(f"cannot tell the {name}: give its name. Columns: {', '.join(map(str, columns))}.", where)

@@ -15,6 +15,7 @@ from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
 from bertsmith.model.low_rank import merge_low_rank
+from bertsmith.screen import say
 from bertsmith.settings import to_mapping
 from bertsmith.tasks import seeds
 from bertsmith.tasks.answer import Answering
@@ -230,11 +231,6 @@ def write_predictions(path: Path, task: FinetuneTask, evaluation: Evaluation) ->
         for example, answer in zip(evaluation.examples, evaluation.answers, strict=True)
     )
     atomic_write(path, "".join(f"{line}\n" for line in lines))
-
-
-def say(screen: Console, line: str) -> None:
-    """A line as it is."""
-    screen.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def save_finetuned(

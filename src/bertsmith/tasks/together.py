@@ -26,6 +26,7 @@ from bertsmith.files import atomic_write, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
 from bertsmith.model.resize import Extension
+from bertsmith.screen import say
 from bertsmith.settings import from_mapping, read_config, to_mapping, to_yaml
 from bertsmith.tasks.advice_rules import by_width
 from bertsmith.tasks.finetune import make_task
@@ -41,7 +42,6 @@ from bertsmith.tasks.teaching import (
     evaluated,
     option_values,
     save_finetuned,
-    say,
     train_settings,
 )
 from bertsmith.tasks.together_task import Together, model_of, on_one_encoder

@@ -126,8 +126,11 @@ def iter_rows(
     Raises:
         InputError: with file and line; a line that cannot be parsed, or has another number of fields
             than there are columns; a source without rows, such as a .txt file.
-        SettingsError: a delimiter that is not one character.
+        SettingsError: a delimiter that is not one character, or a name that two of `columns` have.
     """
+    if columns is not None and len(set(columns)) < len(columns):
+        twice = next(name for name in columns if list(columns).count(name) > 1)
+        raise SettingsError(f'columns: "{twice}" is there twice. Give each column a name of its own.')
     delimiter = None if delimiter is None else one_delimiter(delimiter)
     for path in expand_sources([source], proposed=_ROWS):
         suffix = suffix_of(path)

@@ -7,12 +7,14 @@ What is added to the library:
   of a special token, except the unknown token's.
 - Every token knows where its word starts, for whole-word masking and tagging. A word is what the
   pre-tokenizer makes: for WordPiece a piece with its `##` pieces, as in google-research/bert.
-- Offsets count code points of the given text and never include the space before a word.
+- Offsets count code points of the given text and never include the space before a word. A combining mark that a
+  normalizer drops or composes is part of the token before it, so that spans never end inside a character.
 """
 
 import hashlib
 import itertools
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -134,6 +136,8 @@ class Tokenizer:
             starts = _changes(np.array(raw.word_ids, dtype=np.int32))
             if self._spaces_in_tokens:
                 _trim_spaces(text, offsets)
+            if not text.isascii():
+                _keep_marks(text, offsets)
             results.append(Encoding(ids, offsets, starts))
         return results
 
@@ -343,6 +347,15 @@ def _changes(words: np.ndarray) -> np.ndarray:
     starts = np.ones(len(words), dtype=bool)
     np.not_equal(words[1:], words[:-1], out=starts[1:])
     return starts
+
+
+def _keep_marks(text: str, offsets: np.ndarray) -> None:
+    """Move ends past the combining marks and joined jamo that no token has, up to the next token; in place."""
+    nexts = [*offsets[1:, 0].tolist(), len(text)]
+    for row, (end, limit) in enumerate(zip(offsets[:, 1].tolist(), nexts, strict=False)):
+        while end < limit and (unicodedata.category(text[end])[0] == "M" or "\u1160" <= text[end] <= "\u11ff"):
+            end += 1
+        offsets[row, 1] = end
 
 
 def _trim_spaces(text: str, offsets: np.ndarray) -> None:

@@ -23,9 +23,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,9})?", name):
         raise SettingsError(f'device "{name}" is not known. Choices: auto, cpu, cuda, cuda:N.')
+    kind, _, index = name.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise SettingsError(
             f'device "{name}" is asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA '

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from bertsmith.errors import SettingsError, StorageError, TrainingError
+from bertsmith.screen import progress_screen
 from bertsmith.training.device import is_out_of_memory, resolve_device
 from bertsmith.training.interrupt import StopRequest
 from bertsmith.training.launch import Launch, read_launch
@@ -95,7 +96,7 @@ class Ranks:
 
     def console(self, given: Console | None) -> Console:
         """Where a run speaks: as given, by default standard error; ranks other than the first say nothing."""
-        return (given or Console(stderr=True)) if self.is_first else Console(quiet=True)
+        return (given or progress_screen()) if self.is_first else Console(quiet=True)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value, summed over the ranks in float64.

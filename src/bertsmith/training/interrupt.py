@@ -1,4 +1,4 @@
-"""Ctrl-C means: finish the step, save, and leave."""
+"""Ctrl-C means: finish the step, save, and leave. So do SIGTERM, and SIGHUP of a terminal that is closed."""
 
 import signal
 import threading
@@ -11,11 +11,11 @@ from bertsmith.errors import Interrupted
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM only raises a flag, to be looked at between steps.
+    """A context in which SIGINT, SIGTERM or SIGHUP only raises a flag, to be looked at between steps.
 
-    The signals mean what they meant before as soon as the flag is raised, so a second Ctrl-C ends
-    the process at once, and again when the context ends. In threads other than the main one Python
-    cannot set handlers, and the flag stays down.
+    A second Ctrl-C ends the process at once. A second SIGTERM or SIGHUP does not: a process group and who watches over
+    it may be sent the same signal, one after the other. What is ignored, as SIGHUP is under nohup, remains so. In
+    threads other than the main one Python cannot set handlers, and the flag stays down.
     """
 
     def __init__(self) -> None:
@@ -24,22 +24,24 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._raise_flag)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._raise_flag)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        for number in list(self._previous):
+            self._restore(number)
 
     def _raise_flag(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        self._restore(signal.SIGINT)
 
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
+    def _restore(self, number: int) -> None:
+        if number in self._previous:
+            handler = self._previous.pop(number)
             # A handler that was not set from Python reads as None and cannot be set back.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 

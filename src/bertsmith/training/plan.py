@@ -223,7 +223,9 @@ def _to_resume(folder: Path, settings: TrainSettings) -> Path | None:
         saved = read_state(path)
         state, budget = State(**saved["state"]), Budget.parse(saved["fingerprint"]["budget"])
         progress = budget.progress(Spent(state.step, state.tokens, state.seconds, state.epochs))
-        if budget == Budget.parse(settings.budget) or not is_falling(progress, state.step, settings.optimizer):
+        # The run itself judges a budget of time by what is left of it for its end, too.
+        has_fallen = state.is_rate_falling or is_falling(progress, state.step, settings.optimizer)
+        if budget == Budget.parse(settings.budget) or not has_fallen:
             return path
     return newest_checkpoint(folder, "stable") or path
 

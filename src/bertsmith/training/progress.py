@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID
 
 from bertsmith.files import atomic_write
+from bertsmith.screen import progress_screen, say
 
 _PLAIN_LINE_SECONDS = 10.0
 
@@ -42,7 +43,7 @@ class Reporter:
                 it again; see `position`. 0 begins a new file.
             console: where people look; None is standard error. `Console(quiet=True)` shows nothing.
         """
-        self._console = console or Console(stderr=True)
+        self._console = console or progress_screen()
         self._clock = clock
         self._last_line = -math.inf
         self._bar: Progress | None = None
@@ -87,17 +88,17 @@ class Reporter:
             self._bar.update(self._bar_id, completed=progress, description=text)
         elif self._clock() - self._last_line >= _PLAIN_LINE_SECONDS:
             self._last_line = self._clock()
-            _print(self._console, f"{progress:4.0%}  {text}")
+            say(self._console, f"{progress:4.0%}  {text}")
 
     def note(self, kind: str, step: int, text: str, values: Mapping[str, Any]) -> None:
         """Something that people should see at once: a line of metrics.jsonl with `text` in it, and `text` itself."""
         self.write(kind, step, {"text": text, **values})
-        _print(self._console, f"      step {step:,}  {text}")
+        say(self._console, f"      step {step:,}  {text}")
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float, best: bool) -> None:
         """Scores of the held-out split after `step` steps, which took `seconds` to get; baselines are not shown."""
         self.write("eval", step, {"metrics": dict(metrics), "evaluation_seconds": seconds, "best": best})
-        _print(self._console, f"      {_scored(step, metrics, best)}")
+        say(self._console, f"      {_scored(step, metrics, best)}")
 
 
 class Watcher:
@@ -151,11 +152,11 @@ class Watcher:
                 self._bars.update(watched.bar_id, completed=line["progress"], description=text)
             elif self._clock() - watched.last_line >= _PLAIN_LINE_SECONDS:
                 watched.last_line = self._clock()
-                _print(self._console, f"{name}  {line['progress']:4.0%}  {text}")
+                say(self._console, f"{name}  {line['progress']:4.0%}  {text}")
         elif line["kind"] == "eval":
-            _print(self._console, f"{name}        {_scored(step, line['metrics'], line['best'])}")
+            say(self._console, f"{name}        {_scored(step, line['metrics'], line['best'])}")
         elif "text" in line:
-            _print(self._console, f"{name}        step {step:,}  {line['text']}")
+            say(self._console, f"{name}        step {step:,}  {line['text']}")
 
 
 @dataclass
@@ -206,10 +207,6 @@ def _scored(step: int, metrics: Mapping[str, float | None], best: bool) -> str:
     shown = {name: value for name, value in metrics.items() if not name.endswith("_baseline")}
     figures = "  ".join(f"{name} {math.nan if value is None else value:.4f}" for name, value in shown.items())
     return f"step {step:,}  {figures}{'  (best)' if best else ''}"
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
