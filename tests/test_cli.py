@@ -144,6 +144,12 @@ def test_exported_names_are_there_and_sorted() -> None:
         (["pretrian"], 'Did you mean "pretrain"?'),
         (["corpus", "biuld"], 'Did you mean "build"?'),
         (["pretrain", "--corpus", "c", "--out", "o", "--learning-rat", "1"], "Did you mean --learning-rate?"),
+        (["pretrain", "--corpus", "c"], 'Command "pretrain" needs --out.'),
+        (["pretrain", "--corpos", "c", "--out", "o"], "needs --corpus. Did you mean --corpus instead of --corpos?"),
+        (
+            ["pretrain", "--budget", "-3 steps"],
+            "One that begins with a dash is written behind an equals sign: --budget=-1.",
+        ),
         (["pretrain", "--corpus", "c", "--out", "o", "--precision", "bf61"], 'Did you mean "bf16"?'),
         (["pretrain", "--corpus", "c", "--out", "o", "--seed", "x"], "--seed"),
         (["pretrain", "--corpus", "c"], "--out"),

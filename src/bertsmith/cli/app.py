@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter, default_name_transform
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, default_name_transform
 from rich.text import Text
 
 from bertsmith import __version__
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(end="", flush=True)  # what the disk refuses is refused here, not when Python exits
     except (BertsmithError, CycloptsError) as error:
         who = "" if launch.is_first else f" on rank {launch.rank}"
-        return _say(f"error{who}: {error}", "red", 2)
+        return _say(f"error{who}: {_explained(error)}", "red", 2)
     except Interrupted as message:
         return _say(str(message), "yellow", 130) if launch.is_first else 130
     except KeyboardInterrupt:
@@ -111,6 +111,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: {place}{error.strerror}. Free some space where the output goes, or write elsewhere.", "red", 2
         )
     return 0
+
+
+def _explained(error: BertsmithError | CycloptsError) -> str:
+    """What is wrong. The library says the same of an option that is not there as of one without its value."""
+    said = str(error)
+    if not isinstance(error, MissingArgumentError) or error.argument is None:
+        return said
+    if error.keyword is None:
+        return said.replace(f"parameter {error.argument.name} requires an argument", f"needs {error.argument.name}")
+    return f"{said} One that begins with a dash is written behind an equals sign: {error.keyword}=-1."
 
 
 def _check_shared(words: Sequence[str], launch: Launch) -> None:

@@ -340,7 +340,7 @@ def _show_spread(split: str, runs: str, spreads: Mapping[str, Spread]) -> None:
 
 
 def _show_metrics(split: str, metrics: Mapping[str, float]) -> None:
-    print(f"{split}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    print(f"{split}: " + (", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "nothing to evaluate"))
 
 
 def _show_run(folder: Path, answering: Path | None, text: str, more: str = "", chosen: str = "") -> None:

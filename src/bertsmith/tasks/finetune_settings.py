@@ -71,13 +71,13 @@ class FinetuneSettings(RunSettings):
     layer_decay: float | None = None
     """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
     seeds: int = 1
-    """Run as often, with the seeds seed, seed + 1, ..., each in its own folder; the best on dev is the model."""
+    """Run so many times, with the seeds seed, seed + 1, ..., each in its own folder; the best on dev is the model."""
     search: int | None = None
     """Try so many learning rates, batch sizes and numbers of epochs (Optuna), and take the best on dev; None: no."""
     folds: int | None = None
     """Cut the training rows into so many parts, and score each by a model that learns from the others; None: no."""
     fold_column: str | None = None
-    """The same with the parts that a column of the training data says; None: no."""
+    """The same, with the folds that this column of the training data says; None: no."""
     jobs: int = 1
     """With seeds, search or folds: so many runs at a time, each a process with its share of the cores, or a GPU."""
     evaluate_every: str = "1 epoch"

@@ -28,7 +28,7 @@ class LearningSettings:
     warmup_share: float = 0.1
     """Share of the run over which the learning rate rises; then it goes as the schedule says."""
     warmup_steps: int | None = None
-    """The same in steps; goes before the share."""
+    """The same in steps; overrides warmup_share."""
     weight_decay: float = 0.01
     """Decoupled decay of everything but norms and biases."""
     beta1: float | None = None
