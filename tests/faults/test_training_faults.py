@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -474,6 +474,15 @@ def test_a_fault_in_one_example_names_it_and_its_thread_and_loses_nothing(
 STOPS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP is heard, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", STOPS)
 def test_a_signal_ends_the_step_and_saves(toy: SimpleNamespace, tmp_path: Path, number: signal.Signals) -> None:
     task = toy.Task()
@@ -548,6 +557,7 @@ def test_what_nohup_ignores_is_ignored(toy: SimpleNamespace, tmp_path: Path) -> 
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", STOPS)
 def test_a_second_ctrl_c_ends_the_process_at_once_and_leaves_the_last_checkpoint(
     tmp_path: Path, number: signal.Signals

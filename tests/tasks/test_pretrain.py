@@ -258,7 +258,7 @@ def test_mlm_alone_saves_a_masked_language_model(store: Path, tmp_path: Path) ->
     result = pretrain(settings_for(store, tmp_path / "mlm", objective="mlm", budget="2 steps"))
     assert "nsp_accuracy" not in result.metrics
     AutoModelForMaskedLM.from_pretrained(result.model)
-    with pytest.raises(CorpusError, match="no next-sentence head"):
+    with pytest.raises(InputError, match="has not learnt to judge pairs"):
         list(load(result.model).predict([{"text": "the cat .", "pair": "the dog ."}]))
 
 

@@ -259,10 +259,9 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     for one in _OF_THE_HEAD:
         if one in values and getattr(settings, one) != values[one]:
             raise SettingsError(f"{one} is what this model has learnt ({str(values[one]).lower()}); it cannot be set.")
-    if (
-        isinstance(settings, answer_data.AnsweringSettings) and settings.unanswerable is None
-    ):  # a folder of others does not say
-        settings = replace(settings, unanswerable=True if settings.no_answer_threshold is not None else None)
+    # A folder of others does not say whether "no answer" is one. Who asks for a threshold does.
+    if name == Answering.name and settings.unanswerable is None and settings.no_answer_threshold is not None:
+        settings = replace(settings, unanswerable=True)
     tokenizer = load_tokenizer(place)
     check_vocabulary(tokenizer, config.vocab_size, place)
     task = kind.make(tokenizer, labels, settings, {})
