@@ -562,7 +562,7 @@ def test_what_nohup_ignores_is_ignored(toy: SimpleNamespace, tmp_path: Path) -> 
 def test_a_second_ctrl_c_ends_the_process_at_once_and_leaves_the_last_checkpoint(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """A second SIGTERM does not: systemd sends it to a whole group, of which one sends it to the others."""
+    """A second SIGTERM does not: it is sent to a whole group, of which the parent sends it to its workers as well."""
     command = [sys.executable, str(CHILDREN), "sleep", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
