@@ -6,6 +6,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,6 +107,17 @@ def test_every_option_has_a_line_of_help() -> None:
         if not argument.parameter.help
     ]
     assert silent == []
+
+
+def test_help_speaks_of_options_not_of_python() -> None:
+    """What happens without an option is "by default", as no None can be given on a command line."""
+    of_python = [
+        f"{name} {argument.names[0]}"
+        for name, verb in verbs(build_app())
+        for argument in options(verb)
+        if re.search(r"\bNone\b", str(argument.parameter.help))
+    ]
+    assert of_python == []
 
 
 def test_sections_are_the_first_words_of_the_verbs() -> None:

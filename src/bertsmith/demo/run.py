@@ -68,7 +68,7 @@ class DemoSettings:
     pretrain_batch_size: int = 32
     """Sequences in a step while pre-training."""
     pretrain_learning_rate: float | None = None
-    """Peak of the schedule; None: the default of the size."""
+    """Peak of the schedule; by default that of the size."""
     pretrain_optimizer: OptimizerName = "muon"
     """Fewer steps in the time than with AdamW, but pairs are learnt sooner (docs/experiments.md)."""
     pretrain_schedule: ScheduleName = "wsd"

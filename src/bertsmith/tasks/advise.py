@@ -45,17 +45,17 @@ class AdviceSettings:
     train: str
     """Labelled training data, in any form that finetune reads."""
     dev: str | None = None
-    """Data that is to pick the best checkpoint; None: a share of the training data."""
+    """Data that is to pick the best checkpoint; by default a share of the training data."""
     test: str | None = None
     """Data that is to be evaluated once, at the end."""
     tokenizer: str | None = None
-    """A tokenizer folder or vocab.txt; None: the model's own."""
+    """A tokenizer folder or vocab.txt; by default the model's own."""
     budget: str | None = None
-    """How long the run may take, such as 30m, from start to report; None: as long as it needs."""
+    """How long the run may take, such as 30m, from start to report; by default as long as it needs."""
     memory: str | None = None
-    """How much memory it may have, such as 8GiB; None: what is free."""
+    """How much memory it may have, such as 8GiB; by default what is free."""
     out: Path | None = None
-    """Write the recommended settings there, as YAML that `finetune --config` takes; None: only say them."""
+    """Write the recommended settings there, as YAML that `finetune --config` takes; by default only say them."""
     run: Path = Path("runs/advised")
     """The folder of the run, in the command and in the settings that are recommended."""
     precision: Precision = "auto"

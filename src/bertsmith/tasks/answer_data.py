@@ -51,12 +51,13 @@ class AnsweringSettings:
     n_best: int = 20
     """Candidates that are kept for each question."""
     unanswerable: bool | None = None
-    """Whether "no answer" is an answer; None: if the training data has questions without one."""
+    """Whether "no answer" is an answer; by default if the training data has questions without one."""
     no_answer_threshold: float | None = None
-    """Say "no answer" if it scores more than this above the best answer; None: what gives dev its best F1, or 0."""
+    """Say "no answer" if it scores more than this above the best answer; by default what gives dev its best F1, or
+    0."""
     language: Literal["en", "zh"] | None = None
-    """Whose rules score answers: SQuAD's (words), or those of CMRC 2018 (Chinese characters), "zh"; None: the latter
-    where most letters of the contexts are Chinese characters."""
+    """Whose rules score answers: SQuAD's (words), or those of CMRC 2018 (Chinese characters), "zh"; by default the
+    latter where most letters of the contexts are Chinese characters."""
     metric: Literal["f1", "exact_match"] = "f1"
     """What picks the best checkpoint."""
 

@@ -69,7 +69,7 @@ class BenchmarkSettings:
     peer: bool = False
     """Also time Hugging Face's transformers (pip install transformers), in turns with ours."""
     batch_size: int | None = None
-    """Sequences in a step; None: 32 (in pre-training on CUDA 256), or the most that fit the time."""
+    """Sequences in a step; by default 32 (in pre-training on CUDA 256), or the most that fit the time."""
     max_length: int = 128
     """Tokens in a sequence of pre-training."""
     row_length: int = 64
@@ -83,7 +83,7 @@ class BenchmarkSettings:
     seed: int = 0
     """Fixes initial weights, the order of the data and dropout."""
     out: Path | None = None
-    """A new folder for benchmark.json and report.html; None: nothing is written."""
+    """A new folder for benchmark.json and report.html; by default nothing is written."""
 
     def __post_init__(self) -> None:
         _ = self.budget_seconds  # refuses what is no time

@@ -29,9 +29,9 @@ class ChoiceSettings:
     """Where texts, questions and choices stand in the data, and how long they may be."""
 
     text_column: str | None = None
-    """The column of the text; None: found by its name. There need not be one, if there is a question."""
+    """The column of the text; by default found by its name. There need not be one, if there is a question."""
     question_column: str | None = None
-    """The column of the question; None: found by its name, if there is one."""
+    """The column of the question; by default found by its name, if there is one."""
     choices_column: str | None = None
     """The column of the choices, a list; or several columns of one choice each, with commas: "ending0,ending1"."""
     label_column: str | None = None
@@ -39,9 +39,9 @@ class ChoiceSettings:
     columns: str | None = None
     """Names for the columns of a file that has no header line."""
     delimiter: str | None = None
-    """The character between columns; None: a comma for .csv, a tab for .tsv."""
+    """The character between columns; by default a comma for .csv, a tab for .tsv."""
     quoting: bool | None = None
-    """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
+    """Whether fields may stand in double quotes; by default yes for .csv, no for .tsv."""
     max_length: int = 256
     """Tokens in a sequence of text, question and one choice, special tokens included; the longer of both is cut."""
 

@@ -51,17 +51,17 @@ class ClassificationSettings:
     """Where the texts and labels stand in the data, and how they are learnt."""
 
     text_column: str | None = None
-    """The column of the text; None: found by its name, if there is no doubt."""
+    """The column of the text; by default found by its name, if there is no doubt."""
     pair_column: str | None = None
     """The column of the second text, for pairs."""
     label_column: str | None = None
-    """The column of the label; None: found by its name, if there is no doubt."""
+    """The column of the label; by default found by its name, if there is no doubt."""
     columns: str | None = None
     """Names for the columns of a file that has no header line, for example "label,text"."""
     delimiter: str | None = None
-    """The character between columns; None: a comma for .csv, a tab for .tsv."""
+    """The character between columns; by default a comma for .csv, a tab for .tsv."""
     quoting: bool | None = None
-    """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
+    """Whether fields may stand in double quotes; by default yes for .csv, no for .tsv."""
     regression: bool = False
     """Learn a number (mean squared error) instead of a label."""
     multi_label: bool = False
@@ -75,7 +75,7 @@ class ClassificationSettings:
     long: Literal["head", "tail", "head-tail", "windows"] = "head"
     """What is read of a longer text: its beginning, its end, a quarter and three quarters of both, or all of it."""
     doc_stride: int | None = None
-    """Tokens from the start of one window to the next; None: windows do not overlap."""
+    """Tokens from the start of one window to the next; by default windows do not overlap."""
     window_pooling: Literal["mean", "max"] = "mean"
     """What becomes of the logits of a text's windows."""
     class_weights: str = "none"
@@ -83,7 +83,7 @@ class ClassificationSettings:
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all labels."""
     metric: Metric | None = None
-    """What picks the best checkpoint; None: accuracy, spearman for a regression, micro_f1 for multi_label."""
+    """What picks the best checkpoint; by default accuracy, spearman for a regression, micro_f1 for multi_label."""
 
     def __post_init__(self) -> None:
         settle_types(self)

@@ -56,7 +56,7 @@ class CheckSettings:
     test: str | None = None
     """Data that is to be evaluated once, at the end."""
     tokenizer: str | None = None
-    """A model or tokenizer: how many tokens texts have, and how many it does not know; None: characters alone."""
+    """A model or tokenizer: how many tokens texts have, and how many it does not know; by default characters alone."""
     strict: bool = False
     """Exit with 2 if anything is found."""
 

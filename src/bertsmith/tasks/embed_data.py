@@ -26,19 +26,19 @@ class EmbeddingSettings:
     """Where the texts stand in the data, how a text becomes a vector, and how vectors are learnt."""
 
     text_column: str | None = None
-    """The column of the first text; None: it and the second are found by their names."""
+    """The column of the first text; by default it and the second are found by their names."""
     pair_column: str | None = None
     """The column of the text that belongs to it."""
     negative_column: str | None = None
-    """The column of a text that does not; None: "negative" if there is one."""
+    """The column of a text that does not; by default "negative" if there is one."""
     score_column: str | None = None
-    """The column of how alike the two are, on any scale; None: "score" or "similarity" if there is one."""
+    """The column of how alike the two are, on any scale; by default "score" or "similarity" if there is one."""
     columns: str | None = None
     """Names for the columns of a file that has no header line, for example "text,pair"."""
     delimiter: str | None = None
-    """The character between columns; None: a comma for .csv, a tab for .tsv."""
+    """The character between columns; by default a comma for .csv, a tab for .tsv."""
     quoting: bool | None = None
-    """Whether fields may stand in double quotes; None: yes for .csv, no for .tsv."""
+    """Whether fields may stand in double quotes; by default yes for .csv, no for .tsv."""
     max_length: int = 128
     """Tokens of a text, [CLS] and [SEP] included; what is longer is cut."""
     pooling: Pooling = "mean"
@@ -46,7 +46,7 @@ class EmbeddingSettings:
     similarity_temperature: float = 0.05
     """Cosines are divided by it in the loss."""
     metric: EmbeddingMetric | None = None
-    """What picks the best checkpoint; None: ndcg_at_10, or spearman where pairs have scores."""
+    """What picks the best checkpoint; by default ndcg_at_10, or spearman where pairs have scores."""
 
     def __post_init__(self) -> None:
         settle_types(self)

@@ -17,47 +17,52 @@ class FinetuneSettings(RunSettings):
     train: str
     """Labelled training data: CSV, TSV, JSONL, Parquet, hub:NAME, or what else the task reads."""
     dev: str | None = None
-    """Data that picks the best checkpoint; None: a share of the training data."""
+    """Data that picks the best checkpoint; by default a share of the training data."""
     test: str | None = None
     """Data that is only evaluated once, at the end."""
     dev_share: float = 0.1
     """Share of the training texts that is held back when there is no dev; 0: no evaluation, the last weights."""
     max_train_examples: int | None = None
-    """Learn from this many of the training rows, chosen by hash; None: from all."""
+    """Learn from this many of the training rows, chosen by hash; by default from all."""
     tokenizer: str | None = None
-    """A tokenizer folder or vocab.txt; None: the model's own."""
+    """A tokenizer folder or vocab.txt; by default the model's own."""
     layers: int | None = None
-    """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
+    """How many layers: fewer of the model's, spread evenly, or its stack repeated; by default as many as it has."""
     extend_positions: Extension | None = None
     """Make the table of positions longer where max_length needs it: by copies (tile), or drawn out (interpolate)."""
     freeze: int | None = None
-    """Leave the embeddings and this many layers above them as they are, 0 or more; None: all is trained."""
+    """Leave the embeddings and this many layers above them as they are, 0 or more; by default all is trained."""
     reinit_layers: int | None = None
-    """Start this many of the highest layers, and the head with its pooler, from initial weights; None: none."""
+    """Start this many of the highest layers, and the head with its pooler, from initial weights; by default none."""
     lora: int | None = None
-    """Leave the encoder as it is, and train matrices of this rank beside its own, such as 8 (LoRA); None: train all."""
+    """Leave the encoder as it is, and train matrices of this rank beside its own, such as 8 (LoRA); by default train
+    all."""
     lora_alpha: float | None = None
-    """What the product of these matrices weighs, over its rank; None: twice the rank."""
+    """What the product of these matrices weighs, over its rank; by default twice the rank."""
     adapt: str | None = None
-    """First go on with pre-training on the texts of the training rows, for so long ("3 epochs", "10m"); None: no."""
+    """First go on with pre-training on the texts of the training rows, for so long ("3 epochs", "10m"); by default
+    no."""
     teacher: str | None = None
-    """A model fine-tuned for the same task and labels, whose answers are learnt too, or several: A,B; None: none."""
+    """A model fine-tuned for the same task and labels, whose answers are learnt too, or several: A,B; by default
+    none."""
     distill_weight: float = 0.5
     """Weight of the teacher's answers in the loss, in [0, 1]; the labels have the rest."""
     temperature: float = 2.0
     """Softens the probabilities of teacher and student alike, where one learns from the other."""
     r_drop: float | None = None
-    """Weight of the divergence of two passes with other dropout masks, such as 1 (R-Drop); None: one pass."""
+    """Weight of the divergence of two passes with other dropout masks, such as 1 (R-Drop); by default one pass."""
     adversarial: float | None = None
     """Learn also from word embeddings moved against the model, by this share of their length, such as 0.01."""
     mixup: float | None = None
-    """Mix the vectors of two texts, and their losses, by a weight from Beta(mixup, mixup), such as 0.2; None: no."""
+    """Mix the vectors of two texts, and their losses, by a weight from Beta(mixup, mixup), such as 0.2; by default
+    no."""
     augment_delete: float = 0.0
     """Delete each word of a training example with this probability, anew in every epoch, such as 0.1; 0: none."""
     augment_swap: float = 0.0
     """Let each word change places with the next one with this probability, in the same way; 0: none."""
     augment_model: str | None = None
-    """Replace words by what this model with masks, such as a run of pretrain, expects in their place; None: none."""
+    """Replace words by what this model with masks, such as a run of pretrain, expects in their place; by default
+    none."""
     augment_replace: float = 0.1
     """Replace each word with this probability, where there is augment_model."""
     augment_variants: int = 4
@@ -65,25 +70,28 @@ class FinetuneSettings(RunSettings):
     augment_share: float = 0.5
     """How many of the examples an epoch changes, in (0, 1]; it shows the others as they are."""
     epochs: float | None = None
-    """Passes over the training data; None: by the task and the number of rows, more of few."""
+    """Passes over the training data; by default by the task and the number of rows, more of few."""
     learning_rate: float | None = None
-    """Peak of the schedule; None: by the width of the model, higher for small ones, ten times that with lora."""
+    """Peak of the schedule; by default by the width of the model, higher for small ones, ten times that with lora."""
     layer_decay: float | None = None
-    """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
+    """The learning rate of each layer is that of the layer above times this, such as 0.9; by default all have the
+    same."""
     seeds: int = 1
     """Run so many times, with the seeds seed, seed + 1, ..., each in its own folder; the best on dev is the model."""
     search: int | None = None
-    """Try so many learning rates, batch sizes and numbers of epochs (Optuna), and take the best on dev; None: no."""
+    """Try so many learning rates, batch sizes and numbers of epochs (Optuna), and take the best on dev; by default
+    no."""
     folds: int | None = None
-    """Cut the training rows into so many parts, and score each by a model that learns from the others; None: no."""
+    """Cut the training rows into so many parts, and score each by a model that learns from the others; by default
+    no."""
     fold_column: str | None = None
-    """The same, with the folds that this column of the training data says; None: no."""
+    """The same, with the folds that this column of the training data says; by default no."""
     jobs: int = 1
     """With seeds, search or folds: so many runs at a time, each a process with its share of the cores, or a GPU."""
     evaluate_every: str = "1 epoch"
     """How often dev is evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
     early_stopping: int | None = None
-    """Stop after this many evaluations in a row without a new best; None: never."""
+    """Stop after this many evaluations in a row without a new best; by default never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,7 +56,7 @@ class PlanSettings(PretrainOptions):
     run: Path = Path("runs/pretrain")
     """The folder of the run that is planned, of which only the disk is looked at."""
     memory: str | None = None
-    """How much memory it may have, such as 8GiB; None: what is free."""
+    """How much memory it may have, such as 8GiB; by default what is free."""
     price_per_hour: float | None = None
     """What an hour of this machine costs, in any currency."""
 

@@ -49,7 +49,7 @@ class PretrainOptions(LearningSettings):
     from_model: str | None = None
     """Continue from this BERT-like folder instead of random weights; it also gives the size."""
     layers: int | None = None
-    """How many layers: fewer of the model's, spread evenly, or its stack repeated; None: as many as it has."""
+    """How many layers: fewer of the model's, spread evenly, or its stack repeated; by default as many as it has."""
     initializer_range: float = 0.02
     """Deviation of the initial weights. BERT's 0.02 is for a width of 768; try 0.06 for tiny."""
     position_init: PositionInit = "neighbours"
@@ -57,22 +57,23 @@ class PretrainOptions(LearningSettings):
     neighbours, with which it learns from context much sooner; sines and cosines alone; or all random, BERT's own."""
     objective: ObjectiveName | None = None
     """Masked tokens with next sentence (nsp) or sentence order (sop) or alone (mlm), replaced tokens (rtd),
-    or every next token (clm). None: as the family was trained."""
+    or every next token (clm). By default as the family was trained."""
     data_mode: DataMode | None = None
     """Pairs, "clean" or "original" (google-research/bert to the letter); or running text, "full-sentences"
-    over the borders of documents or "doc-sentences" within them. None: clean with pairs, else full-sentences."""
+    over the borders of documents or "doc-sentences" within them. By default clean with pairs, else full-sentences."""
     budget: str = "1 epochs"
     """When to stop: 10m, 3h, "50M tokens", "20000 steps" or "2 epochs"."""
     batch_size: int = 64
     """Sequences in an optimizer step; with only 8 or 16 a new model may never get past guessing by frequency."""
     initial_batch_size: int | None = None
-    """Sequences in the first steps, doubled again and again up to batch_size; None: batch_size from the first step."""
+    """Sequences in the first steps, doubled again and again up to batch_size; by default batch_size from the first
+    step."""
     batch_warmup_share: float = 0.2
     """Share of the budget in which they grow, in equal parts, where there is initial_batch_size."""
     max_length: int = 128
     """Tokens in a sequence, [CLS] and [SEP] included."""
     long_length: int | None = None
-    """Length of a second phase (512 in the paper) that ends the run; None: one phase."""
+    """Length of a second phase (512 in the paper) that ends the run; by default one phase."""
     long_share: float = 0.1
     """Share of the budget that the second phase takes."""
     mask_probability: float = 0.15
@@ -84,7 +85,7 @@ class PretrainOptions(LearningSettings):
     short_sequence_probability: float = 0.1
     """Share of samples with a random shorter length, so that the model knows short inputs."""
     mlm_weight: float | None = None
-    """Weight of the masked language model in the loss; None: 1, or beside a teacher 2, as for DistilBERT."""
+    """Weight of the masked language model in the loss; by default 1, or beside a teacher 2, as for DistilBERT."""
     pair_weight: float = 1.0
     """Weight of next sentence prediction, or of sentence order, in the loss."""
     detection_weight: float = 50.0
@@ -92,7 +93,7 @@ class PretrainOptions(LearningSettings):
     generator_share: float = 0.25
     """Width of that generator as a share of the discriminator's."""
     teacher: str | None = None
-    """A pre-trained model with the corpus's tokenizer, which is learnt too; None: the text alone."""
+    """A pre-trained model with the corpus's tokenizer, which is learnt too; by default the text alone."""
     distill_weight: float = 5.0
     """Weight of the teacher's probabilities of the masked tokens in the loss."""
     cosine_weight: float = 1.0
@@ -100,9 +101,9 @@ class PretrainOptions(LearningSettings):
     temperature: float = 2.0
     """Softens the probabilities of teacher and student alike, where one learns from the other."""
     learning_rate: float | None = None
-    """Peak of the schedule; None: a default by size."""
+    """Peak of the schedule; by default by size."""
     evaluate_every: str | None = None
-    """How often the held-out documents are evaluated: "500 steps", "10m", "5%"; None: ten times in a run."""
+    """How often the held-out documents are evaluated: "500 steps", "10m", "5%"; by default ten times in a run."""
     evaluation_samples: int = 500
     """Held-out samples in an evaluation, spread evenly over the documents."""
 

@@ -18,11 +18,12 @@ class LearningSettings:
     batch_size: int = 32
     """Examples (sequences, in pre-training) in an optimizer step."""
     micro_batch_size: int | None = None
-    """Examples in one forward pass; smaller ones are accumulated to a step. None: the batch, or a rank's share."""
+    """Examples in one forward pass; smaller ones are accumulated to a step. By default the batch, or a rank's share."""
     optimizer: OptimizerName = "adamw"
     """adamw, bert-original (no bias correction), stable-adamw, lamb (large batches), or muon (hidden matrices)."""
     schedule: ScheduleName | None = None
-    """The learning rate after the warm-up: linear, cosine, bert-original, wsd or constant; None: the optimizer's."""
+    """The learning rate after the warm-up: linear, cosine, bert-original, wsd or constant; by default the
+    optimizer's."""
     decay_share: float = 0.2
     """Share of the run over which the learning rate of wsd falls, at its end."""
     warmup_share: float = 0.1
@@ -32,23 +33,25 @@ class LearningSettings:
     weight_decay: float = 0.01
     """Decoupled decay of everything but norms and biases."""
     beta1: float | None = None
-    """How slowly the mean of the gradients changes; None: the optimizer's own, 0.9."""
+    """How slowly the mean of the gradients changes; by default the optimizer's own, 0.9."""
     beta2: float | None = None
-    """The same of the mean of their squares; None: the optimizer's own, 0.999 of adamw."""
+    """The same of the mean of their squares; by default the optimizer's own, 0.999 of adamw."""
     epsilon: float | None = None
-    """Added to the root of that mean; None: the optimizer's own, 1e-6 of adamw as in BERT (1e-8 in transformers)."""
+    """Added to the root of that mean; by default the optimizer's own, 1e-6 of adamw as in BERT (1e-8 in
+    transformers)."""
     max_grad_norm: float = 1.0
     """Gradients longer than this are scaled down."""
     ema_decay: float | None = None
-    """Evaluate and save a moving average of the weights with this decay, such as 0.999; None: the weights."""
+    """Evaluate and save a moving average of the weights with this decay, such as 0.999; by default the weights."""
     dropout: float | None = None
-    """All dropout of the model while it learns; None: as its configuration says (0.1 for the named sizes)."""
+    """All dropout of the model while it learns; by default as its configuration says (0.1 for the named sizes)."""
     save_every: str = "10m"
     """How often a checkpoint is saved: "500 steps", "10m", "5%"; Ctrl-C and the end always save one."""
     max_skipped_steps: int = 0
     """Steps in a row that are skipped before the run stops, because a loss or gradient is not finite, or is a spike."""
     skip_spikes: float | None = None
-    """Skip gradients so many standard deviations above the mean norm of the last 128, such as 6; None: use them all."""
+    """Skip gradients so many standard deviations above the mean norm of the last 128, such as 6; by default use them
+    all."""
     auto_batch: bool = False
     """When memory runs out, halve the micro-batch and go on with the same step."""
     precision: Precision = "auto"

@@ -25,7 +25,7 @@ class TaggingSettings:
     """Where words and tags stand in the data, what the tags mean, and how long sentences are cut."""
 
     token_column: int | str | None = None
-    """The column of the words: a number from 0 in CoNLL files, a name in CoNLL-U and rows; None: as usual."""
+    """The column of the words: a number from 0 in CoNLL files, a name in CoNLL-U and rows; by default as usual."""
     tag_column: int | str | None = None
     """The column of the tags, in the same way: -1 is the last; upos, xpos, deprel... in CoNLL-U."""
     scheme: Literal["auto", "iob1", "iob2", "bioes", "none"] = "auto"
@@ -43,7 +43,7 @@ class TaggingSettings:
     crf: bool = False
     """Learn and answer the labels of a sentence as a whole, with scores for what stands behind what (CRF)."""
     metric: Literal["f1", "accuracy", "macro_f1"] | None = None
-    """What picks the best checkpoint; None: f1 of entities, accuracy of labels."""
+    """What picks the best checkpoint; by default f1 of entities, accuracy of labels."""
 
     def __post_init__(self) -> None:
         settle_types(self)

@@ -69,7 +69,7 @@ class TogetherSettings(RunSettings):
     tasks: Path
     """A YAML, TOML or JSON file: for each task a name with its task, train, dev, test and the task's own options."""
     tokenizer: str | None = None
-    """A tokenizer folder or vocab.txt; None: the model's own."""
+    """A tokenizer folder or vocab.txt; by default the model's own."""
     extend_positions: Extension | None = None
     """Make the table of positions longer where max_length needs it: by copies (tile), or drawn out (interpolate)."""
     dev_share: float = 0.1
@@ -79,13 +79,14 @@ class TogetherSettings(RunSettings):
     epochs: float = 3.0
     """Passes over the training data of all tasks."""
     learning_rate: float | None = None
-    """Peak of the schedule; None: by the width of the model, higher for small ones."""
+    """Peak of the schedule; by default by the width of the model, higher for small ones."""
     layer_decay: float | None = None
-    """The learning rate of each layer is that of the layer above times this, such as 0.9; None: all have the same."""
+    """The learning rate of each layer is that of the layer above times this, such as 0.9; by default all have the
+    same."""
     evaluate_every: str = "1 epoch"
     """How often the dev data of all tasks are evaluated: "1 epoch", "500 steps", "10%"; the end always is."""
     early_stopping: int | None = None
-    """Stop after this many evaluations in a row without a new best mean; None: never."""
+    """Stop after this many evaluations in a row without a new best mean; by default never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -88,7 +88,7 @@ def build_corpus(
         heldout_share: share of documents, by hash of the text, kept for evaluation. Of 10 or more different documents
             at least two are held out; never all of them.
         shard_bytes: UTF-8 bytes of text in a shard, the unit of parallel work; a worker takes some ten times as much.
-        num_workers: processes; all cores when None. They are started only for a text of more than
+        num_workers: processes; by default all cores. They are started only for a text of more than
             `shard_bytes`, by "spawn", so a script needs its `if __name__ == "__main__"`.
         engine: what makes the shards, the same ones: processes of this machine, or Daft, which with DAFT_RUNNER=ray in
             the environment uses a Ray cluster: num_workers of all machines, which must share the folder of `out`.

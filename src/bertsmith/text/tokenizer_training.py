@@ -80,7 +80,7 @@ def train_tokenizer(
         document_separator: whether a text file is a document, or blank lines part its documents.
         min_frequency: pairs seen less often are not joined.
         limit_bytes: how much text to keep in memory, in UTF-8 bytes; of more, a sample is taken.
-            None means 256 MiB, and 16 MiB for "unigram", which needs far longer. What was seen and
+            By default 256 MiB, and 16 MiB for "unigram", which needs far longer. What was seen and
             used is written to `training.json` in the folder.
         overwrite: replace what is in `out`.
 

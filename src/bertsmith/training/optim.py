@@ -60,7 +60,8 @@ class OptimizerSettings:
     matrices with AdamW for the rest (Jordan et al. 2024)."""
     schedule: ScheduleName | None = None
     """After the warm-up: linear or cosine (as in transformers) to 0; bert-original (google-research/bert); wsd, which
-    is constant and then falls (Hu et al. 2024); or constant. None: bert-original for that optimizer, else linear."""
+    is constant and then falls (Hu et al. 2024); or constant. By default bert-original for that optimizer, else
+    linear."""
     decay_share: float = 0.2
     """Share of the budget over which the rate of wsd falls."""
     weight_decay: float = 0.01
@@ -77,7 +78,7 @@ class OptimizerSettings:
     """Steps over which the rate rises from 0."""
     layer_decay: float | None = None
     """What the rate of a layer is multiplied by for the layer below it (Clark et al. 2020, arXiv 2003.10555): the head
-    has the whole rate, the embeddings have the lowest. None: all have the same."""
+    has the whole rate, the embeddings have the lowest. By default all have the same."""
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName)):

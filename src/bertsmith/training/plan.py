@@ -26,13 +26,13 @@ class TrainSettings:
     batch_size: int = 32
     """Examples a step."""
     micro_batch_size: int | None = None
-    """Examples that go through the model at once, to fit its memory; without dropout the update is the same. None: the
-    whole batch, divided by the number of ranks."""
+    """Examples that go through the model at once, to fit its memory; without dropout the update is the same. By default
+    the whole batch, divided by the number of ranks."""
     seed: int = 42
     """Decides the order of examples and every dropout mask."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     ema_decay: float | None = None
-    """Evaluate and keep an exponential moving average of the weights, with this decay; None: the weights."""
+    """Evaluate and keep an exponential moving average of the weights, with this decay; by default the weights."""
     evaluate_every: str | None = None
     """An interval such as "500 steps", "1 epoch", "10m" or "5%" of the run; without one it is 10%, and
     evaluation takes at most about a tenth of a time budget. The end is always evaluated."""
@@ -47,7 +47,7 @@ class TrainSettings:
     max_skipped_steps: int = 0
     """How many steps in a row may be skipped because a loss or the gradient is not finite, or is a spike."""
     skip_spikes: float | None = None
-    """Skip a gradient whose norm is so many standard deviations above the mean of the last 128; None: use it."""
+    """Skip a gradient whose norm is so many standard deviations above the mean of the last 128; by default use it."""
     auto_batch: bool = False
     """When memory runs out, halve the micro-batch and go on with the same step, whose update stays the same but for
     dropout."""
