@@ -32,6 +32,7 @@ ROWS: dict[str, dict[str, Any]] = {
     NONE: {},
     "r-drop": {"r_drop": 1.0},
     "adversarial": {"adversarial": 0.01},
+    "adversarial 3 steps": {"adversarial": 0.01, "adversarial_steps": 3},
     "mixup": {"mixup": 0.2},
     "label smoothing": {"label_smoothing": 0.1},
     "ema": {"ema_decay": 0.99},

@@ -22,7 +22,7 @@ from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings
 from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.regularise import Adversarial, RDrop, adversarial_move, symmetric_divergence
+from bertsmith.tasks.regularise import Adversarial, RDrop, adversarial_move, shortened, symmetric_divergence
 from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.tasks.start import starting_point
 from bertsmith.tasks.tag import Tagging
@@ -214,6 +214,51 @@ def test_with_r_drop_an_adversary_goes_against_both_passes(
     torch.testing.assert_close(moves, [move], rtol=1e-3, atol=1e-6)
 
 
+def test_a_move_that_is_too_long_is_shortened_and_others_are_left() -> None:
+    embedded, move = torch.tensor([[3.0], [4.0], [0.6], [0.8]]), torch.tensor([[30.0], [40.0], [0.03], [0.04]])
+    expected = torch.tensor([[1.5], [2.0], [0.03], [0.04]])
+    torch.testing.assert_close(shortened(move, embedded, (2, 2), 0.5), expected)
+    assert torch.isfinite(shortened(torch.zeros_like(move), embedded, (2, 2), 0.5)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_steps_an_adversary_goes_where_projected_gradients_lead(tokenizer: Tokenizer, kind: str) -> None:
+    """Madry et al. 2018: moved up the slope where it is, then brought back to within the size; here one sequence after
+    the other. It hurts more than the one step, and the gradient that is learnt from is that of the end alone."""
+    task, size, steps = make_task(tokenizer, kind), 0.3, 4
+    model, batch = make_model(task, dropout=0.0), batch_of(task)
+    table = model.get_submodule("encoder.token_embedding")
+    embedded = table(batch.inputs.token_ids).detach().split(batch.inputs.lengths)
+
+    def loss_at(moves: list[Tensor]) -> Tensor:
+        hook = table.register_forward_hook(lambda module, inputs, output: output + torch.cat(moves))
+        try:
+            return task.loss(model, batch)[task.name]
+        finally:
+            hook.remove()
+
+    moves = [torch.zeros_like(one) for one in embedded]
+    for _ in range(steps):
+        at = [move.clone().requires_grad_() for move in moves]
+        for number, slope in enumerate(torch.autograd.grad(loss_at(at), at)):
+            limit = size * embedded[number].norm()
+            move = moves[number] + 2.5 * limit / steps * slope / slope.norm().clamp_min(1e-12)
+            moves[number] = move * min(1.0, (limit / move.norm().clamp_min(1e-12)).item())
+    plain, one_step = (
+        found[task.name] for found in (task.loss(model, batch), Adversarial(task, size).loss(model, batch))
+    )
+    found = Adversarial(task, size, steps).loss(model, batch)[task.name]
+    torch.testing.assert_close(found, (plain + loss_at(moves)) / 2, rtol=1e-4, atol=1e-5)
+    assert found > one_step
+
+    found.backward()
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    used = [one for one in model.parameters() if one.grad is not None]
+    expected = torch.autograd.grad((task.loss(model, batch)[task.name] + loss_at(moves)) / 2, used)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def write_rows(folder: Path) -> Path:
     lines = [json.dumps({"text": f"the {('cat', 'city')[i % 2]} is old {i}", "label": "ab"[i % 2]}) for i in range(40)]
     path = folder / "rows.jsonl"
@@ -244,7 +289,7 @@ def test_a_run_with_both_learns_by_both_and_resumes_with_neither_changed(tmp_pat
     )
     weights = [(run.model / "model.safetensors").read_bytes() for run in (whole, plain)]
     assert weights[0] != weights[1]
-    for changes in ({"r_drop": 2.0}, {"adversarial": None}):
+    for changes in ({"r_drop": 2.0}, {"adversarial": None}, {"adversarial_steps": 3}):
         again = settings_for(tmp_path, tiny_tokenizer, "whole", resume=True, **changes)
         with pytest.raises(TrainingError, match=next(iter(changes))):
             finetune("classification", again, options, console=quiet)
@@ -265,6 +310,8 @@ def test_r_drop_without_any_dropout_is_refused(tmp_path: Path, tiny_tokenizer: P
     [
         ({"r_drop": 0.0}, "r_drop must be positive, not 0.0"),
         ({"adversarial": -1.0}, "adversarial must be positive, not -1.0"),
+        ({"adversarial": 0.1, "adversarial_steps": 0}, "adversarial_steps must be at least 1, not 0"),
+        ({"adversarial_steps": 3}, "adversarial_steps is how adversarial goes: give it as well"),
         ({"r_drop": 1.0, "dropout": 0.0}, "r_drop compares passes with different dropout"),
         ({"r_drop": 1.0, "teacher": "other"}, "choose one"),
     ],

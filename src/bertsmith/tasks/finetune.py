@@ -387,4 +387,6 @@ def _regularised(task: FinetuneTask, taught: Distillation | None, settings: Fine
         learnt = Mixup(task, settings.mixup)
     if settings.r_drop is not None:
         learnt = RDrop(task, settings.r_drop)
-    return learnt if settings.adversarial is None else Adversarial(learnt, settings.adversarial)
+    if settings.adversarial is not None:
+        learnt = Adversarial(learnt, settings.adversarial, settings.adversarial_steps)
+    return learnt

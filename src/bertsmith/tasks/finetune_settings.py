@@ -53,6 +53,8 @@ class FinetuneSettings(RunSettings):
     """Weight of the divergence of two passes with other dropout masks, such as 1 (R-Drop); by default one pass."""
     adversarial: float | None = None
     """Learn also from word embeddings moved against the model, by this share of their length, such as 0.01."""
+    adversarial_steps: int = 1
+    """Move them in so many steps, each from where the last one led (PGD) and a further pass; 1 is FGM."""
     mixup: float | None = None
     """Mix the vectors of two texts, and their losses, by a weight from Beta(mixup, mixup), such as 0.2; by default
     no."""
@@ -143,6 +145,10 @@ class FinetuneSettings(RunSettings):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise SettingsError(f"{name} must be positive, not {value}.")
+        if self.adversarial_steps < 1:
+            raise SettingsError(f"adversarial_steps must be at least 1, not {self.adversarial_steps}.")
+        if self.adversarial is None and self.is_given("adversarial_steps"):
+            raise SettingsError("adversarial_steps is how adversarial goes: give it as well.")
         if self.adversarial is not None and self.shard_weights:
             raise SettingsError("adversarial goes back through weights that shard_weights has let go: choose one.")
         if self.r_drop is not None and self.teacher is not None:

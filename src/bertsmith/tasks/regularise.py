@@ -2,7 +2,8 @@
 
 R-Drop (Wu et al. 2021, arXiv 2106.14448) asks that two dropout masks give the same answer. Adversarial training (Miyato
 et al. 2017, arXiv 1605.07725, section 3; "FGM") asks that the answer survives the step in the word embeddings
-that hurts it most. Both means of the two passes' losses are taken, so a learning rate keeps its meaning.
+that hurts it most, or several steps, each from where the last one led (Madry et al. 2018, arXiv 1706.06083; "PGD").
+Both means of the two passes' losses are taken, so a learning rate keeps its meaning.
 Shape letters: S sequences, T tokens, E width of the embeddings, C choices.
 """
 
@@ -18,6 +19,9 @@ from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.training.task import Batch, Task, TaskAround
 
 _TINY = 1e-12
+_STRIDES = 2.5
+"""How far all steps together could go, as a multiple of the size: far enough to get from any place within it to its
+edge, and to go on along that (Madry et al. 2018, section 5)."""
 
 
 class RDrop(TaskAround):
@@ -52,14 +56,15 @@ class RDrop(TaskAround):
 class Adversarial(TaskAround):
     """A task that is learnt also from word embeddings moved against it."""
 
-    def __init__(self, task: Task, size: float) -> None:
-        """`size` is how far a sequence's embeddings are moved, as a share of their own length."""
+    def __init__(self, task: Task, size: float, steps: int = 1) -> None:
+        """`size` is how far a sequence's embeddings are moved at most, as a share of their own length; `steps`, in how
+        many steps, each of which is a further pass."""
         super().__init__(task)
-        self._size = size
+        self._size, self._steps = size, steps
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The mean of the sums with the embeddings as they are and with them moved."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not any(batch.counts.values()):
             return self._task.loss(model, batch)
         found: list[Tensor] = []
 
@@ -67,16 +72,26 @@ class Adversarial(TaskAround):
             found.append(embedded_TE.requires_grad_())  # frozen embeddings would not
             return embedded_TE
 
+        def moved(by_TE: Tensor) -> dict[str, Tensor]:
+            return _with_embeddings(model, lambda one: one + by_TE, lambda: self._task.loss(model, batch))
+
         plain = _with_embeddings(model, note, lambda: self._task.loss(model, batch))
-        counts, weights = batch.counts, self.loss_weights
-        means = [total * (weights[name] / counts[name]) for name, total in plain.items() if counts[name] > 0]
-        if not means:
-            return plain
         # With R-Drop there are two passes, which are moved alike.
-        gradient_TE = torch.stack(torch.autograd.grad(torch.stack(means).sum(), found, retain_graph=True)).sum(0)
-        move_TE = adversarial_move(found[0].detach(), gradient_TE, batch.inputs.lengths, self._size)
-        moved = _with_embeddings(model, lambda one: one + move_TE, lambda: self._task.loss(model, batch))
-        return _mean(plain, moved)
+        gradient_TE = torch.stack(torch.autograd.grad(self._total(plain, batch), found, retain_graph=True)).sum(0)
+        embedded_TE, lengths = found[0].detach(), batch.inputs.lengths
+        stride = min(self._size, _STRIDES * self._size / self._steps)
+        move_TE = adversarial_move(embedded_TE, gradient_TE, lengths, stride)
+        for _ in range(self._steps - 1):
+            move_TE.requires_grad_()
+            (gradient_TE,) = torch.autograd.grad(self._total(moved(move_TE), batch), [move_TE])
+            move_TE = move_TE.detach() + adversarial_move(embedded_TE, gradient_TE, lengths, stride)
+            move_TE = shortened(move_TE, embedded_TE, lengths, self._size)
+        return _mean(plain, moved(move_TE))
+
+    def _total(self, losses: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """What the run's loss is made of, for the batch alone."""
+        counts, weights = batch.counts, self.loss_weights
+        return torch.stack([losses[name] * (weights[name] / counts[name]) for name in losses if counts[name] > 0]).sum()
 
 
 def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
@@ -91,14 +106,29 @@ def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
 
 def adversarial_move(embedded_TE: Tensor, gradient_TE: Tensor, lengths: Sequence[int], size: float) -> Tensor:
     """[T, E]: each sequence's gradient, made `size` times as long as its embeddings (as one vector of length * E)."""
-    sequence_T = torch.repeat_interleave(torch.tensor(lengths)).to(embedded_TE.device)
+    scale_S = size * _norms(embedded_TE, lengths) / _norms(gradient_TE, lengths).clamp_min(_TINY)
+    return _scaled(gradient_TE, scale_S, lengths)
 
-    def norms(values_TE: Tensor) -> Tensor:
-        squares_T = values_TE.float().square().sum(-1)
-        return squares_T.new_zeros(len(lengths)).index_add(0, sequence_T, squares_T).sqrt()
 
-    scale_S = size * norms(embedded_TE) / norms(gradient_TE).clamp_min(_TINY)
-    return (gradient_TE * scale_S[sequence_T, None]).to(embedded_TE.dtype)
+def shortened(move_TE: Tensor, embedded_TE: Tensor, lengths: Sequence[int], size: float) -> Tensor:
+    """[T, E]: a move that in each sequence is at most `size` times as long as its embeddings."""
+    scale_S = size * _norms(embedded_TE, lengths) / _norms(move_TE, lengths).clamp_min(_TINY)
+    return _scaled(move_TE, scale_S.clamp_max(1.0), lengths)
+
+
+def _norms(values_TE: Tensor, lengths: Sequence[int]) -> Tensor:
+    """float32 [S], of each sequence as one vector."""
+    squares_T = values_TE.float().square().sum(-1)
+    return squares_T.new_zeros(len(lengths)).index_add(0, _sequences(lengths, values_TE), squares_T).sqrt()
+
+
+def _scaled(values_TE: Tensor, scale_S: Tensor, lengths: Sequence[int]) -> Tensor:
+    return (values_TE * scale_S[_sequences(lengths, values_TE), None]).to(values_TE.dtype)
+
+
+def _sequences(lengths: Sequence[int], values_TE: Tensor) -> Tensor:
+    """int64 [T], the number of the sequence that each token is in."""
+    return torch.repeat_interleave(torch.tensor(lengths)).to(values_TE.device)
 
 
 def _with_embeddings(

@@ -39,7 +39,8 @@ from bertsmith.training.task import Task
 
 _OF_MODEL = (
     *("extend_positions", "adapt", "layer_decay", "freeze", "reinit_layers", "lora", "lora_alpha", "layers", "dropout"),
-    *("optimizer", "schedule", "ema_decay", "r_drop", "adversarial", "mixup", "max_train_examples"),
+    *("optimizer", "schedule", "ema_decay", "r_drop", "adversarial", "adversarial_steps", "mixup"),
+    "max_train_examples",
     *("augment_delete", "augment_swap", "augment_replace", "augment_share", "augment_variants"),
 )
 """Settings that a card names where they are not the usual ones."""
@@ -149,6 +150,7 @@ class Teaching:
             "teacher": self.taught.fingerprint if self.taught else None,
             "r_drop": settings.r_drop,
             "adversarial": settings.adversarial,
+            **({"adversarial_steps": settings.adversarial_steps} if settings.is_given("adversarial_steps") else {}),
             "mixup": settings.mixup,
             **({name: getattr(settings, name) for name in _OF_CHANGES} if settings.is_augmented else {}),
             **option_values(self.task.settings),
