@@ -21,7 +21,7 @@ from bertsmith.training.task import Batch, Task, TaskAround
 _TINY = 1e-12
 _STRIDES = 2.5
 """How far all steps together could go, as a multiple of the size: far enough to get from any place within it to its
-edge, and to go on along that (Madry et al. 2018, section 5)."""
+edge, and to go on along that."""
 
 
 class RDrop(TaskAround):
@@ -106,29 +106,24 @@ def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
 
 def adversarial_move(embedded_TE: Tensor, gradient_TE: Tensor, lengths: Sequence[int], size: float) -> Tensor:
     """[T, E]: each sequence's gradient, made `size` times as long as its embeddings (as one vector of length * E)."""
-    scale_S = size * _norms(embedded_TE, lengths) / _norms(gradient_TE, lengths).clamp_min(_TINY)
-    return _scaled(gradient_TE, scale_S, lengths)
+    embedded_S, gradient_S, sequence_T = _norms(embedded_TE, gradient_TE, lengths)
+    scale_S = size * embedded_S / gradient_S.clamp_min(_TINY)
+    return (gradient_TE * scale_S[sequence_T, None]).to(embedded_TE.dtype)
 
 
 def shortened(move_TE: Tensor, embedded_TE: Tensor, lengths: Sequence[int], size: float) -> Tensor:
     """[T, E]: a move that in each sequence is at most `size` times as long as its embeddings."""
-    scale_S = size * _norms(embedded_TE, lengths) / _norms(move_TE, lengths).clamp_min(_TINY)
-    return _scaled(move_TE, scale_S.clamp_max(1.0), lengths)
+    embedded_S, move_S, sequence_T = _norms(embedded_TE, move_TE, lengths)
+    scale_S = (size * embedded_S / move_S.clamp_min(_TINY)).clamp_max(1.0)
+    return (move_TE * scale_S[sequence_T, None]).to(embedded_TE.dtype)
 
 
-def _norms(values_TE: Tensor, lengths: Sequence[int]) -> Tensor:
-    """float32 [S], of each sequence as one vector."""
-    squares_T = values_TE.float().square().sum(-1)
-    return squares_T.new_zeros(len(lengths)).index_add(0, _sequences(lengths, values_TE), squares_T).sqrt()
-
-
-def _scaled(values_TE: Tensor, scale_S: Tensor, lengths: Sequence[int]) -> Tensor:
-    return (values_TE * scale_S[_sequences(lengths, values_TE), None]).to(values_TE.dtype)
-
-
-def _sequences(lengths: Sequence[int], values_TE: Tensor) -> Tensor:
-    """int64 [T], the number of the sequence that each token is in."""
-    return torch.repeat_interleave(torch.tensor(lengths)).to(values_TE.device)
+def _norms(first_TE: Tensor, second_TE: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of both, float32 [S], of each sequence as one vector; and int64 [T], the number of each token's sequence."""
+    sequence_T = torch.repeat_interleave(torch.tensor(lengths)).to(first_TE.device)
+    squares_T2 = torch.stack([values_TE.float().square().sum(-1) for values_TE in (first_TE, second_TE)], dim=-1)
+    first_S, second_S = squares_T2.new_zeros(len(lengths), 2).index_add(0, sequence_T, squares_T2).sqrt().unbind(-1)
+    return first_S, second_S, sequence_T
 
 
 def _with_embeddings(
