@@ -417,6 +417,14 @@ def test_one_example_that_does_not_fit_ends_the_run(toy: SimpleNamespace, tmp_pa
     assert sizes == [8, 4, 2, 1]
 
 
+def test_a_batch_whose_examples_are_compared_is_not_cut_to_one(toy: SimpleNamespace, tmp_path: Path) -> None:
+    task = toy.Task()
+    sizes = crowd(task, 0)
+    with pytest.raises(TrainingError, match=r"a micro-batch of 2 sequences .*Use a smaller max_length"):
+        run(toy.Model(), task, tmp_path, settings(auto_batch=True, smallest_micro_batch=2))
+    assert sizes == [8, 4, 2]
+
+
 def test_no_memory_for_the_update_itself_is_not_tried_again(
     toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

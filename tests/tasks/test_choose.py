@@ -85,6 +85,11 @@ def test_columns_can_be_named(make_files: MakeFiles) -> None:
         ({"text": "t", "choices": ["x", "y"]}, "cannot tell which column is the label"),
         ({"text": "t", "label": 0}, "cannot tell which column is the choices"),
         ({"question;choices;label": "q;x|y;0"}, r'the choices: .* If ";" parts them, say --delimiter ";" \(eval'),
+        (
+            {"article": "t", "context": "u", "question": "q", "choices": ["x", "y"], "label": 0},
+            'which column is the text, "article" and "context" could be: give text_column. Columns: article, context',
+        ),
+        ({"text": "t", "question": "q", "ask": "r", "choices": ["x", "y"], "label": 0}, "the question, .*question_col"),
         ({"body": "t", "choices": ["x", "y"], "label": 0}, "cannot tell which column is the text: give text_column"),
     ],
 )
@@ -98,11 +103,21 @@ def test_numbers_as_choices_are_meant_by_their_place(make_files: MakeFiles) -> N
     folder = make_files({"a.jsonl": '{"question": "q", "choices": [3, 1, 2], "label": 1}'})
     assert read_rows(str(folder / "a.jsonl"), ChoiceSettings())[1][0].label == 1
     texts = '{"question": "q", "choices": ["3", "4", "1"], "label": "%s"}'
-    for label, found in (("4", 1), ("3", 0), ("0", 0), ("b", 1)):
+    for label, found in (("4", 1), ("3", 0), ("0", 0), ("b", 1), (" 4 ", 1)):
         folder = make_files({"b.jsonl": texts % label})
         assert read_rows(str(folder / "b.jsonl"), ChoiceSettings())[1][0].label == found
     folder = make_files({"c.jsonl": texts % "1"})
     with pytest.raises(InputError, match='"1" is both the text of a choice and the number of another: give a letter'):
+        read_rows(str(folder / "c.jsonl"), ChoiceSettings())
+
+
+def test_letters_as_choices_and_spaces_around_them(make_files: MakeFiles) -> None:
+    folder = make_files({"a.csv": "question,option1,option2,answer\nq, Paris,London, Paris\n"})
+    assert read_rows(str(folder / "a.csv"), ChoiceSettings())[1][0].label == 0
+    texts = '{"question": "q", "choices": ["A", "C", "B"], "label": "%s"}'
+    assert read_rows(str(make_files({"b.jsonl": texts % "A"}) / "b.jsonl"), ChoiceSettings())[1][0].label == 0
+    folder = make_files({"c.jsonl": texts % "B"})
+    with pytest.raises(InputError, match='"B" is both the text of a choice and the letter of another: give a number'):
         read_rows(str(folder / "c.jsonl"), ChoiceSettings())
 
 

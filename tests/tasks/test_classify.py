@@ -429,6 +429,13 @@ def test_a_regression_wants_numbers(tokenizer: Tokenizer) -> None:
     for label in ("much", "nan", "inf"):
         with pytest.raises(InputError, match=rf'^train\.csv:2: "{label}" is not a number'):
             make(tokenizer, rows(labels=(label, "0", "0", "0", "0")), regression=True)
+    with pytest.raises(InputError, match=r"^train\.csv:2: 1e39 is more than float32 can hold"):
+        make(tokenizer, rows(labels=("1e39", "0", "0", "0", "0")), regression=True)
+
+
+def test_a_text_that_is_the_label_is_refused() -> None:
+    with pytest.raises(SettingsError, match='text_column and label_column are both "text"'):
+        ClassificationSettings(text_column="text", label_column="text")
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(tokenizer: Tokenizer) -> None:

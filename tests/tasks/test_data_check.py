@@ -11,10 +11,12 @@ from rich.console import Console
 from bertsmith.cli.app import main
 from bertsmith.errors import InputError
 from bertsmith.tasks.answer_data import AnsweringSettings
+from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify_data import ClassificationSettings, read_rows
 from bertsmith.tasks.data_check import CheckSettings, DataReport, check_data, render
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.tag_data import TaggingSettings
+from bertsmith.text.tokenizer import load_tokenizer
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
 
@@ -501,13 +503,34 @@ def test_choices_that_are_empty_or_the_same(make_files: MakeFiles) -> None:
     ]
     folder = make_files({"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
     report = check_data("choice", CheckSettings(train=str(folder / "a.jsonl")))
-    assert [one for one in found(report, folder) if one[1] != "rare"] == [
+    assert found(report, folder) == [
         ("train", "empty", "a.jsonl:3"),
         ("train", "empty", "a.jsonl:2"),
         ("train", "choices", 'a.jsonl:1: "blue" 2 times'),
     ]
     text = shown(report)
     assert text.index("have an empty text") < text.index("have an empty choice")
+
+
+def test_places_of_choices_are_no_labels_and_each_row_is_measured_as_it_is(
+    make_files: MakeFiles, tiny_tokenizer: Path
+) -> None:
+    rows = [{"question": f"who is {number} ?", "choices": ["blue", "red"], "label": 0} for number in range(20)]
+    rows.append({"text": "the king sat", "question": "who ?", "choices": ["red " * 20, "red"], "label": 0})
+    folder = make_files({"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
+    settings = CheckSettings(train=str(folder / "a.jsonl"), tokenizer=str(tiny_tokenizer))
+    length = len(load_tokenizer(tiny_tokenizer).encode("the king sat who ? " + "red " * 20).ids) + 3  # special ones
+    report = check_data("choice", settings, ChoiceSettings(max_length=length - 1))
+    assert found(report, folder) == [("train", "long", f"a.jsonl:21: {length} tokens")]
+
+
+def test_pairs_with_scores_beside_pairs_without(make_files: MakeFiles) -> None:
+    plain = "".join(json.dumps({"text1": f"a cat {n}", "text2": f"a dog {n}"}) + "\n" for n in range(9))
+    scored = "".join(json.dumps({"text1": f"a bird {n}", "text2": f"a fish {n}", "score": n}) + "\n" for n in range(9))
+    folder = make_files({"train.jsonl": plain, "dev.jsonl": scored, "test.jsonl": plain.replace("cat", "king")})
+    files = {split: str(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    ((split, kind, place),) = found(check_data("embedding", CheckSettings(**files)), folder)
+    assert (split, kind) == ("dev", "unusable") and 'these pairs have scores ("score"), and those of train' in place
 
 
 def test_faults_of_pairs(make_files: MakeFiles, tiny_tokenizer: Path) -> None:

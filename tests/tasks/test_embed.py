@@ -25,7 +25,7 @@ from bertsmith.tasks.embed import Embedding, EmbeddingAnswer, SentenceEncoder, c
 from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, find_labels, read_rows
 from bertsmith.tasks.finetune import evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.saved import save_task
+from bertsmith.tasks.saved import TASKS, read_training_rows, save_task
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.task import Batch
 
@@ -266,6 +266,13 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
     assert "library_name: sentence-transformers" in card and "SentenceTransformer(" in card and "AutoModel" not in card
     student = replace(settings, out=tmp_path / "student", teacher=str(result.folder), r_drop=None, epochs=1)
     assert finetune("embedding", student, EmbeddingSettings(max_length=16), console=QUIET).training.step > 0
+    further = replace(
+        settings, out=tmp_path / "further", model=str(result.folder), tokenizer=None, epochs=1, r_drop=None
+    )
+    again = finetune(
+        "embedding", replace(further, learning_rate=1e-12), EmbeddingSettings(max_length=16), console=QUIET
+    )
+    assert again.seeds[0].failure is None  # it knew the task: its loss need not fall
     load_weights(result.model, SentenceEncoder(Encoder(config), "mean"), strict=True)
 
 
@@ -277,7 +284,21 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
         ('{"query": "x", "document": null}', {}, "data.jsonl:1, document: nothing here"),
         ('{"query": "x", "document": ["y"]}', {}, "data.jsonl:1, document: text wanted, list found"),
         ('{"query": "x", "document": "y", "score": "high"}', {}, 'data.jsonl:1, score: "high" is not a number'),
-        ('{"query": "x", "document": "y"}', {"negative_column": "worse"}, 'this row has no field "worse"'),
+        (
+            '{"query": "x", "document": "y"}',
+            {"negative_column": "worse"},
+            'there is no column "worse". negative_column: n',
+        ),
+        (
+            '{"query": "x", "document": "y", "score": 0, "similarity": 1}',
+            {},
+            'which column is the score, "score" and "similarity" could be: give score_column',
+        ),
+        (
+            '{"query": "x", "document": "y", "negative": "w", "hard_negative": "v"}',
+            {},
+            'which column is the negative, "negative" and "hard_negative" could be: give negative_column',
+        ),
         (
             '{"sentence1": "x", "sentence2": "y", "label": 1}\n{"sentence1": "x", "sentence2": "z", "label": 0}',
             {},
@@ -306,7 +327,17 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
 def test_bad_data_is_refused(make_files: MakeFiles, content: str, settings: dict[str, Any], message: str) -> None:
     folder = make_files({"data.jsonl": content})
     with pytest.raises(InputError, match=message):
-        read_rows(str(folder / "data.jsonl"), EmbeddingSettings(**settings))
+        read_training_rows(TASKS["embedding"], str(folder / "data.jsonl"), EmbeddingSettings(**settings))
+
+
+@pytest.mark.parametrize("name", ["negative", "worse"])
+def test_negatives_that_only_some_rows_have_are_read_where_they_are_named(make_files: MakeFiles, name: str) -> None:
+    content = '{"query": "x", "document": "y"}\n{"query": "z", "document": "w", "' + name + '": "v"}\n'
+    folder = make_files({"train.jsonl": content, "test.jsonl": '{"query": "x", "document": "y"}\n'})
+    asked = EmbeddingSettings(negative_column=name)
+    settings, rows = read_training_rows(TASKS["embedding"], str(folder / "train.jsonl"), asked)
+    assert [row.negative for row in rows] == [None, "v"]
+    assert [row.negative for row in read_rows(str(folder / "test.jsonl"), settings)[1]] == [None]
 
 
 def test_pairs_of_which_some_do_not_belong_together_are_said_once_and_read(make_files: MakeFiles) -> None:
@@ -314,6 +345,8 @@ def test_pairs_of_which_some_do_not_belong_together_are_said_once_and_read(make_
     bad: list[InputError] = []
     assert len(read_rows(str(folder / "a.csv"), EmbeddingSettings(), bad)[1]) == 6
     assert len(bad) == 1 and "says different things of pairs" in str(bad[0])
+    gaps = '{"query": "x", "document": "y", "label": NaN}\n{"query": "z", "document": "w", "label": NaN}\n'
+    assert len(read_rows(str(make_files({"gaps.jsonl": gaps}) / "gaps.jsonl"), EmbeddingSettings())[1]) == 2
 
 
 def test_a_label_that_all_pairs_have_or_that_is_the_score_is_no_fault(make_files: MakeFiles) -> None:

@@ -296,7 +296,8 @@ def test_folds_that_cannot_be(train: Path, tiny_tokenizer: Path, make_files: Mak
             settings(train, tiny_tokenizer, train.parent / "none", **changes)
     rows = "text,label,part\na cat,x,1\na dog,y,1\n"
     many = "text,label\n" + "".join(f"a cat {n},{'xy'[n % 2]}\n" for n in range(30))
-    folder = make_files({"one.csv": rows, "many.csv": many, "a.conll": "a O\nb B-X\n\nc O\n"})
+    lonely = "text,label,part\na cat,x,1\n" + "".join(f"a dog {n},{'xy'[n % 2]},2\n" for n in range(9))
+    folder = make_files({"one.csv": rows, "many.csv": many, "lonely.csv": lonely, "a.conll": "a O\nb B-X\n\nc O\n"})
     base = settings(folder / "one.csv", tiny_tokenizer, folder / "out")
     cases: tuple[tuple[str, FinetuneSettings, type[Exception], str], ...] = (
         ("classification", replace(base, fold_column="part"), SettingsError, 'all rows have "1" in part'),
@@ -306,6 +307,12 @@ def test_folds_that_cannot_be(train: Path, tiny_tokenizer: Path, make_files: Mak
             replace(base, train=str(folder / "many.csv"), fold_column="text"),
             SettingsError,
             "text has 30 values in 30 rows, and each would be a run",
+        ),
+        (
+            "classification",
+            replace(base, train=str(folder / "lonely.csv"), fold_column="part"),
+            SettingsError,
+            "without fold 2: 1 training rows with 1 different texts",
         ),
         ("classification", replace(base, folds=3), SettingsError, "folds is 3, and there are 2 different texts"),
         ("tagging", replace(base, train=str(folder / "a.conll"), fold_column="x"), SettingsError, "has no columns"),

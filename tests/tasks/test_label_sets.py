@@ -70,6 +70,8 @@ def test_labels_are_lists_or_parts_of_a_text(make_files: MakeFiles) -> None:
     assert read(folder / "a.jsonl") == [("b", "a"), (), (), ("1", "2"), ("a", "c")]
     assert read(folder / "b.csv") == [("a", "b"), (), ("c",)]
     assert read(folder / "c.tsv", label_separator=";") == [("a, b", "c")]
+    (folder / "e.jsonl").write_text('{"text": "x", "labels": "(other)"}\n{"text": "y", "labels": "[a] (b)"}\n')
+    assert read(folder / "e.jsonl") == [("(other)",), ("[a] (b)",)]
     pandas.DataFrame({"text": ["x", "y"], "labels": [["a", "b"], []]}).to_parquet(folder / "d.parquet")
     assert read(folder / "d.parquet") == [("a", "b"), ()]
 

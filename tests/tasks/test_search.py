@@ -145,6 +145,16 @@ def test_it_goes_where_it_is_better(tmp_path: Path, greater_is_better: bool) -> 
     assert trials[7].settings == propose(own, trials[:7], greater_is_better=greater_is_better)
 
 
+@pytest.mark.parametrize(("batch_size", "tried"), [(1, {1, 2}), (2, {2, 4}), (8, {4, 8, 16})])
+def test_no_trial_has_batches_of_one_text(tmp_path: Path, batch_size: int, tried: set[int]) -> None:
+    """Which mixup and embeddings refuse."""
+    own = settings(tmp_path, tmp_path, search=60, batch_size=batch_size)
+    trials: list[Trial] = []
+    while (one := propose(own, trials, greater_is_better=True)) is not None and len(trials) < 20:
+        trials.append(Trial(one, SeedRun(0, one.out, {"dev": {"accuracy": 0.5}}, None, None)))  # type: ignore[arg-type]
+    assert {trial.settings.batch_size for trial in trials} == tried
+
+
 def test_trials_under_way_are_known_and_kept_away_from(tmp_path: Path) -> None:
     own = settings(tmp_path, tmp_path, search=60)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import statistics
 from dataclasses import replace
@@ -205,9 +206,36 @@ def test_finished_seeds_are_not_run_again(
     for name in ("model", "seed-1/model", "seed-2/model"):
         weights = [sha256(run.folder / name / "model.safetensors") for run in (whole, resumed)]
         assert weights[0] == weights[1], name
-    # More seeds can be added to those that there are.
+    # More seeds can be added to those that there are, if they are learnt alike.
+    for changes, message in (
+        ({"early_stopping": 3}, "seed-0: early_stopping was None and is now 3"),
+        ({"evaluate_every": "2 steps"}, "seed-0: evaluate_every was 1 epoch and is now 2 steps"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            finetune("classification", replace(parts, resume=True, seeds=4, **changes), OPTIONS, console=QUIET)
     more = finetune("classification", replace(parts, resume=True, seeds=4), OPTIONS, console=QUIET)
     assert steps == 120 and more.seeds[:3] == resumed.seeds
+
+
+def test_seeds_begin_from_the_same_weights(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    model = encoder_folder(tiny_tokenizer, tmp_path / "model")
+    chosen = settings(data, tiny_tokenizer, model=str(model), tokenizer=None, epochs=0.5, seeds=2, out=tmp_path / "run")
+    finetune("classification", chosen, OPTIONS, console=QUIET)
+    more = replace(chosen, resume=True, seeds=3)
+    noted = tmp_path / "run" / "seed-0" / "result.json"
+    whole = json.loads(noted.read_text())
+    for name in ("weights", "early_stopping", "evaluate_every"):  # of an earlier version
+        del whole["fingerprint"][name]
+    noted.write_text(json.dumps(whole))
+    finetune("classification", more, OPTIONS, console=QUIET)
+    shutil.rmtree(model)
+    own = load_tokenizer(tiny_tokenizer)
+    config = named_size("tiny", own.vocab_size)
+    model.mkdir()
+    save_model(model, nn.ModuleDict({"encoder": Encoder(config)}), config, family("bert").bare)
+    own.save(model)
+    with pytest.raises(TrainingError, match="seed-1: weights was "):
+        finetune("classification", replace(more, seeds=4), OPTIONS, console=QUIET)
 
 
 def test_seeds_that_cannot_be(run: FinetuneResult, data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -300,7 +328,10 @@ def test_a_run_that_says_the_same_to_everything_is_named(data: Path, tiny_tokeni
 
 def lines(folder: Path, losses: list[float]) -> Path:
     folder.mkdir(exist_ok=True)
-    written = [json.dumps({"kind": "train", "step": step, "loss": loss}) for step, loss in enumerate(losses, 1)]
+    written = [
+        json.dumps({"kind": "train", "step": step, "loss": loss, "learning_rate": 1e-3})
+        for step, loss in enumerate(losses, 1)
+    ]
     (folder / "metrics.jsonl").write_text("\n".join([json.dumps({"kind": "run", "step": 0}), *written]) + "\n")
     return folder
 
@@ -319,6 +350,15 @@ def test_a_loss_that_has_not_fallen_is_a_failure(tmp_path: Path, losses: list[fl
     failure = find_failure(SimpleNamespace(), {}, lines(tmp_path / "run", losses))  # type: ignore[arg-type]
     assert (failure is not None and failure.startswith("the training loss went from 0.7000 to")) == failed
     assert find_failure(SimpleNamespace(), {}, tmp_path / "run", goes_on=True) is None  # type: ignore[arg-type]
+
+
+def test_a_run_of_one_step_says_that_it_learnt_nothing(data: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """The rate of the first step is 0, as in google-research/bert and transformers."""
+    short = settings(data, tiny_tokenizer, out=tmp_path / "run", epochs=1, batch_size=64, seeds=2)
+    result = finetune("classification", short, OPTIONS, console=QUIET)
+    assert [run.training.step for run in result.seeds] == [1, 1]
+    for run in result.seeds:
+        assert run.failure == "1 step with a learning rate of 0 is too few: give more epochs, or a smaller batch_size"
 
 
 def evaluation(answers: list[Any], examples: list[Any]) -> dict[str, Evaluation]:

@@ -17,6 +17,7 @@ from bertsmith.errors import InputError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.tasks import rows as rows_module
+from bertsmith.tasks.saved import TASKS, read_training_rows
 from bertsmith.tasks.tag import Tagging, TaggingAnswer, TaggingExample
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, find_labels, read_rows
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
@@ -382,11 +383,51 @@ def test_dev_may_be_of_another_format_than_train(make_files):
         "treebank.conllu": "1\ta\t_\tDET\t" + "\t".join("_" * 6) + "\n",
     })  # fmt: skip
     found, rows = read_rows(str(folder / "rows.jsonl"), TaggingSettings())
-    again, others = read_rows(str(folder / "columns.conll"), found)
-    assert (again, [row.tags for row in others]) == (found, [row.tags for row in rows])
+    _, others = read_rows(str(folder / "columns.conll"), found)
+    assert [row.tags for row in others] == [row.tags for row in rows]
     assert read_rows(str(folder / "treebank.conllu"), replace(found, scheme="none"))[1][0].tags == ("DET",)
     by_number = TaggingSettings(token_column=0, tag_column=-1)
     assert [row.tags for row in read_rows(str(folder / "rows.jsonl"), by_number)[1]] == [("O", "B-X")]
+
+
+@pytest.mark.parametrize(("name", "column"), [("columns.conll", "upos"), ("treebank.conllu", "ner_tags")])
+def test_a_column_of_training_data_that_was_named_and_has_no_such_name_is_refused(make_files, name, column):
+    folder = make_files(
+        {"columns.conll": "a O\nb B-X\n", "treebank.conllu": "1\ta\t_\tDET\t" + "\t".join("_" * 6) + "\n"}
+    )
+    with pytest.raises(InputError, match=f'there is no column "{column}". tag_column: name one that is there'):
+        read_training_rows(TASKS["tagging"], str(folder / name), TaggingSettings(tag_column=column))
+    found, _ = read_training_rows(
+        TASKS["tagging"], str(folder / "treebank.conllu"), TaggingSettings(tag_column="upos", scheme="none")
+    )
+    assert found.tag_column == "upos"
+
+
+@pytest.mark.parametrize(
+    ("labels", "own"),
+    [
+        (["B-LOC", "I-LOC", "I-PER", "O"], ["I-PER", "O", "I-LOC", "I-LOC", "B-LOC"]),
+        (
+            ["O", *(f"{one}-{kind}" for kind in ("LOC", "PER") for one in "BIES")],
+            ["S-PER", "O", "B-LOC", "E-LOC", "S-LOC"],
+        ),
+        (
+            ["O", *(f"{one}-{kind}" for kind in ("LOC", "PER") for one in "BILU")],
+            ["U-PER", "O", "B-LOC", "L-LOC", "U-LOC"],
+        ),
+        (["O", "B-LOC", "I-LOC", "B-PER", "I-PER"], ["B-PER", "O", "B-LOC", "I-LOC", "B-LOC"]),
+    ],
+    ids=["iob1", "bioes", "bilou", "iob2"],
+)
+def test_a_model_of_others_is_scored_in_the_scheme_of_its_own_labels(tokenizer, labels, own):
+    gold = ("B-PER", "O", "B-LOC", "I-LOC", "B-LOC")
+    row = TaggingRow("here", ("a", "b", "c", "d", "e"), None, gold)
+    task = Tagging(tokenizer, labels, TaggingSettings(), {"test": [row]})
+    (example,) = task.examples("test").items
+    assert [labels[target] for target in example.targets] == own
+    answer = task._answer(example, np.ones(5, dtype=np.float32), example.targets.tolist())
+    figures = task.score([answer], [example])
+    assert (figures["f1"], figures["accuracy"]) == (1.0, 1.0)
 
 
 def test_files_without_sentences_and_tags_of_no_scheme(make_files):

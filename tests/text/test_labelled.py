@@ -86,6 +86,9 @@ def test_comments_before_a_sentence_of_an_ordinary_column_file(make_files):
     path = make_files({"a.conll": "# newdoc id = 3\n# sent_id = 7\nx O\n# O\n"}) / "a.conll"
     (sentence,) = read_columns(path)
     assert sentence.words == ("x", "#")
+    path = make_files({"b.conll": "# id 5628f8c7\tdomain=en\nx _ _ O\n# _ _ O\n"}) / "b.conll"  # MultiCoNER
+    (sentence,) = read_columns(path)
+    assert (sentence.words, sentence.tags) == (("x", "#"), ("O", "O"))
 
 
 CONLLU = (
@@ -160,6 +163,7 @@ def test_a_question_must_say_its_answers_unless_no_question_of_the_file_does(mak
             "all.json": squad(typed, typed),
             "bare.json": squad(asked, bare),
             "impossible.json": squad(asked, {**bare, "is_impossible": True}),
+            "text.json": squad(asked, {**bare, "is_impossible": "false"}),
             "open.json": squad(bare, {"id": "c", "question": 'Are there "answers"?'}),
         }
     )
@@ -168,6 +172,8 @@ def test_a_question_must_say_its_answers_unless_no_question_of_the_file_does(mak
             list(read_squad(folder / name))
     with pytest.raises(InputError, match=r'bare\.json, question b: there is no "answers"\. Choices: id, question'):
         list(read_squad(folder / "bare.json"))
+    with pytest.raises(InputError, match=r"text\.json, question b, is_impossible: true or false wanted, not 'false'"):
+        list(read_squad(folder / "text.json"))
     for name in ("impossible.json", "open.json"):
         assert [question.answers for question in read_squad(folder / name)][1] == ()
 

@@ -112,6 +112,16 @@ def test_one_parquet_column_is_read(make_files: MakeFiles, monkeypatch: pytest.M
     assert read == [["text"]]
 
 
+def test_parquet_that_cannot_be_rows_is_refused(make_files: MakeFiles) -> None:
+    far = pyarrow.table({"text": ["a"], "day": pyarrow.array([10**7], pyarrow.date32())})
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    for table, message in ((far, "cannot be read as Parquet: .*out of range"), (twice, 'column "text" is there twice')):
+        path = make_files({"a.parquet": b""}) / "a.parquet"
+        pyarrow.parquet.write_table(table, path)
+        with pytest.raises(InputError, match=rf"a\.parquet: .*{message}"):
+            list(iter_rows(str(path)))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet"])
 def test_unknown_column(make_files: MakeFiles, name: str) -> None:
     content: dict[str, str | bytes] = {

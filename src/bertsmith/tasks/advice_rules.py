@@ -189,8 +189,11 @@ def _batch_size(task: str, number: int) -> Choice:
 
 def _epochs(task: str, number: int) -> Choice:
     rows = f"{number:,} rows"
-    if task == "embedding":
+    if task == "embedding" and number >= _FEWEST_STEPS * 32:
         return Choice("epochs", 1.0, "One was enough for 10,649 pairs here (77.6 to 81.4 % nDCG); more is a habit.")
+    if task == "embedding":
+        passes = float(min(20, math.ceil(_FEWEST_STEPS * 32 / number)))
+        return Choice("epochs", passes, f"{rows} are few, and this makes two dozen steps of 32 pairs: a habit.")
     if number < 1000:
         return Choice("epochs", 20.0, f"{rows} are few, and more than three passes help then (Mosbach et al. 2021).")
     if number < _FEW_ROWS:

@@ -10,7 +10,7 @@ import numpy as np
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.rows import detect_column, is_gap, iter_settled, nothing_read, value_of
-from bertsmith.text.tables import header_hint
+from bertsmith.text.tables import header_hint, refuse_several
 
 TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
 """Names that are taken for the text when `text_column` is not given."""
@@ -148,10 +148,12 @@ def _number(label: Any, choices: Sequence[str], where: str) -> int:
     is_number = text.isascii() and text.isdecimal() and len(text) < 10
     number = int(text) if is_number else _LETTERS.find(text.upper()) if len(text) == 1 else -1
     is_choice = 0 <= number < len(choices)
-    if text in choices and not (isinstance(label, Integral) and is_choice):  # a number of JSON is no text
-        own = choices.index(text)
-        if is_number and is_choice and own != number:
-            raise InputError(f'"{text}" is both the text of a choice and the number of another: give a letter.', where)
+    texts = [choice.strip() for choice in choices]
+    if text in texts and not (isinstance(label, Integral) and is_choice):  # a number of JSON is no text
+        own = texts.index(text)
+        if is_choice and own != number:
+            other, way = ("number", "a letter") if is_number else ("letter", "a number")
+            raise InputError(f'"{text}" is both the text of a choice and the {other} of another: give {way}.', where)
         return own
     if not is_choice:
         raise InputError(
@@ -168,6 +170,12 @@ def _find_columns(settings: ChoiceSettings, columns: Sequence[str], where: str) 
         InputError: cannot be told; lists the columns.
     """
     found = _by_names(settings, columns)
+    for kind, one, known in (
+        ("text", found.text_column, TEXT_COLUMNS),
+        ("question", found.question_column, QUESTION_COLUMNS),
+    ):
+        if one is None:
+            refuse_several(columns, known, kind, where)
     text = found.text_column or found.question_column
     for name, column in (("choices", found.choices_column), ("label", found.label_column), ("text", text)):
         if column is None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.settings import settle_types
 from bertsmith.tasks.rows import detect_column, is_gap, iter_settled, nothing_read, sorted_labels, value_of
@@ -44,6 +46,7 @@ _FEWEST_NUMBERS = 10  # that make a regression likely
 _MOST_LABELS = 0.9  # for each row,
 _FEWEST_ROWS = 50  # where there are so many
 _SHOWN = 40  # characters of a label
+_LARGEST_NUMBER = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ class ClassificationSettings:
             raise SettingsError("class_weights and label_smoothing are for labels; a regression has none.")
         if self.multi_label and (self.class_weights != "none" or self.label_smoothing):
             raise SettingsError("class_weights and label_smoothing are for one label a row, not for multi_label.")
+        if self.text_column is not None and self.text_column == self.label_column:
+            raise SettingsError(
+                f'text_column and label_column are both "{self.text_column}": a model would read its label.'
+            )
         if not self.label_separator:
             raise SettingsError("label_separator is empty; give what stands between labels.")
         if self.long != "windows" and (self.doc_stride is not None or self.window_pooling != "mean"):
@@ -205,6 +212,8 @@ def number_of(label: str, where: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f'"{label}" is not a number, and a regression learns numbers.', where)
+    if abs(number) > _LARGEST_NUMBER:
+        raise InputError(f"{label} is more than float32 can hold.", where)
     return number
 
 
@@ -234,7 +243,7 @@ def _labels_of(values: Mapping[str, Any], settings: ClassificationSettings, wher
     if column in values and values[column] is None:
         return ()
     value = value_of(values, column, where)
-    if isinstance(value, str) and re.fullmatch(r"\s*[\[(].*[\])]\s*", value, re.S):
+    if isinstance(value, str) and _is_written_list(value, settings.label_separator):
         raise InputError(
             f"a list that was written as text: {value[:_SHOWN]}. Save such data as JSONL or Parquet, or join labels "
             f'by "{settings.label_separator}".',
@@ -244,6 +253,16 @@ def _labels_of(values: Mapping[str, Any], settings: ClassificationSettings, wher
     if isinstance(value, dict) or not all(isinstance(part, str | int | float) and not is_gap(part) for part in parts):
         raise InputError("a list of labels wanted, or a text of them.", f"{where}, {column}")
     return tuple(dict.fromkeys(label for part in parts if (label := str(part).strip())))
+
+
+def _is_written_list(text: str, separator: str) -> bool:
+    """Whether a text is a list of another program, as it writes it out.
+
+    >>> _is_written_list("['a', 'b']", ","), _is_written_list("[]", ","), _is_written_list("(other)", ",")
+    (True, True, False)
+    """
+    found = re.fullmatch(r"\s*[\[(](.*)[\])]\s*", text, re.S)
+    return found is not None and (not found[1].strip() or any(mark in found[1] for mark in ("'", '"', ",", separator)))
 
 
 def find_columns(settings: ClassificationSettings, columns: Sequence[str], where: str) -> ClassificationSettings:

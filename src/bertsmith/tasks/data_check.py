@@ -6,7 +6,6 @@ Texts are compared without regard to case and white space: a copy that differs i
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bertsmith.errors import InputError
+from bertsmith.errors import InputError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.choice_data import ChoiceRow
 from bertsmith.tasks.classify_data import ClassificationRow
+from bertsmith.tasks.embed_data import EmbeddingSettings, refuse_scores
 from bertsmith.tasks.findings import Finding, finding, share
 from bertsmith.tasks.label_check import (
     alike_labels,
@@ -33,7 +33,7 @@ from bertsmith.tasks.label_check import (
     unread_entities,
     unseen_labels,
 )
-from bertsmith.tasks.row_lengths import Encoded, sequence_length
+from bertsmith.tasks.row_lengths import Encoded, if_longer, sequence_length
 from bertsmith.tasks.run_folder import model_folder
 from bertsmith.tasks.saved import read_training_rows, task_kind
 from bertsmith.tasks.tag_data import TaggingRow
@@ -113,8 +113,13 @@ def check_data(task: str, settings: CheckSettings, options: Any = None) -> DataR
         if source is None:
             continue
         bad: list[InputError] = []
-        read = partial(read_training_rows, kind) if split == "train" else kind.read_rows
-        options, rows[split] = read(source, options, bad)
+        if split == "train":
+            options, rows[split] = read_training_rows(kind, source, options, bad)
+        else:
+            of_split, rows[split] = kind.read_rows(source, options, bad)
+            with collecting(bad):
+                if isinstance(options, EmbeddingSettings):
+                    refuse_scores(of_split, options, rows[split][0].where)
         encoded = None if tokenizer is None else Encoded.of(rows[split], tokenizer)
         splits[split] = _figures(rows[split], options, encoded)
         found = [*_bad_rows(bad), *_in_split(rows[split], options)]
@@ -279,19 +284,18 @@ def _empty(rows: Sequence[Any]) -> Iterator[Finding]:
 def _tokens(rows: Sequence[Any], encoded: Encoded, tokenizer: Tokenizer, options: Any) -> Iterator[Finding]:
     """What does not fit, and what the tokenizer does not know."""
     limit = options.max_length
-    measure, what = sequence_length(rows[0], tokenizer)
     if isinstance(options, AnsweringSettings):
         limit = options.max_query_length
     long = [
         (length, row.where)
         for row, lengths in zip(rows, encoded.lengths, strict=True)
-        if (length := measure(lengths)) > limit
+        if (length := sequence_length(row, lengths, tokenizer)) > limit
     ]
     long.sort(key=lambda item: -item[0])
     name = "max_query_length" if isinstance(options, AnsweringSettings) else "max_length"
     yield from finding(
         "long",
-        f"{share(len(long), len(rows))} are longer than {name} {limit}: {what}.",
+        f"{share(len(long), len(rows))} are longer than {name} {limit}: {if_longer(rows[0])}.",
         [f"{where}: {length:,} tokens" for length, where in long],
     )
     total = sum(map(sum, encoded.lengths))

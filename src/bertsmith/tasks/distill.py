@@ -324,10 +324,13 @@ def source_name(folder: str) -> str:
     return path.parent.name if path.name == "model" else path.name
 
 
+def weight_hashes(folder: str) -> dict[str, str]:
+    """File name -> SHA-256 of the weights in a model folder, or of a Hub id."""
+    return {path.name: sha256(path) for path in sorted(resolve(folder).glob("*.safetensors"))}
+
+
 def _teacher(folder: str, model: nn.Module) -> Teacher:
-    place = resolve(model_folder(folder))
-    weights = {path.name: sha256(path) for path in sorted(place.glob("*.safetensors"))}
-    return Teacher(source_name(folder), model.eval().requires_grad_(False), weights)
+    return Teacher(source_name(folder), model.eval().requires_grad_(False), weight_hashes(model_folder(folder)))
 
 
 def num_targets(batch: Batch, name: str = "targets") -> float:

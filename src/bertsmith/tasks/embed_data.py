@@ -9,7 +9,7 @@ from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.classify_data import PAIR_COLUMNS, TEXT_COLUMNS
 from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_settled, nothing_read, value_of
-from bertsmith.text.tables import header_hint, no_column
+from bertsmith.text.tables import header_hint, refuse_several
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
 _NEGATIVE_COLUMNS = ("negative", "hard_negative")
@@ -30,7 +30,7 @@ class EmbeddingSettings:
     pair_column: str | None = None
     """The column of the text that belongs to it."""
     negative_column: str | None = None
-    """The column of a text that does not; by default "negative" if there is one."""
+    """The column of a text that does not, in the rows that have one; by default "negative" if there is one."""
     score_column: str | None = None
     """The column of how alike the two are, on any scale; by default "score" or "similarity" if there is one."""
     columns: str | None = None
@@ -92,7 +92,8 @@ def read_rows(
         bad: gets what is wrong with rows that cannot be used, which are passed over; None: the first is an error.
 
     Returns:
-        The settings with the names of the columns that were found, to read further files with; the rows.
+        The settings with the names of the columns that were found, to read further files with, None for negatives
+        that no row has; the rows.
 
     Raises:
         InputError: no rows, a column that is missing or cannot be told, a score that is no number.
@@ -101,6 +102,7 @@ def read_rows(
     rows: list[EmbeddingRow] = []
     judged: str | None = None
     first_judgement: Any = None
+    has_negatives = False
     records = iter_settled(source, settings, _find_columns, bad)
     with collecting(bad):
         for where, values, settings in records:
@@ -108,16 +110,19 @@ def read_rows(
                 if settings.score_column is None and settings.negative_column is None:
                     taken = (settings.text_column, settings.pair_column)
                     judged = detect_column(list(values), _JUDGED_COLUMNS, taken=taken)
-                first_judgement = None if judged is None else values[judged]
-            elif judged is not None and values.get(judged) != first_judgement:
-                error = _judged(judged, (first_judgement, values.get(judged)), where)
+                first_judgement = None if judged is None else _judgement(values, judged)
+            elif judged is not None and _judgement(values, judged) != first_judgement:
+                error = _judged(judged, (first_judgement, _judgement(values, judged)), where)
                 judged = None  # said once
                 with collecting(bad):
                     raise error
+            has_negatives |= settings.negative_column in values
             with collecting(bad):
                 rows.append(_pair_row(values, settings, where))
     if not rows:
         raise nothing_read(source, "rows", bad)
+    if not has_negatives:
+        settings = replace(settings, negative_column=None)
     choices = _RANKING_METRICS if settings.score_column is None else _SCORE_METRICS
     if settings.objective not in choices:
         kind = "pairs without scores" if settings.score_column is None else "pairs with scores"
@@ -188,13 +193,14 @@ def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: st
             where,
         )
     taken, negative, score = (text, pair), settings.negative_column, settings.score_column
-    if negative is not None and negative not in columns:
-        if negative.lower() not in _NEGATIVE_COLUMNS:
-            raise no_column(negative, columns, where)
-        negative = None  # test data may have none where training data had some
-    if negative is None and score is None:
+    if score is None and negative not in columns:  # test data may have none where training data had some
+        refuse_several(columns, _SCORE_COLUMNS, "score", where, taken)
         score = detect_column(columns, _SCORE_COLUMNS, taken=taken)
-        negative = detect_column(columns, _NEGATIVE_COLUMNS, taken=taken)
+        if negative is None:
+            refuse_several(columns, _NEGATIVE_COLUMNS, "negative", where, taken)
+            negative = detect_column(columns, _NEGATIVE_COLUMNS, taken=taken)
+        elif score is not None:
+            negative = None
         if score is not None and negative is not None:
             raise InputError(
                 f'pairs with scores have no negatives, and there are both: give score_column "{score}" or '
@@ -202,6 +208,25 @@ def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: st
                 where,
             )
     return replace(settings, text_column=text, pair_column=pair, negative_column=negative, score_column=score)
+
+
+def refuse_scores(found: EmbeddingSettings, of_train: EmbeddingSettings, where: str) -> None:
+    """See that pairs to evaluate with are of the kind that was learnt.
+
+    Raises:
+        InputError: they have scores, and those of train have none.
+    """
+    if found.score_column != of_train.score_column:
+        raise InputError(
+            f'these pairs have scores ("{found.score_column}"), and those of train have none. Give pairs without '
+            "scores here, and ask bertsmith evaluate how the model's similarities follow the scores.",
+            where,
+        )
+
+
+def _judgement(values: Mapping[str, Any], column: str) -> Any:
+    """What a row says in that column; nothing where there is a gap."""
+    return None if is_gap(values.get(column)) else values[column]
 
 
 def _judged(column: str, values: tuple[Any, Any], where: str) -> InputError:

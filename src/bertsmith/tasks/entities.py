@@ -6,7 +6,7 @@ of tags a meaning, also one that a model made up.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,6 +148,30 @@ def write_iob2(spans: Iterable[Span], length: int) -> tuple[str, ...]:
     return tuple(tags)
 
 
+def in_words_of(labels: Collection[str], tags: Sequence[str]) -> tuple[str, ...]:
+    """IOB2 tags as a model with these labels writes them: ours as they are, those of others in IOB1 or BIOES.
+
+    A type that has an `I-` but no `B-` is of IOB1, where `B-` is only for an entity behind another of its type.
+
+    >>> in_words_of(["O", "I-PER", "B-LOC", "I-LOC"], ["B-PER", "O", "B-LOC", "B-LOC"])
+    ('I-PER', 'O', 'I-LOC', 'B-LOC')
+    >>> in_words_of(["O", "B-PER", "I-PER", "E-PER", "S-PER"], ["B-PER", "I-PER", "B-PER"])
+    ('B-PER', 'E-PER', 'S-PER')
+    """
+    is_iob1 = any(label.startswith("I") and f"B{label[1:]}" not in labels for label in labels)
+    written = []
+    for number, tag in enumerate(tags):
+        before = tags[number - 1] if number else OUTSIDE
+        behind = tags[number + 1] if number + 1 < len(tags) else OUTSIDE
+        prefix, ending = tag[:1], tag[1:]
+        is_last = behind != f"I{ending}"
+        ways = {"B": "SUB" if is_last else "B", "I": "ELI" if is_last else "IM"}.get(prefix, "")
+        if is_iob1 and prefix == "B" and before[1:] != ending:
+            ways = "I"
+        written.append(next((way + ending for way in ways if way + ending in labels), tag))
+    return tuple(written)
+
+
 def to_iob2(tags: Sequence[str], scheme: Scheme, where: str) -> tuple[str, ...]:
     """Tags of any scheme as IOB2; those of scheme "none" as they are.
 
@@ -213,3 +237,18 @@ def score_entities(gold: Sequence[Sequence[Span]], predicted: Sequence[Sequence[
     labels = sorted((wanted.keys() | found.keys()) - {""})
     scores = {"": Scores(right.total(), found.total(), wanted.total())}
     return scores | {label: Scores(right[label], found[label], wanted[label]) for label in labels}
+
+
+def score_by_length(
+    gold: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], longest: int
+) -> dict[int, Scores]:
+    """Strict scores over sentences for each number of words that an entity has; `longest` stands for more, too."""
+    right, found, wanted = (
+        Counter(min(span.end - span.start, longest) for spans in several for span in spans)
+        for several in (
+            [set(one) & set(other) for one, other in zip(gold, predicted, strict=True)],
+            predicted,
+            gold,
+        )
+    )
+    return {length: Scores(right[length], found[length], wanted[length]) for length in sorted(wanted | found)}

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bertsmith.errors import InputError, SettingsError, StepError
+from bertsmith.errors import SettingsError, StepError
 from bertsmith.files import refuse_folder, refuse_overwriting, sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
@@ -32,7 +32,7 @@ from bertsmith.tasks.advice_rules import by_size, for_lora
 from bertsmith.tasks.augment import check_augmentation
 from bertsmith.tasks.distill import Distillation, distil, teacher_names
 from bertsmith.tasks.embed import Embedding, check_batches
-from bertsmith.tasks.embed_data import EmbeddingSettings
+from bertsmith.tasks.embed_data import EmbeddingSettings, refuse_scores
 from bertsmith.tasks.finetune_report import data_files, write_folds_report, write_search_report, write_seeds_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.folds import Fold
@@ -148,6 +148,9 @@ def _finetune(
     settings, chosen = _settled(task, settings, len(read.train), config, is_random=weights is None)
     runs = seeds.seed_settings(settings)
     parts = folds.split(read.train, settings, read.options)
+    for part in parts:
+        with folds.naming(part):
+            _parted(read.of_fold(part), settings)
     work = _make_task(kind, read.of_fold(parts[0]) if parts else read, settings, tokenizer)
     are_several = len(runs) > 1 or bool(parts)
     log_every = seeds.log_interval(settings, work.examples("train").num_examples(0)) if are_several else None
@@ -343,12 +346,8 @@ def _read(kind: Kind, settings: FinetuneSettings, options: Any) -> _Read:
     others = []
     for source in (settings.dev, settings.test):
         found, rows = (options, []) if source is None else kind.read_rows(source, options)
-        if isinstance(options, EmbeddingSettings) and found.score_column != options.score_column:
-            raise InputError(
-                f'these pairs have scores ("{found.score_column}"), and those of train have none. Give pairs without '
-                "scores here, and ask bertsmith evaluate how the model's similarities follow the scores.",
-                rows[0].where,
-            )
+        if isinstance(options, EmbeddingSettings):
+            refuse_scores(found, options, rows[0].where if rows else "")
         others.append(rows)
     return _Read(options, labels, train_rows, *others)
 
@@ -363,14 +362,17 @@ def make_task(kind: Kind, settings: FinetuneSettings, options: Any, tokenizer: T
 
 
 def _make_task(kind: Kind, read: _Read, settings: FinetuneSettings, tokenizer: Tokenizer) -> FinetuneTask:
-    """The task, with what is held back for dev, and no more training rows than are asked for."""
+    return kind.make(tokenizer, read.labels, read.options, _parted(read, settings))
+
+
+def _parted(read: _Read, settings: FinetuneSettings) -> dict[str, list[Any]]:
+    """The rows of each split, with what is held back for dev, and no more of training than are asked for."""
     train_rows, dev_rows = read.train, read.dev
     if settings.dev is None and settings.dev_share > 0:
         train_rows, dev_rows = split_rows(train_rows, settings.dev_share)
     if settings.max_train_examples is not None:
         train_rows = choose_rows(train_rows, settings.max_train_examples)
-    splits = {"train": train_rows, "dev": dev_rows, "test": read.test}
-    return kind.make(tokenizer, read.labels, read.options, splits)
+    return {"train": train_rows, "dev": dev_rows, "test": read.test}
 
 
 def _taught(task: FinetuneTask, settings: FinetuneSettings) -> Distillation | None:

@@ -15,6 +15,7 @@ out/
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,15 @@ def check(settings: FinetuneSettings) -> None:
         raise SettingsError(f"{settings.out} holds a single run, and folds are asked for. Choose another folder.")
     if settings.resume and not settings.is_folded and any(settings.out.glob(f"{OF_A_FOLD}*")):
         raise SettingsError(f"{settings.out} holds a run of folds. Say how many with folds, or name the fold_column.")
+
+
+@contextmanager
+def naming(fold: Fold) -> Iterator[None]:
+    """Say of what is wrong in here that it is about the rows which are left without this fold."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(f"without fold {fold.name}: {error}") from None
 
 
 def fold_settings(settings: FinetuneSettings, number: int) -> FinetuneSettings:

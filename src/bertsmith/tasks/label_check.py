@@ -40,7 +40,7 @@ def classes_of(row: Any) -> Sequence[str]:
     if isinstance(row, ClassificationRow):
         return [str(row.label)] if row.labels is None else row.labels
     if isinstance(row, ChoiceRow):
-        return [f"choice {row.label}"]  # one that is right too often gives itself away
+        return [f"choice {row.label}"]
     return row.tags or () if isinstance(row, TaggingRow) else ()
 
 
@@ -71,6 +71,8 @@ def train_labels(
     except InputError as error:
         message = "nothing can be learnt of these labels, which stops finetune."
         return set(counts), finding("unlearnable", message, [str(error)])
+    if isinstance(rows[0], ChoiceRow):  # each choice is read alone, so that no model knows its place
+        return known, []
     return known, [*_rare(rows, counts), *_frequent(rows, counts)]
 
 

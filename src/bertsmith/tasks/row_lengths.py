@@ -1,6 +1,6 @@
 """How many tokens labelled rows have, in their texts and in the sequences that tasks make of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,29 +37,33 @@ class Encoded:
         return cls(lengths, num_unknown)
 
 
-def sequence_length(row: Any, tokenizer: Tokenizer) -> tuple[Callable[[Sequence[int]], int], str]:
-    """How long the sequence of a row is, from the tokens of its texts; and what becomes of a longer one."""
+def sequence_length(row: Any, lengths: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Tokens of the sequence of a row, by the tokens of its texts; of a question without its context."""
     if isinstance(row, Question):
-        return (lambda lengths: lengths[0]), "the end of these questions is cut"
+        return lengths[0]
     if isinstance(row, EmbeddingRow):
-        return (lambda lengths: max(lengths) + 2), "the end of these texts is cut"
+        return max(lengths) + 2
     if isinstance(row, ChoiceRow):
-        number = len([part for part in (row.text, row.question) if part])
-        return (
-            (lambda lengths: sum(lengths[:number]) + max(lengths[number:]) + num_pair_specials(tokenizer)),
-            "the end of the longer part of these is cut",
-        )
+        number = len(lengths) - len(row.choices)
+        return sum(lengths[:number]) + max(lengths[number:]) + num_pair_specials(tokenizer)
+    return sum(lengths) + (2 if len(lengths) == 1 else num_pair_specials(tokenizer))
+
+
+def if_longer(row: Any) -> str:
+    """What becomes of rows of this task that are too long."""
+    if isinstance(row, Question):
+        return "the end of these questions is cut"
+    if isinstance(row, EmbeddingRow):
+        return "the end of these texts is cut"
+    if isinstance(row, ChoiceRow):
+        return "the end of the longer part of these is cut"
     if isinstance(row, TaggingRow):
-        return (lambda lengths: sum(lengths) + 2), "these sentences are read in windows"
-    return (
-        (lambda lengths: sum(lengths) + (2 if len(lengths) == 1 else num_pair_specials(tokenizer))),
-        "what is read of them is what --long says",
-    )
+        return "these sentences are read in windows"
+    return "what is read of them is what --long says"
 
 
 def row_lengths(rows: Sequence[Any], encoded: Encoded, tokenizer: Tokenizer) -> list[int]:
     """Tokens of the sequence that each row would be if nothing were cut; of a question, with all of its context."""
     if isinstance(rows[0], Question):
         return [sum(lengths) + num_pair_specials(tokenizer) for lengths in encoded.lengths]
-    measure, _ = sequence_length(rows[0], tokenizer)
-    return [measure(lengths) for lengths in encoded.lengths]
+    return [sequence_length(row, lengths, tokenizer) for row, lengths in zip(rows, encoded.lengths, strict=True)]

@@ -181,7 +181,8 @@ def read_training_rows(
     for name in (field.name for field in fields(options) if field.name.endswith("_column")):
         given, used = getattr(options, name), getattr(found, name)
         if given is not None and used != given:
-            raise InputError(f'there is no column "{given}". {name}: did you mean "{used}"?', source)
+            hint = f'did you mean "{used}"?' if used is not None else "name one that is there, or leave it out."
+            raise InputError(f'there is no column "{given}". {name}: {hint}', source)
     return found, rows
 
 

@@ -116,9 +116,10 @@ def _space(settings: FinetuneSettings, optuna: ModuleType) -> dict[str, Any]:
     """From a quarter to four times the learning rate, from half to twice the batch size and the epochs."""
     (epochs, rate), batch_size = settings.settled, settings.batch_size
     choices = optuna.distributions.CategoricalDistribution
+    smallest = min(batch_size, 2)  # of one text there is nothing to mix, and of one pair nothing to tell it from
     return {
         "learning_rate": optuna.distributions.FloatDistribution(rate / _RATE_SPAN, rate * _RATE_SPAN, log=True),
-        "batch_size": choices(sorted({max(1, round(batch_size * factor)) for factor in _FACTORS})),
+        "batch_size": choices(sorted({max(smallest, round(batch_size * factor)) for factor in _FACTORS})),
         "epochs": choices([epochs * factor for factor in _FACTORS]),
     }
 

@@ -38,6 +38,7 @@ Metrics = dict[str, dict[str, float]]
 """Split -> metric -> value."""
 
 _RESULT = "result.json"
+_NOT_YET_NOTED = {"evaluate_every", "early_stopping", "weights"}  # by version 0.1 before December 2026
 _LINES = 20  # of metrics.jsonl in a short run
 _LAST_SHARE = 0.25  # of them tells how a run ended
 _FEWEST_ANSWERS = 8  # fewer may well all be the same
@@ -112,7 +113,7 @@ def read_finished(settings: FinetuneSettings, fingerprint: Mapping[str, Any]) ->
         return None
     saved = read_json(path)
     before: dict[str, Any] = saved["fingerprint"]
-    for name in sorted(before.keys() | fingerprint.keys()):
+    for name in sorted((before.keys() | fingerprint.keys()) - (_NOT_YET_NOTED - before.keys())):
         if before.get(name) != fingerprint.get(name):
             raise TrainingError(
                 f"cannot resume {settings.out}: {name} was {before.get(name)} and is now {fingerprint.get(name)}. "
@@ -128,19 +129,24 @@ def find_failure(
 ) -> str | None:
     """How a run learnt nothing; None if it learnt something.
 
-    Either all its answers to a split of eight examples or more are the same where the data's are not, or its loss has
-    not fallen: the mean over the last quarter of metrics.jsonl is not below the first line.
+    Either its steps had a learning rate of 0, or all its answers to a split of eight examples or more are the same
+    where the data's are not, or its loss has not fallen: the mean over the last quarter of metrics.jsonl is not below
+    the first line.
 
     Args:
         goes_on: it began with a head that knew the task, whose loss need not fall.
     """
+    lines = [line for line in read_metrics(run_folder / "metrics.jsonl") if line["kind"] == "train"]
+    if lines and not any(line["learning_rate"] for line in lines):  # that of the first step, from which it rises
+        return (
+            f"{lines[-1]['step']} step with a learning rate of 0 is too few: give more epochs, or a smaller batch_size"
+        )
     for split, evaluation in evaluations.items():
         if len(evaluation.answers) < _FEWEST_ANSWERS:
             continue
         if same := _same_answers(task, evaluation):
             return f"{same} on {split}"
-    losses = [line["loss"] for line in read_metrics(run_folder / "metrics.jsonl") if line["kind"] == "train"]
-    losses = [loss for loss in losses if loss is not None]
+    losses = [line["loss"] for line in lines if line["loss"] is not None]
     last = losses[1:][-max(1, int(len(losses) * _LAST_SHARE)) :]
     if last and np.mean(last) >= losses[0] and not goes_on:
         return f"the training loss went from {losses[0]:.4f} to {np.mean(last):.4f}"

@@ -8,9 +8,9 @@ the labels of a sentence are learnt and predicted as a whole, across its windows
 Shape letters: T tokens, S sequences, W words of the batch, C labels.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,15 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import TokenHead
 from bertsmith.model.initial_weights import initialise_new_output
 from bertsmith.tasks.cross_entropy import weighted_cross_entropy
-from bertsmith.tasks.entities import Scores, Span, allowed_neighbours, detect_scheme, read_spans, score_entities
+from bertsmith.tasks.entities import (
+    Span,
+    allowed_neighbours,
+    detect_scheme,
+    in_words_of,
+    read_spans,
+    score_by_length,
+    score_entities,
+)
 from bertsmith.tasks.rows import ListExamples, check_max_length, class_weights, label_id, sub_batches
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, in_documents, row_of
 from bertsmith.tasks.tag_words import Words, around, words_of
@@ -129,6 +137,7 @@ class Tagging:
             raise SettingsError(f'metric: "{self.metric}" does not go with {kind}.')
         self.loss_weights: Mapping[str, float] = {self.name: 1.0}
         self._label_ids = {label: index for index, label in enumerate(self.labels)}
+        self._in_labels = partial(in_words_of, self._label_ids) if self.has_entities else tuple[str, ...]
         self._splits = {name: ListExamples(self.encode(rows)) for name, rows in splits.items()}
         targets = [item.targets for item in self._splits["train"].items] if "train" in splits else []
         known = np.concatenate([one for one in targets if one is not None] or [np.zeros(0, dtype=np.int64)])
@@ -173,7 +182,8 @@ class Tagging:
         positions = own.firsts + shifts[max_context(parts, own.firsts)]
         targets = None
         if row.tags is not None:
-            targets = np.array([label_id(tag, self._label_ids, row.where) for tag in row.tags], dtype=np.int64)
+            tags = self._in_labels(row.tags)
+            targets = np.array([label_id(tag, self._label_ids, row.where) for tag in tags], dtype=np.int64)
         return TaggingExample(row, own.text, own.spans, token_ids, positions, targets)
 
     def examples(self, split: str) -> ListExamples[TaggingExample]:
@@ -280,11 +290,11 @@ class Tagging:
         conlleval has it; labels: accuracy and macro F1 by scikit-learn. Both: accuracy of words."""
         from sklearn import metrics
 
-        gold = [tag for example in examples for tag in example.row.tags or ()]
+        gold = [tag for example in examples for tag in self._in_labels(example.row.tags or ())]
         predicted = [label for answer in answers for label in answer.labels]
         results = {"accuracy": float(metrics.accuracy_score(gold, predicted))}
         if self.has_entities:
-            scores = _entity_scores(answers, examples)
+            scores = score_entities(*_entities(answers, examples))
             total = scores[""]
             results = {"f1": total.f1, "precision": total.precision, "recall": total.recall, **results}
             results |= {f"f1_{label}": one.f1 for label, one in scores.items() if label}
@@ -312,7 +322,7 @@ class Tagging:
         """For the report: a row a type of entity and one a length, or the confusion of labels; the worst sentences."""
         sections: list[Section] = []
         if self.has_entities:
-            scores = _entity_scores(answers, examples)
+            scores = score_entities(*_entities(answers, examples))
             rows = [
                 (label or "all", one.precision, one.recall, one.f1, one.wanted, one.found)
                 for label, one in [*((name, one) for name, one in scores.items() if name), ("", scores[""])]
@@ -363,25 +373,19 @@ def _lengths(batch: Batch) -> list[int]:
     return [len(example.word_positions) for example in batch.examples]
 
 
-def _entity_scores(answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> dict[str, Scores]:
-    gold = [read_spans(example.row.tags or ()) for example in examples]
-    return score_entities(gold, [read_spans(answer.labels) for answer in answers])
+def _entities(
+    answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]
+) -> tuple[list[list[Span]], list[list[Span]]]:
+    """Of each sentence those of the data, and those that were found."""
+    return [read_spans(one.row.tags or ()) for one in examples], [read_spans(answer.labels) for answer in answers]
 
 
 def _by_length(answers: Sequence[TaggingAnswer], examples: Sequence[TaggingExample]) -> Table:
     """Entities of one word, of two, ...: those in the data, those found, and those that are both."""
-    gold = [set(read_spans(example.row.tags or ())) for example in examples]
-    found = [set(read_spans(answer.labels)) for answer in answers]
-    both = [one & other for one, other in zip(gold, found, strict=True)]
-    wanted, given, right = (
-        Counter(min(span.end - span.start, _LONGEST_ENTITY) for spans in sets for span in spans)
-        for sets in (gold, found, both)
-    )
     rows = []
-    for length in sorted(wanted | given):
+    for length, one in score_by_length(*_entities(answers, examples), _LONGEST_ENTITY).items():
         name = f"{length} and more" if length == _LONGEST_ENTITY else str(length)
-        scores = Scores(right[length], given[length], wanted[length])
-        rows.append((name, scores.precision, scores.recall, scores.f1, scores.wanted, scores.found))
+        rows.append((name, one.precision, one.recall, one.f1, one.wanted, one.found))
     return Table("Entities by length", ("words", "precision", "recall", "F1", "in the data", "found"), rows)
 
 

@@ -10,7 +10,8 @@ from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, misfits, read_spans, to_iob2
 from bertsmith.tasks.rows import detect_column, given_as, iter_records, nothing_read, sorted_labels
-from bertsmith.text.labelled import TaggedSentence, holds_rows, read_columns, string_list
+from bertsmith.text.labelled import CONLLU_COLUMNS, TaggedSentence, holds_rows, read_columns, string_list
+from bertsmith.text.reading import suffix_of
 
 WORD_COLUMNS = ("words", "tokens")
 """Names that are taken for the words, in rows, when `token_column` is not given."""
@@ -104,8 +105,10 @@ def read_rows(
             settings = _read_fields(source, settings, sentences, bad)
         else:
             # What rows of another file call their lists is not said of columns, which have no names or others.
-            token, tag = settings.token_column, settings.tag_column
-            token, tag = (None if token in WORD_COLUMNS else token), (None if tag in TAG_COLUMNS else tag)
+            names = CONLLU_COLUMNS if suffix_of(source) == ".conllu" else ()
+            token = None if settings.token_column in {*WORD_COLUMNS} - {*names} else settings.token_column
+            tag = None if settings.tag_column in {*TAG_COLUMNS} - {*names} else settings.tag_column
+            settings = replace(settings, token_column=token, tag_column=tag)
             sentences.extend(read_columns(Path(source), token, tag, bad))
     if not any(sentence.words for sentence in sentences):
         raise nothing_read(source, "sentences with words", bad)

@@ -14,6 +14,7 @@ from torch import nn
 from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
+from bertsmith.model.folder import resolve
 from bertsmith.model.low_rank import merge_low_rank
 from bertsmith.screen import say
 from bertsmith.settings import to_mapping
@@ -22,7 +23,7 @@ from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import code_span, model_card
 from bertsmith.tasks.data_check import given_answer
-from bertsmith.tasks.distill import Distillation, source_name, teacher_names
+from bertsmith.tasks.distill import Distillation, source_name, teacher_names, weight_hashes
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.finetune_report import data_fingerprint, write_run_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -115,7 +116,9 @@ class Teaching:
                 write_predictions(settings.out / PREDICTIONS, task, evaluations["test"])
             metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
             save_finetuned(self.kind, task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
-            goes_on = not isinstance(task, Embedding) and not any(".out." in name for name in new_tensors)
+            goes_on = not any(".out." in name for name in new_tensors)
+            if isinstance(task, Embedding):  # which has no head: what its encoder was made for says the folder
+                goes_on = self.weights is not None and (resolve(self.weights) / "modules.json").is_file()
             failure = seeds.find_failure(task, evaluations, settings.out, goes_on=goes_on)
             write_run_report(task, settings, configuration(settings, self.options), evaluations, training, failure)
             return metrics, failure
@@ -131,7 +134,9 @@ class Teaching:
         write_config(settings, f"finetune {self.task.name}", configured, has_ended=has_ended)
 
     def _learning(self, settings: FinetuneSettings) -> TrainSettings:
-        return replace(train_settings(settings), log_every=self.log_every)
+        compares = settings.mixup is not None or isinstance(self.task, Embedding)
+        smallest = 2 if compares else 1
+        return replace(train_settings(settings), log_every=self.log_every, smallest_micro_batch=smallest)
 
     def _fingerprint(self, settings: FinetuneSettings) -> dict[str, str | int | float | bool | None]:
         """What has to be equal on resume, beside the loop's own."""
@@ -161,9 +166,14 @@ class Teaching:
         }
 
     def _whole_fingerprint(self, settings: FinetuneSettings) -> dict[str, Any]:
-        """The same with the loop's."""
+        """The same with the loop's, and with what only a run that has ended does not go on with."""
         learning = plan.fingerprint([Stage(self.learnt)], self._learning(settings), self.precision)
-        return {**learning, **self._fingerprint(settings)}
+        ended = {
+            "evaluate_every": settings.evaluate_every,
+            "early_stopping": settings.early_stopping,
+            "weights": None if self.weights is None else json.dumps(weight_hashes(self.weights)),
+        }
+        return {**learning, **self._fingerprint(settings), **ended}
 
 
 def option_values(options: Any) -> dict[str, str | int | float | bool | None]:

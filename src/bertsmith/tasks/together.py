@@ -29,6 +29,7 @@ from bertsmith.model.resize import Extension
 from bertsmith.screen import say
 from bertsmith.settings import from_mapping, read_config, to_mapping, to_yaml
 from bertsmith.tasks.advice_rules import by_width
+from bertsmith.tasks.embed import Embedding, check_batches
 from bertsmith.tasks.finetune import make_task
 from bertsmith.tasks.finetune_report import data_files, data_fingerprint
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -150,9 +151,8 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     first = next(iter(parts.values())).settings
     check_learning(first)
     device = ALONE.device(settings.device)
-    sources = [
-        source for part in parts.values() for source in (part.settings.train, part.settings.dev, part.settings.test)
-    ]
+    of_tasks = [part.settings for part in parts.values()]
+    sources = [source for one in of_tasks for source in (one.train, one.dev, one.test)]
     sources += [settings.model, settings.tokenizer, str(settings.tasks)]
     claim_run_folder(settings, "finetune together", sources)
     config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
@@ -168,8 +168,10 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     built: dict[str, tuple[nn.Module, list[str]]] = {}
     for name, one in parts.items():
         with _naming(name):
-            tasks[name] = make_task(one.kind, one.settings, one.options, tokenizer)
-            built[name] = build_model(tasks[name], config, weights, one.settings)
+            tasks[name] = task = make_task(one.kind, one.settings, one.options, tokenizer)
+            if isinstance(task, Embedding):
+                check_batches(task, settings.batch_size)
+            built[name] = build_model(task, config, weights, one.settings)
     together = Together(tasks, settings.batch_size, settings.sampling, settings.seed)
     model = on_one_encoder({name: own for name, (own, _) in built.items()})
     data = {name: {str(path): sha256(path) for path in data_files(one.settings)} for name, one in parts.items()}

@@ -24,8 +24,8 @@ CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "depre
 
 _BLANKS = " \t\xa0\u3000"  # around what stands between tabs
 _ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
-# `# sent_id = 7`, `# newdoc id = x`, `# newpar`; but not the token "#" nor a hashtag.
-_COMMENT = re.compile(r"# *(newdoc|newpar|[\w.:-]+ += )")
+# `# sent_id = 7`, `# newdoc id = x`, `# newpar`, MultiCoNER's `# id 7<tab>domain=en`; not the token "#" nor a hashtag.
+_COMMENT = re.compile(r"# *(newdoc|newpar|[\w.:-]+ += |id \S+\tdomain=)")
 _ANSWERS = "answers"  # of a question in SQuAD's layout
 _DOCUMENT = "-DOCSTART-"  # CoNLL-2003
 _NEW_DOCUMENT = re.compile(r"# *newdoc( |$)")  # CoNLL-U
@@ -314,7 +314,10 @@ def _squad_question(path: Path, entry: Any, context: str, place: str, *, lenient
 
 def _squad_answers(entry: Mapping[str, Any], where: str, are_answered: bool) -> Any:
     """What stands for the answers of a question, unchecked. A name spelt wrong must not become silence."""
-    if entry.get("is_impossible"):
+    is_impossible = entry.get("is_impossible")
+    if not (is_impossible is None or isinstance(is_impossible, bool)):
+        raise InputError(f"true or false wanted, not {is_impossible!r}.", f"{where}, is_impossible")
+    if is_impossible:
         return ()
     names = [str(name) for name in entry]
     if _ANSWERS not in entry and (are_answered or difflib.get_close_matches(_ANSWERS, names, cutoff=0.8)):

@@ -251,12 +251,15 @@ def _parquet_rows(path: str, only: str | None = None) -> Iterator[tuple[str, dic
             names = file.schema_arrow.names
             if only is not None and only not in names:
                 raise no_column(only, names, path)
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f'the column "{twice}" is there twice; give each a name of its own.', path)
             row_number = 0
             for batch in file.iter_batches(batch_size=256, columns=names if only is None else [only]):
                 for row in batch.to_pylist():
                     row_number += 1
                     yield f"{path}:{row_number}", row
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # such as dates of no calendar
             raise InputError(f"cannot be read as Parquet: {error}", path) from None
 
 

@@ -98,6 +98,27 @@ def no_column(column: str, columns: Iterable[str], where: str) -> InputError:
     return InputError(f"{lacking} {did_you_mean(column, names)}{header_hint(names)}", where)
 
 
+def refuse_several(
+    columns: Sequence[str], known: Sequence[str], kind: str, where: str, taken: Iterable[str | None] = ()
+) -> None:
+    """See that no more than one column has a name of `known`, where a second would silently go unread.
+
+    Args:
+        kind: what the column holds, as in the setting's name: "text" of "text_column".
+
+    Raises:
+        InputError: there are several; lists the columns.
+    """
+    found = [column for column in columns if column.strip().lower() in known and column not in set(taken)]
+    if len(found) > 1:
+        names = " and ".join(f'"{column}"' for column in found)
+        raise InputError(
+            f"cannot tell which column is the {kind}, {names} could be: give {kind}_column. Columns: "
+            f"{', '.join(map(str, columns))}.",
+            where,
+        )
+
+
 def _header(names: list[str], where: str) -> list[str]:
     repeated = sorted({name for name in names if name and names.count(name) > 1})
     if repeated:

@@ -60,7 +60,7 @@ class Guard:
                 return update(step)
             except OutOfMemory as error:
                 failed = _sizes(error.batch)
-                if error.batch is None or not self.settings.auto_batch or step.micro_batch_size == 1:
+                if error.batch is None or not self.settings.auto_batch or not self._may_halve(step):
                     raise StepError(self._lack_of_memory(step, state, failed)) from error
             # Here, where nothing holds the error and its tensors any more.
             torch.cuda.empty_cache()  # nothing, where CUDA is not in use
@@ -120,6 +120,9 @@ class Guard:
     def _last_checkpoint(self) -> Path | str:
         return newest_checkpoint(self.checkpoints) or "not yet written"
 
+    def _may_halve(self, step: Step) -> bool:
+        return step.micro_batch_size >= 2 * self.settings.smallest_micro_batch
+
     def _lack_of_memory(self, step: Step, state: State, failed: dict[str, int]) -> str:
         last = self._last_checkpoint()
         if not failed:
@@ -127,7 +130,7 @@ class Guard:
                 f"step {state.step + 1}: memory ran out while the weights were updated. Use a smaller model, or an "
                 f"optimizer that remembers less. The last checkpoint is {last}."
             )
-        smaller = f"a micro_batch_size below {step.micro_batch_size} (or --auto-batch), " * (step.micro_batch_size > 1)
+        smaller = f"a micro_batch_size below {step.micro_batch_size} (or --auto-batch), " * self._may_halve(step)
         lean = "" if self.settings.gradient_checkpointing else "--gradient-checkpointing, "
         return (
             f"step {state.step + 1}: memory ran out in {_in_words(failed)}. Use {smaller}a smaller max_length, {lean}"

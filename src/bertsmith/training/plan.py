@@ -51,6 +51,8 @@ class TrainSettings:
     auto_batch: bool = False
     """When memory runs out, halve the micro-batch and go on with the same step, whose update stays the same but for
     dropout."""
+    smallest_micro_batch: int = 1
+    """Where auto_batch ends: of fewer examples, a loss that compares them with each other would teach nothing."""
     compile: bool = False
     """Have torch.compile make kernels of the encoder's layers in the first step, which is reported apart."""
     cuda_graphs: bool = True
