@@ -24,7 +24,10 @@ def fetch(name: str, file_patterns: Sequence[str], instead: str) -> Path:
         ModelError: not such a name, or the Hub does not give it.
     """
     if not _NAME.fullmatch(name):
-        raise ModelError(f"{name}: no such file or folder. Give {instead}, or the organisation/name of one on the Hub.")
+        raise ModelError(
+            f"{name}: no such file or folder. Give {instead}, or the organisation/name of one on the Hub, such as "
+            "google-bert/bert-base-uncased."
+        )
     try:
         return Path(snapshot_download(name, allow_patterns=list(file_patterns)))
     except (OSError, _HTTP_ERROR, HFValidationError) as error:

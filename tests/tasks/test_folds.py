@@ -19,7 +19,7 @@ from torch import nn
 
 from bertsmith.cli import main
 from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError, TrainingError
-from bertsmith.tasks import folds
+from bertsmith.tasks import folds, tag_data
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings, read_rows
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
@@ -281,6 +281,23 @@ def test_sentences_of_documents_and_types_that_are_not_in_every_fold(
     assert [one["fold"] for one in told[::2]] == [one["fold"] for one in told[1::2]], "documents stay together"
     assert told[1]["given"] == "O B-A"
     assert sum("f1_B" in run.metrics["test"] for run in result.seeds) >= 1 and "f1_B" in result.metrics["test"]
+
+
+def test_a_document_is_not_cut_by_a_column_of_folds(make_files: MakeFiles) -> None:
+    rows = [
+        {"words": ["a", "cat"], "tags": ["O", "B-A"], "document": f"{n // 2}", "part": n // 2, "odd": n % 2}
+        for n in range(6)
+    ]
+    path = str(make_files({"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}) / "a.jsonl")
+    base = FinetuneSettings(model="size:tiny", train=path, out=Path("none"), fold_column="part")
+    options, found = tag_data.read_rows(path, TaggingSettings(context="document"))
+    assert [len(fold.scored) for fold in folds.split(found, base, options)] == [2, 2, 2]
+    with pytest.raises(
+        InputError, match=r'a\.jsonl:2: this sentence is in fold "1", and one of the same document in "0"'
+    ):
+        folds.split(found, replace(base, fold_column="odd"), options)
+    alone, found = tag_data.read_rows(path, TaggingSettings())
+    assert len(folds.split(found, replace(base, fold_column="odd"), alone)) == 2
 
 
 def test_folds_that_cannot_be(train: Path, tiny_tokenizer: Path, make_files: MakeFiles, run: FinetuneResult) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import SettingsError
+from bertsmith.errors import InputError, SettingsError
 from bertsmith.files import atomic_write
 from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
@@ -29,6 +29,7 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import Row, iter_records, place_of, sorted_labels, value_of
 from bertsmith.tasks.run_folder import OF_A_FOLD
 from bertsmith.tasks.seeds import SeedRun
+from bertsmith.tasks.tag_data import DOCUMENT_COLUMN, TaggingRow, TaggingSettings
 from bertsmith.tasks.teaching import PREDICTIONS
 from bertsmith.text.labelled import holds_rows
 from bertsmith.text.sources import iter_rows
@@ -85,7 +86,7 @@ def split(rows: Sequence[Any], settings: FinetuneSettings, options: Any) -> list
 
     Raises:
         SettingsError: too few rows; `fold_column` for data that has no columns, or one that holds a single value.
-        InputError: a row without a value in that column.
+        InputError: a row without a value in that column, or a document that would be cut.
     """
     if settings.fold_column is not None:
         values = _column(rows, settings.train, settings.fold_column, options)
@@ -97,6 +98,8 @@ def split(rows: Sequence[Any], settings: FinetuneSettings, options: Any) -> list
                 f"fold_column: {settings.fold_column} has {len(names):,} values in {len(rows):,} rows, and each would "
                 "be a run. Name a column with few values, or say how many folds."
             )
+        if isinstance(options, TaggingSettings) and options.context == "document":
+            _check_documents(rows, values)
     elif settings.folds is not None:
         chosen = assign([row.group for row in rows], _labels(rows, options), settings.folds, settings.seed)
         values, names = list(map(str, chosen)), tuple(map(str, range(settings.folds)))
@@ -113,6 +116,20 @@ def split(rows: Sequence[Any], settings: FinetuneSettings, options: Any) -> list
         )
         for name in names
     ]
+
+
+def _check_documents(rows: Sequence[TaggingRow], values: Sequence[str]) -> None:
+    """See that no sentence is scored which another fold's model was shown around those it learnt from."""
+    found: dict[int, str] = {}
+    for row, value in zip(rows, values, strict=True):
+        first = found.setdefault(id(row.neighbours), value)
+        if first != value:
+            raise InputError(
+                f'this sentence is in fold "{value}", and one of the same document in "{first}". With context document '
+                f"a document is of one fold: give each its own name in the column {DOCUMENT_COLUMN}, or say how many "
+                "folds.",
+                row.where,
+            )
 
 
 def assign(groups: Sequence[str], labels: Sequence[str], number: int, seed: int) -> list[int]:
