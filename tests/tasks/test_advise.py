@@ -30,7 +30,9 @@ from bertsmith.tasks.advice_text import advice_sheets, render
 from bertsmith.tasks.advise import Advice, AdviceSettings, advise
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.child import in_child
+from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.forecast import FinetuneMeasured, memory_limit, time_limit, writable
 from bertsmith.tasks.pretrain_model import PretrainingModel
@@ -316,7 +318,41 @@ def test_random_weights_are_all_learnt_however_short_memory_is(
 
 def figures(number: int, lengths: Sequence[int], task: str = "classification", **changes: Any) -> DataFigures:
     values = {"rows": {"train": number}, "labels": {"a": 10, "b": 10}, "scripts": {"Latin": 1.0}, "unknown_share": 0.0}
-    return DataFigures(task=task, lengths=np.array(lengths), **{**values, **changes})
+    return DataFigures(task=task, lengths=np.array(lengths), **{"longest_evaluated": 0, **values, **changes})
+
+
+def length_rules(data: DataFigures, options: Any, config: Any = None) -> dict[str, Any]:
+    chosen = recommend(data, config or named_size("mini", 100), options, is_random=False)
+    return {c.name: c.value for c in chosen if c.name in ("max_length", "long", "doc_stride", "max_query_length")}
+
+
+def test_room_is_for_all_splits_and_never_less_than_is_usual() -> None:
+    plain = ClassificationSettings()
+    assert length_rules(figures(500, [20, 41]), plain) == {"max_length": 128}
+    assert length_rules(figures(500, [20, 130]), plain) == {"max_length": 136}
+    assert length_rules(figures(500, [20], longest_evaluated=301), plain) == {"max_length": 304}
+    assert length_rules(figures(500, [20], longest_evaluated=900), plain) == {"max_length": 512}
+    short = named_size("mini", 100, max_length=64)
+    assert length_rules(figures(500, [20]), plain, short) == {"max_length": 64}
+    assert length_rules(figures(500, [20], "choice"), ChoiceSettings()) == {"max_length": 256}
+
+
+def test_a_length_that_is_given_is_what_the_other_rules_see() -> None:
+    short = length_rules(figures(500, [300]), ClassificationSettings(max_length=64))
+    assert short == {"max_length": 64, "long": "windows"}
+    long = named_size("mini", 100, model_type="modernbert", max_length=8192)
+    assert length_rules(figures(500, [900]), ClassificationSettings(max_length=1024), long) == {"max_length": 1024}
+    tagged = length_rules(figures(500, [20], "tagging"), TaggingSettings(max_length=32))
+    assert tagged == {"max_length": 32, "doc_stride": 16}
+
+
+def test_a_sentence_has_room_for_its_document() -> None:
+    in_documents = TaggingSettings(context="document")
+    assert length_rules(figures(500, [40], "tagging"), in_documents) == {"max_length": 256, "doc_stride": 64}
+    assert length_rules(figures(500, [300], "tagging"), in_documents)["max_length"] == 304
+    data = figures(500, [40], "tagging")
+    (why,) = [c.why for c in recommend(data, named_size("mini", 100), in_documents, is_random=False)][:1]
+    assert "filled with its document" in why
 
 
 def test_rules_follow_length_width_and_number() -> None:
@@ -329,7 +365,7 @@ def test_rules_follow_length_width_and_number() -> None:
         c.name: c.value
         for c in recommend(figures(90_000, [700] * 9 + [20]), base, ClassificationSettings(), is_random=False)
     }
-    assert (few["max_length"], many["max_length"]) == (48, 512)
+    assert (few["max_length"], many["max_length"]) == (128, 512)
     assert "long" not in few and many["long"] == "windows"
     assert few["learning_rate"] > many["learning_rate"] and few["epochs"] > many["epochs"]
     assert (few["dev_share"], many["dev_share"]) == (0.1, 0.02)
@@ -338,7 +374,12 @@ def test_rules_follow_length_width_and_number() -> None:
     rare = recommend(figures(500, [20], labels={"a": 90, "b": 10}), mini, ClassificationSettings(), is_random=False)
     assert next(c for c in rare if c.name == "metric").value == "macro_f1"
     tagged = recommend(figures(500, [20], "tagging"), mini, TaggingSettings(), is_random=False)
-    assert next(c for c in tagged if c.name == "doc_stride").value == 16
+    assert next(c for c in tagged if c.name == "doc_stride").value == 64
+    pairs = [
+        recommend(figures(number, [20], "embedding"), mini, EmbeddingSettings(), is_random=False)
+        for number in (30, 768, 1536)
+    ]
+    assert [next(c for c in one if c.name == "epochs").value for one in pairs] == [20.0, 2.0, 1.0]
     with_dev = recommend(figures(500, [20], rows={"train": 500, "dev": 3}), mini, TaggingSettings(), is_random=False)
     assert "dev_share" not in {c.name for c in with_dev}
 
@@ -428,6 +469,8 @@ def test_the_first_steps_are_really_taken(make_files: MakeFiles, model: Path, mo
         ({"rows": {"train": 5000}}, {"--test"}),
         ({"rows": {"train": 500, "test": 9}}, {"--seeds 3", "--adversarial"}),
         ({"labels": {"a": 100, "b": 10}}, {"--class-weights auto"}),
+        ({"labels": {"a": 100, "b": 10}, "options": ClassificationSettings(multi_label=True)}, set()),
+        ({"labels": {"a": 100, "b": 10}, "options": ClassificationSettings(class_weights="a=2")}, set()),
         ({"unknown_share": 0.2}, {"tokenizer extend"}),
         ({"task": "choice"}, {"no r-drop"}),
         ({"task": "tagging", "options": TaggingSettings()}, set()),
@@ -440,8 +483,12 @@ def test_the_first_steps_are_really_taken(make_files: MakeFiles, model: Path, mo
 )
 def test_remarks_are_made_where_they_apply(changes: dict[str, Any], said: set[str]) -> None:
     plain = {"rows": {"train": 5000, "test": 9}}
-    options = changes.pop("options", None)
-    found = " ".join(remarks(figures(5000, [20], **{**plain, **changes}), options))
+    options, config = changes.get("options", ClassificationSettings()), named_size("mini", 100)
+    data = figures(5000, [20], **{**plain, **{name: value for name, value in changes.items() if name != "options"}})
+    found = " ".join(remarks(data, config, options))
+    assert "--r-drop" not in found or "--r-drop 1 takes" in found
+    without = " ".join(remarks(data, config.with_dropout(0.0, 0.0, 0.0), options))
+    assert without == found.replace("--r-drop 1 takes", "--r-drop 1 --dropout 0.1 takes")
     hints = ("--test", "--seeds 3", "--class-weights auto", "tokenizer extend", "--label-smoothing", "--adversarial")
     assert {hint for hint in hints if hint in found} | ({"no r-drop"} if "--r-drop" not in found else set()) == said
 

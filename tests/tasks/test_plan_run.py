@@ -117,6 +117,47 @@ def test_two_phases_have_their_shares(planned: Any) -> None:
     assert (short.max_length, long.max_length) == (32, 64)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "given", "length", "expected"),
+    [
+        ((16,), None, None, 16),
+        ((64,), None, None, None),
+        ((16,), 16, None, 16),
+        ((8,), 16, None, 8),
+        ((64, 16), None, 64, 32),
+        ((16, 8), None, 64, 16),
+    ],
+)
+def test_smaller_micro_batches_are_in_the_command(
+    planned: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: tuple[int, ...],
+    given: int | None,
+    length: int | None,
+    expected: int | None,
+) -> None:
+    """Those that were measured; of phases, what fits in each when it is asked for at the usual length."""
+    measured_whole = measured
+
+    def cut(settings: PretrainSettings, **changes: Any) -> PretrainMeasured:
+        whole = measured_whole(settings, **changes)
+        costs = zip(whole.calibration.stages, sizes, strict=True)
+        stages = tuple(replace(one, batch_size=64, micro_batch_size=size) for one, size in costs)
+        return replace(whole, calibration=replace(whole.calibration, stages=stages))
+
+    monkeypatch.setitem(globals(), "measured", cut)
+    one = planned(budget="100 steps", batch_size=64, micro_batch_size=given, long_length=length)
+    assert one.settings.micro_batch_size == expected
+    if expected is not None:
+        assert f"--micro-batch-size {expected}" in advice_verbs.command(["pretrain"], one.settings)
+
+
+def test_a_run_that_levels_off_keeps_one_checkpoint_more(planned: Any) -> None:
+    falling, level = (planned(budget="100 steps", schedule=schedule).forecast for schedule in ("linear", "wsd"))
+    assert (falling.disk_bytes, level.disk_bytes) == (4000, 7000)
+    assert level.saving_seconds - falling.saving_seconds == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize("is_lean", [False, True])
 def test_what_does_not_fit_is_said(
     planned: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_lean: bool

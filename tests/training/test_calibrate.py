@@ -121,6 +121,28 @@ def test_micro_batches_are_cut_until_they_fit(
     assert (calibration.fits, calibration.peak_bytes, calibration.stages) == (False, 137, ())
 
 
+def test_whole_steps_that_want_more_are_cut_further(
+    toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each further micro-batch of a step takes 5 bytes more, which the first, measured alone, does not tell."""
+    peak = [0]
+    take_step = calibrate_module.take_step
+
+    def growing(model: Any, task: Any, step: Any, *arguments: Any, **options: Any) -> Any:
+        peak[0] = max(peak[0], 100 + 10 * step.micro_batch_size + 5 * (len(step.micro_batches) - 1))
+        return take_step(model, task, step, *arguments, **options)
+
+    monkeypatch.setattr(calibrate_module, "take_step", growing)
+    monkeypatch.setattr(memory, "peak_memory_bytes", lambda: peak[0])
+    monkeypatch.setattr(memory, "forget_peak_memory", lambda: peak.__setitem__(0, 0))
+    calibration = run(toy, tmp_path, 225, batch_size=16)  # 8 alone take 1.25 x 180, two of them 1.25 x 185
+    assert (calibration.fits, calibration.stages[0].micro_batch_size) == (True, 4)
+    assert calibration.peak_bytes == int(1.25 * 155) <= 225
+    peak[0] = 0
+    calibration = run(toy, tmp_path, 225, batch_size=16, smallest_micro_batch=8)
+    assert (calibration.fits, calibration.peak_bytes) == (False, int(1.25 * 185))
+
+
 def test_memory_that_runs_out_is_no_error(
     toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

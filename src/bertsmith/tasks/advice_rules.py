@@ -14,18 +14,20 @@ import numpy as np
 from bertsmith.model.config import EncoderConfig
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
+from bertsmith.tasks.start import has_dropout
 from bertsmith.tasks.tag_data import TaggingSettings
 
 _LONGEST = 512
 _SQUAD_LENGTH = 384
 _ROUND_TO = 8
-_FEWEST_TOKENS = 32
+_IN_DOCUMENTS = 256  # tokens of a sentence with its document
 _MANY_LONG = 0.05  # of the rows
 _FEW_ROWS = 5000
 _DEV_ROWS = 2000
 _MOST_FREQUENT = 0.8  # of the rows of one label
 _UNKNOWN = 0.01  # of the tokens
 _LORA_RATE = 10.0
+_PAIRS = 64  # of a batch, for embeddings
 _FEWEST_STEPS = 24
 _FEWEST_OF_LABEL = 8  # rows; of fewer, `check` says that a label is hardly to be learnt
 
@@ -53,6 +55,8 @@ class DataFigures:
     """By source: "train" before anything is held back, "dev", "test"."""
     lengths: np.ndarray
     """int64 [rows of train]"""
+    longest_evaluated: int
+    """Of dev and test; 0 where there is neither."""
     labels: Mapping[str, int]
     """Training rows (of tagging: words) of each; empty where labels are no classes."""
     scripts: Mapping[str, float]
@@ -115,15 +119,19 @@ def _of_task(data: DataFigures, config: EncoderConfig, options: Any) -> Iterator
     if isinstance(options, AnsweringSettings):
         yield from _of_answering(limit)
         return
-    longest = data.percentiles[2]
-    fitting = max(_FEWEST_TOKENS, math.ceil(longest / _ROUND_TO) * _ROUND_TO)
-    if longest <= limit:
-        why = f"The longest row has {longest} tokens. Batches hold no padding: room costs nothing where rows are short."
-    else:
+    longest, usual = max(data.percentiles[2], data.longest_evaluated), type(options).max_length
+    in_documents = isinstance(options, TaggingSettings) and options.context == "document"
+    # Never less than is usual: a model is asked about longer texts than it was taught, and would cut them.
+    fitting = max(_IN_DOCUMENTS if in_documents else usual, math.ceil(longest / _ROUND_TO) * _ROUND_TO)
+    if longest > limit:
         share = float((data.lengths > limit).mean())
         more = "which is all that the model has places for" if limit < _LONGEST else "and more costs time and memory"
         why = f"{_percent(share)} of the rows are longer than {limit} tokens, {more}."
-    max_length = min(limit, fitting)
+    elif in_documents:
+        why = f"The longest row has {longest} tokens; what is left is filled with its document and takes time: a habit."
+    else:
+        why = f"The longest row has {longest} tokens. Batches hold no padding: room costs nothing where rows are short."
+    max_length = min(limit, fitting) if options.max_length == usual else options.max_length
     yield Choice("max_length", max_length, why)
     if isinstance(options, TaggingSettings):
         stride = min(TaggingSettings.doc_stride, max_length // 2)
@@ -178,7 +186,7 @@ def _of_learning(data: DataFigures, config: EncoderConfig, is_random: bool) -> I
 def _batch_size(task: str, number: int) -> Choice:
     if task == "embedding":
         return Choice(
-            "batch_size", 64, "Each pair is learnt against all others of its batch; 64 gave 81.4 % nDCG here."
+            "batch_size", _PAIRS, "Each pair is learnt against all others of its batch; 64 gave 81.4 % nDCG here."
         )
     if task in ("answering", "choice"):
         return Choice("batch_size", 16, "A row is several sequences; 16 is what recipes/squad.yaml learns with.")
@@ -189,11 +197,11 @@ def _batch_size(task: str, number: int) -> Choice:
 
 def _epochs(task: str, number: int) -> Choice:
     rows = f"{number:,} rows"
-    if task == "embedding" and number >= _FEWEST_STEPS * 32:
+    if task == "embedding" and number >= _FEWEST_STEPS * _PAIRS:
         return Choice("epochs", 1.0, "One was enough for 10,649 pairs here (77.6 to 81.4 % nDCG); more is a habit.")
     if task == "embedding":
-        passes = float(min(20, math.ceil(_FEWEST_STEPS * 32 / number)))
-        return Choice("epochs", passes, f"{rows} are few, and this makes two dozen steps of 32 pairs: a habit.")
+        passes = float(min(20, math.ceil(_FEWEST_STEPS * _PAIRS / number)))
+        return Choice("epochs", passes, f"{rows} are few, and this makes two dozen steps of {_PAIRS} pairs: a habit.")
     if number < 1000:
         return Choice("epochs", 20.0, f"{rows} are few, and more than three passes help then (Mosbach et al. 2021).")
     if number < _FEW_ROWS:
@@ -249,12 +257,14 @@ def family_reason(data: DataFigures, config: EncoderConfig) -> str:
     return "It reads a text both ways, which these tasks want (Devlin et al. 2018, section 5.1)."
 
 
-def remarks(data: DataFigures, options: Any) -> Iterator[str]:
+def remarks(data: DataFigures, config: EncoderConfig, options: Any) -> Iterator[str]:
     """What no setting says: whether the model suits the data, and what else may be worth a try.
 
     Args:
+        config: of the model.
         options: the task's settings.
     """
+    is_weighted = data.task == "classification" and (options.multi_label or options.class_weights != "none")
     if data.unknown_share >= _UNKNOWN:
         script = next(iter(data.scripts), "other")
         yield (
@@ -267,14 +277,15 @@ def remarks(data: DataFigures, options: Any) -> Iterator[str]:
             "three times the time; --jobs 2 runs two at a time."
         )
     counts = sorted(data.labels.values())
-    if data.task == "classification" and counts and counts[-1] >= 10 * counts[0]:
+    if data.task == "classification" and not is_weighted and counts and counts[-1] >= 10 * counts[0]:
         yield (
             f"The most frequent label has {counts[-1]:,} rows, the rarest {counts[0]:,}: --class-weights auto makes "
             "all count the same. Nobody has measured here that it helps; compare macro_f1."
         )
     if data.task in ("classification", "tagging", "answering") and not getattr(options, "crf", False):
+        how = "--r-drop 1" if has_dropout(config) else "--r-drop 1 --dropout 0.1"
         yield (
-            "--r-drop 1 takes some twice the time. It was better in 12 of 17 data sets here, most with one seed, and "
+            f"{how} takes some twice the time. It was better in 12 of 17 data sets here, most with one seed, and "
             "in three of four on 500 rows (docs/results.md): compare on yours."
         )
     if data.task == "tagging" and data.rows["train"] < _FEW_ROWS and not getattr(options, "crf", False):

@@ -15,6 +15,7 @@ import numpy as np
 from bertsmith.errors import SettingsError
 from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
+from bertsmith.model.families import family
 from bertsmith.model.operations import TextShape, encoder_operations
 from bertsmith.model.sizes import SIZES, named_size
 from bertsmith.settings import settle_types, to_yaml
@@ -171,6 +172,7 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
         seed=settings.seed,
     )
     config, weights, tokenizer = starting_point(run, options.max_length)
+    family(config.model_type).architecture(kind.architecture)  # refuses a head that the family has not
     data = read_figures(kind, task, run, options, tokenizer)
     asked = recommend(data, config, options, is_random=weights is None)
     choices, measured = _fitting_memory(task, run, options, asked, limit_bytes)
@@ -184,7 +186,7 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
     forecast = None
     if measured.calibration.fits:
         forecast = measured.forecast(run.settled[0], _share(run, measured))
-    notes = tuple(remarks(data, options))
+    notes = tuple(remarks(data, config, options))
     advice = Advice(
         task,
         data,
@@ -215,16 +217,19 @@ def read_figures(kind: Kind, task: str, settings: FinetuneSettings, options: Any
     """
     options, rows = read_training_rows(kind, settings.train, options)
     kind.find_labels(rows, options)
-    sizes = {"train": len(rows)}
+    sizes, longest = {"train": len(rows)}, 0
     for split, source in (("dev", settings.dev), ("test", settings.test)):
         if source is not None:
-            sizes[split] = len(kind.read_rows(source, options)[1])
+            others = kind.read_rows(source, options)[1]
+            sizes[split] = len(others)
+            longest = max(longest, *row_lengths(others, Encoded.of(others, tokenizer), tokenizer))
     encoded = Encoded.of(rows, tokenizer)
     total = sum(map(sum, encoded.lengths))
     return DataFigures(
         task=task,
         rows=sizes,
         lengths=np.array(row_lengths(rows, encoded, tokenizer), dtype=np.int64),
+        longest_evaluated=longest,
         labels=label_counts(rows, options),
         scripts=script_shares(text for row in rows for text in row.texts),
         unknown_share=encoded.num_unknown / max(1, total),
@@ -292,7 +297,9 @@ def _with_less_evaluation(choices: list[Choice], measured: FinetuneMeasured, lim
     """Less held back, where evaluating it would take more than a fifth of the time there is, in a run of one epoch."""
     share = next((choice.value for choice in choices if choice.name == "dev_share"), None)
     evaluating = measured.forecast(1).evaluation_seconds
-    if share is None or evaluating <= _EVALUATION_SHARE * limit_seconds:
+    epochs = next(choice.value for choice in choices if choice.name == "epochs")
+    fits = measured.forecast(epochs).seconds <= limit_seconds
+    if share is None or fits or evaluating <= _EVALUATION_SHARE * limit_seconds:
         return choices
     smaller = max(_LEAST_DEV_SHARE, round(share * _EVALUATION_SHARE * limit_seconds / evaluating, 3))
     why = "More to evaluate would take more than a fifth of the time there is."

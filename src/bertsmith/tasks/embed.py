@@ -265,13 +265,18 @@ class Embedding:
         return np.array(ranks), nearest
 
 
+def smallest_micro_batch(task: Embedding) -> int:
+    """Pairs that are learnt at once at least: two, unless there are negatives to tell each one from."""
+    return 1 if any(item.row.negative for item in task.examples("train").items) else 2
+
+
 def check_batches(task: Embedding, micro_batch_size: int) -> None:
     """Refuse to learn pairs one by one, where there is nothing to tell them from.
 
     Raises:
         SettingsError: micro-batches of one pair, which has no negative either.
     """
-    if micro_batch_size == 1 and not any(item.row.negative for item in task.examples("train").items):
+    if micro_batch_size < smallest_micro_batch(task):
         raise SettingsError(
             "a pair is told from the others of its micro-batch: give batch_size and micro_batch_size of 2 or more (32 "
             "is usual)."

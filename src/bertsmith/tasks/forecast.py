@@ -23,7 +23,7 @@ from bertsmith.tasks.pretrain import prepare
 from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainSettings
 from bertsmith.tasks.saved import task_kind, training_rows
 from bertsmith.tasks.start import build_model, starting_point
-from bertsmith.tasks.teaching import train_settings
+from bertsmith.tasks.teaching import settings_for
 from bertsmith.training.calibrate import Calibration, calibrate
 from bertsmith.training.device import resolve_device
 from bertsmith.training.memory import free_memory_bytes
@@ -145,7 +145,7 @@ def _measure_finetune(
     calibration = calibrate(
         model,
         [Stage(work)],
-        train_settings(settings),
+        settings_for(work, settings),
         memory_limit_bytes=memory_limit_bytes,
         seconds=seconds,
         folder=writable(settings.out),

@@ -27,13 +27,14 @@ from bertsmith.model.operations import (
 )
 from bertsmith.tasks.forecast import Forecast, PretrainMeasured, measure_pretrain, memory_limit, num_times
 from bertsmith.tasks.objectives import PAIR_NAMES
+from bertsmith.tasks.pretrain import train_settings
 from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainOptions, PretrainSettings
 from bertsmith.tasks.replaced_tokens import generator_config
 from bertsmith.tasks.run_folder import model_folder
 from bertsmith.text.corpus import read_manifest
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
-from bertsmith.training.calibrate import StageCost
+from bertsmith.training.calibrate import Calibration, StageCost
 from bertsmith.training.schedule import Budget, Spent
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -227,6 +228,7 @@ def _planned(
     cost, budget = measured.calibration, Budget.parse(settings.budget)
     if not cost.fits:
         return RunPlan(settings, limit_bytes, measured, (), None, None)
+    settings = _in_micro_batches(settings, cost)
     stages = _stages(settings, measured, times_as_long, budget.amount)
     evaluating, saving = _beside_learning(settings, measured, stages)
     if budget.unit == "seconds":
@@ -239,10 +241,27 @@ def _planned(
         evaluation_seconds=evaluating,
         saving_seconds=saving + cost.best_seconds + cost.report_seconds,
         peak_bytes=cost.peak_bytes,
-        disk_bytes=cost.save_bytes + cost.best_bytes,
+        disk_bytes=(1 + _keeps_stable(settings)) * cost.save_bytes + cost.best_bytes,
     )
     price = None if price_per_hour is None else forecast.seconds / 3600 * price_per_hour
     return RunPlan(settings, limit_bytes, measured, stages, forecast, price)
+
+
+def _in_micro_batches(settings: PretrainSettings, cost: Calibration) -> PretrainSettings:
+    """The settings with the micro-batches that were measured, where those that are asked for do not fit the memory."""
+    fitting = []
+    for stage, one in zip(settings.phases, cost.stages, strict=True):
+        given = settings.micro_batch_size
+        asked = one.batch_size if given is None else round(given * settings.max_length / stage.max_length)
+        if one.micro_batch_size < min(one.batch_size, asked):
+            # Of the usual length; `pretrain` takes fewer sequences where they are longer.
+            fitting.append(max(1, one.micro_batch_size * stage.max_length // settings.max_length))
+    return replace(settings, micro_batch_size=min(fitting)) if fitting else settings
+
+
+def _keeps_stable(settings: PretrainSettings) -> bool:
+    """Whether a checkpoint is kept from before the rate falls."""
+    return train_settings(settings).optimizer.preset.schedule == "wsd"
 
 
 def _stages(
@@ -291,5 +310,5 @@ def _beside_learning(
     in_run = num_times(settings.evaluate_every or _EVALUATE_EVERY, spent) * an_evaluation
     if budget.unit == "seconds" and settings.evaluate_every is None:
         in_run = min(in_run, _EVALUATION_SHARE * budget.amount)
-    num_saves = 1 + num_times(settings.save_every, spent)
+    num_saves = 1 + _keeps_stable(settings) + num_times(settings.save_every, spent)
     return in_run + an_evaluation, num_saves * measured.calibration.save_seconds

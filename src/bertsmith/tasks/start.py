@@ -61,7 +61,7 @@ def starting_point(settings: FinetuneSettings, max_length: int) -> tuple[Encoder
     if settings.layers is not None:
         config = replace(config, num_hidden_layers=settings.layers)
     _check_layers(config, settings)
-    if settings.r_drop is not None and settings.dropout is None and not _drops(config):
+    if settings.r_drop is not None and settings.dropout is None and not has_dropout(config):
         raise SettingsError("r_drop compares passes with different dropout, and this model has none: give dropout.")
     return config, weights, tokenizer
 
@@ -87,7 +87,8 @@ def _longer(config: EncoderConfig, max_length: int) -> EncoderConfig:
     return replace(config, max_position_embeddings=config.position_offset + longest)
 
 
-def _drops(config: EncoderConfig) -> bool:
+def has_dropout(config: EncoderConfig) -> bool:
+    """Whether two passes of this model differ while it learns."""
     own = (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.embedding_dropout)
     return any((*own, config.head_dropout))
 

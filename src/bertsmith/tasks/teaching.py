@@ -24,7 +24,7 @@ from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import code_span, model_card
 from bertsmith.tasks.data_check import given_answer
 from bertsmith.tasks.distill import Distillation, source_name, teacher_names, weight_hashes
-from bertsmith.tasks.embed import Embedding
+from bertsmith.tasks.embed import Embedding, smallest_micro_batch
 from bertsmith.tasks.finetune_report import data_fingerprint, write_run_report
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_folder import write_config
@@ -134,9 +134,7 @@ class Teaching:
         write_config(settings, f"finetune {self.task.name}", configured, has_ended=has_ended)
 
     def _learning(self, settings: FinetuneSettings) -> TrainSettings:
-        compares = settings.mixup is not None or isinstance(self.task, Embedding)
-        smallest = 2 if compares else 1
-        return replace(train_settings(settings), log_every=self.log_every, smallest_micro_batch=smallest)
+        return replace(settings_for(self.task, settings), log_every=self.log_every)
 
     def _fingerprint(self, settings: FinetuneSettings) -> dict[str, str | int | float | bool | None]:
         """What has to be equal on resume, beside the loop's own."""
@@ -209,8 +207,14 @@ def decision(task: FinetuneTask) -> str:
     return f"There is no answer where that scores {task.settings.no_answer_threshold:.2f} above the best: by dev."
 
 
+def settings_for(task: FinetuneTask, settings: FinetuneSettings) -> TrainSettings:
+    """The loop's settings, with the fewest examples that this task can be learnt from at once."""
+    smallest = smallest_micro_batch(task) if isinstance(task, Embedding) else 1 if settings.mixup is None else 2
+    return replace(train_settings(settings), smallest_micro_batch=smallest)
+
+
 def train_settings(settings: FinetuneSettings) -> TrainSettings:
-    """The loop's settings."""
+    """The loop's settings, whatever the task."""
     epochs, learning_rate = settings.settled
     learning = settings.train_settings(
         budget=f"{epochs} epochs",

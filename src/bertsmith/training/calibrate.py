@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from bertsmith.training.optim import build_optimizer
 from bertsmith.training.plan import Stage, TrainSettings
 from bertsmith.training.report import Curves, write_report
 from bertsmith.training.step import OutOfMemory, take_step
-from bertsmith.training.task import Examples, Task, TaskAround
+from bertsmith.training.task import HeldOutPart, Task
 
 _CURVES_OF_LEARNING = 3  # in a report: loss, learning rate, speed
 _FEWEST_STEPS = 3
@@ -221,6 +220,19 @@ class _Bench:
             DoesNotFit: one example in a step is too much.
         """
         self.micro_batch_size = self._fitting(memory_limit_bytes)
+        cost = self._cost(seconds)
+        while cost.peak_bytes > memory_limit_bytes:  # whole steps, and scores, may want more than one micro-batch
+            self._halve(cost.peak_bytes)
+            self.memory.forget_peak()
+            cost = self._cost(seconds)
+        return cost
+
+    def _halve(self, needed_bytes: int) -> None:
+        if self.micro_batch_size < 2 * self.settings.smallest_micro_batch:
+            raise DoesNotFit(needed_bytes)
+        self.micro_batch_size //= 2
+
+    def _cost(self, seconds: float) -> StageCost:
         steps, times = self._timed_steps(seconds)
         tokens = [step.num_tokens for step in steps]
         pace = Pace.fit(tokens, times)
@@ -253,7 +265,8 @@ class _Bench:
         """
         step = self._largest_micro_batch()
         whole = len(step.sample_ids)
-        sizes = sorted({-(-whole // part) for part in (1, 2, 4, 8)})
+        smallest = min(whole, self.settings.smallest_micro_batch)
+        sizes = sorted({max(smallest, -(-whole // part)) for part in (1, 2, 4, 8)})
         known: list[tuple[int, int]] = []
         fitting = 0
         for size in sizes:
@@ -271,9 +284,8 @@ class _Bench:
             fitting = size
         if fitting:
             return self.micro_batch_size if fitting == whole else fitting
-        if sizes[0] == 1:
-            raise DoesNotFit(known[0][1])
-        self.micro_batch_size = sizes[0] // 2
+        self.micro_batch_size = sizes[0]
+        self._halve(known[0][1])
         return self._fitting(limit_bytes)
 
     def _largest_micro_batch(self) -> Step:
@@ -322,7 +334,7 @@ class _Bench:
         # First a little, because the first scores wait for imports.
         for places in (order[:: max(every, size // 8)], order[::every]):
             began = time.perf_counter()
-            part = _Part(self.task, places.tolist())
+            part = HeldOutPart(self.task, places.tolist())
             self.metrics = evaluate_task(self.model, part, "dev", device=self.device, precision=self.precision).metrics
             spent = time.perf_counter() - began
         return spent / max(1, int(lengths[order[::every]].sum()))
@@ -355,37 +367,6 @@ class _Bench:
             stream=self.number,
             num_workers=self.settings.num_workers,
         )
-
-
-class _Part(TaskAround):
-    """The task with some of its held-out examples."""
-
-    def __init__(self, task: Task, places: Sequence[int]) -> None:
-        super().__init__(task)
-        self._places = places
-
-    def examples(self, split: str) -> Examples:
-        """Those of "dev"."""
-        return _Chosen(self._task.examples(split), self._places)
-
-
-class _Chosen:
-    """Some examples of a collection, by their places."""
-
-    def __init__(self, examples: Examples, places: Sequence[int]) -> None:
-        self._examples, self._places = examples, places
-
-    def num_examples(self, epoch: int) -> int:
-        """The same for every epoch."""
-        return len(self._places)
-
-    def take(self, indices: Sequence[int], epoch: int) -> Sequence[Any]:
-        """By their places among the chosen."""
-        return self._examples.take([self._places[index] for index in indices], epoch)
-
-    def num_tokens(self, index: int) -> int:
-        """Of the one at that place among the chosen."""
-        return self._examples.num_tokens(self._places[index])
 
 
 def _only(step: Step, task: Task, size: int) -> Step:

@@ -122,3 +122,34 @@ class TaskAround:
     def score(self, answers: Sequence[Any], examples: Sequence[Any]) -> dict[str, float]:
         """The task's."""
         return self._task.score(answers, examples)
+
+
+class HeldOutPart(TaskAround):
+    """A task with some of its examples to evaluate with."""
+
+    def __init__(self, task: Task, places: Sequence[int]) -> None:
+        super().__init__(task)
+        self._places = places
+
+    def examples(self, split: str) -> Examples:
+        """Those of "dev"."""
+        return _Chosen(self._task.examples(split), self._places)
+
+
+class _Chosen:
+    """Some examples of a collection, by their places."""
+
+    def __init__(self, examples: Examples, places: Sequence[int]) -> None:
+        self._examples, self._places = examples, places
+
+    def num_examples(self, epoch: int) -> int:
+        """The same for every epoch."""
+        return len(self._places)
+
+    def take(self, indices: Sequence[int], epoch: int) -> Sequence[Any]:
+        """By their places among the chosen."""
+        return self._examples.take([self._places[index] for index in indices], epoch)
+
+    def num_tokens(self, index: int) -> int:
+        """Of the one at that place among the chosen."""
+        return self._examples.num_tokens(self._places[index])
