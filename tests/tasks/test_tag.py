@@ -141,6 +141,19 @@ def test_words_of_raw_text_are_those_of_the_tokenizer(minilm_tokenizer):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_raw_text_is_read_as_words_that_someone_has_split(tokenizers, kind):
+    """Where tokens hold the space before a word, "Paris," would be one word, and its tokens others than in training."""
+    task = make(tokenizers[kind])
+    raw, split = task.encode([
+        task.row({"text": " Zoë's  café, (in 東京)!"}, "x"),
+        task.row({"words": ["Zoë", "'", "s", "café", ",", "(", "in", "東", "京", ")", "!"]}, "x"),
+    ])  # fmt: skip
+    assert [raw.text[a:b] for a, b in raw.word_spans.tolist()] == list(split.row.words)
+    assert [ids.tolist() for ids in raw.token_ids] == [ids.tolist() for ids in split.token_ids]
+    assert raw.word_positions.tolist() == split.word_positions.tolist()
+
+
 def test_a_long_sentence_gives_each_word_to_the_window_that_sees_most_around_it(tokenizer):
     words = [("cat", "zz", "dog", "bird")[i % 4] for i in range(40)]
     task = make(tokenizer, sentence(words, None))

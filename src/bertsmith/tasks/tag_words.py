@@ -5,13 +5,14 @@ measured by Luoma and Pyysalo 2020 (arXiv 2006.01563) and Schweter and Akbik 202
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bertsmith.tasks.tag_data import TaggingRow
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import surround
+from bertsmith.text.words import plain_words
 
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
@@ -27,7 +28,17 @@ class Words:
 
 
 def words_of(row: TaggingRow, tokenizer: Tokenizer) -> Words:
-    """Tokenize a sentence. The words of raw text are those of the tokenizer, without white space at their ends."""
+    """Tokenize a sentence. The words of raw text are those of the tokenizer, without white space at their ends.
+
+    Where tokens hold the space before a word, as in XLM-R and RoBERTa, these would be other tokens than those of words
+    that someone has split, as in training data, and "Paris," one word: there they are split as BERT does.
+    """
+    if row.words is None and tokenizer.spaces_in_tokens:
+        text = row.text or ""
+        spans = _apart(text, plain_words(text))
+        spans = spans[spans[:, 0] < spans[:, 1]]
+        own = words_of(replace(row, words=tuple(text[start:end] for start, end in spans.tolist())), tokenizer)
+        return replace(own, text=text, spans=spans)
     if row.words is None:
         text = row.text or ""
         encoding = tokenizer.encode(text)

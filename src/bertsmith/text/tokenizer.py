@@ -82,7 +82,7 @@ class Tokenizer:
         self._special = special
         parts = json.loads(self._backend.to_str())
         kinds = _types_in(parts["pre_tokenizer"])
-        self._spaces_in_tokens = bool({"Metaspace", "ByteLevel"} & kinds.keys())
+        self.spaces_in_tokens = bool({"Metaspace", "ByteLevel"} & kinds.keys())
         self.space_before_words: bool = kinds.get("ByteLevel", {}).get("add_prefix_space") is False
         self._is_bert = _is_bert(parts)
         self._normalizer: dict[str, Any] = parts["normalizer"] or {}
@@ -134,7 +134,7 @@ class Tokenizer:
                 ids = np.array(raw.ids, dtype=np.int32)
             offsets = np.array(raw.offsets, dtype=np.int32).reshape(-1, 2)
             starts = _changes(np.array(raw.word_ids, dtype=np.int32))
-            if self._spaces_in_tokens:
+            if self.spaces_in_tokens:
                 _trim_spaces(text, offsets)
             if not text.isascii():
                 _keep_marks(text, offsets)

@@ -1,4 +1,4 @@
-"""Where words begin in text that is written without spaces, as Chinese is.
+"""Where words begin in text that is written without spaces, as Chinese is, and in text that nobody has split.
 
 A pre-tokenizer does not know: BERT's takes every Chinese character for a word, those of byte-level
 BPE and Unigram take a whole clause. Masking whole words of Chinese therefore needs a segmenter (Cui
@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal, final, get_args
 
 import numpy as np
+from tokenizers import Regex, pre_tokenizers
 
 from bertsmith.errors import MissingExtraError, SettingsError, did_you_mean
 from bertsmith.text.tokenizer import Encoding, FlatEncoding, Tokenizer
@@ -20,6 +21,10 @@ WordSegmenter = Literal["none", "jieba"]
 # As google-research/bert `_is_chinese_char`: ideographs, neither kana nor hangul.
 _CJK = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
+
+_PLAIN = pre_tokenizers.Sequence(
+    [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(_CJK.pattern), behavior="isolated")]
 )
 
 
@@ -66,6 +71,16 @@ def load_segmenter(name: WordSegmenter) -> Jieba | None:
     if name not in get_args(WordSegmenter):
         raise SettingsError(f'unknown word_segmenter "{name}". {did_you_mean(name, get_args(WordSegmenter))}')
     return None if name == "none" else _jieba()
+
+
+def plain_words(text: str) -> np.ndarray:
+    """Int64 [words, 2] code points of what BERT takes for words: parted by white space, punctuation and Chinese apart.
+
+    >>> plain_words("Zo\u00eb's \u6771\u4eac!").tolist()
+    [[0, 3], [3, 4], [4, 5], [6, 7], [7, 8], [8, 9]]
+    """
+    found = [place for _, place in _PLAIN.pre_tokenize_str(text)]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def encode_words(tokenizer: Tokenizer, texts: Sequence[str], segmenter: Jieba | None) -> FlatEncoding:
