@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from rich.console import Console
@@ -19,6 +20,8 @@ from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.pairs import judge_pairs
+from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.text.tokenizer import load_tokenizer
 
@@ -119,3 +122,60 @@ def test_answering(folder: Path) -> None:
     found = module.tokens(module.encoder(batch.inputs))
     torch.testing.assert_close(found[:, 0], expected.start_logits[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(found[:, 1], expected.end_logits[0], rtol=0, atol=1e-5)
+
+
+def xlm_roberta_tokenizer() -> Any:
+    """A small one as transformers makes it: SentencePiece, and segment 0 on both sides of a pair."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend: Any = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator(TEXTS, trainer)
+    vocabulary = json.loads(backend.to_str())["model"]["vocab"]
+    return transformers.XLMRobertaTokenizer(vocab=[tuple(piece) for piece in vocabulary])
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@torch.no_grad()
+def test_a_pair_has_the_segments_of_its_tokenizer(family: str, tmp_path: Path) -> None:
+    """An encoder with two segments beside a tokenizer that uses one of them."""
+    tokenizer = xlm_roberta_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(tokenizer), pad_token_id=1, type_vocab_size=2, initializer_range=0.3, **sizes
+    )
+    for head in ("SequenceClassification", "QuestionAnswering"):
+        torch.manual_seed(0)
+        theirs = getattr(transformers, f"{family}For{head}")(config).eval()
+        theirs.save_pretrained(tmp_path / head)
+        tokenizer.save_pretrained(tmp_path / head)
+        inputs = their_inputs(tmp_path / head, TEXTS[1], TEXTS[2])
+        expected = theirs(**inputs)
+        others = theirs(**inputs, token_type_ids=torch.tensor([[0] * 5 + [1] * (inputs["input_ids"].shape[1] - 5)]))
+        predictor = load(tmp_path / head, device="cpu")
+        if head == "SequenceClassification":
+            (answer,) = predictor.predict([{"text": TEXTS[1], "pair": TEXTS[2]}])
+            np.testing.assert_allclose(list(answer["scores"].values()), expected.logits.softmax(-1)[0], atol=1e-5)
+            assert (others.logits - expected.logits).abs().max() > 1e-3, "the other segment would be seen"
+        else:
+            task, module = predictor.task, predictor.model  # type: ignore[attr-defined]
+            row = task.row({"question": TEXTS[1], "context": TEXTS[2]}, "row")
+            found = module.tokens(module.encoder(task.collate(task.encode([row])).inputs))
+            torch.testing.assert_close(found[:, 0], expected.start_logits[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(found[:, 1], expected.end_logits[0], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_judgements_of_pairs_have_the_segments_of_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = xlm_roberta_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = named_size("tiny", len(tokenizer), max_length=48, pad_token_id=1)
+    torch.manual_seed(0)
+    model = PretrainingModel(Encoder(config), pairs=True).eval()
+    save_model(tmp_path, model, config, "BertForPreTraining")
+    theirs = transformers.BertForPreTraining.from_pretrained(tmp_path).eval()
+    expected = theirs(**their_inputs(tmp_path, TEXTS[1], TEXTS[2])).seq_relationship_logits.softmax(-1)[0]
+    (found,) = judge_pairs(model, load_tokenizer(tmp_path), [(TEXTS[1], TEXTS[2])], "nsp")
+    np.testing.assert_allclose(list(found.values()), expected, atol=1e-5)

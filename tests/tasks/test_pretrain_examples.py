@@ -103,13 +103,14 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(
     assert hiding == "next" or sum(a == b for a, b in zip(together, other, strict=False)) < 0.2 * size
 
 
-@pytest.mark.parametrize("num_separators", [1, 2])
+@pytest.mark.parametrize(("num_separators", "second_segment"), [(1, 1), (2, 1), (2, 0)])
 @pytest.mark.parametrize("mode", ["clean", "original", "doc-sentences"])
 def test_texts_are_laid_out_as_for_prediction(
-    corpus: Corpus, tokenizer: Tokenizer, mode: DataMode, num_separators: int
+    corpus: Corpus, tokenizer: Tokenizer, mode: DataMode, num_separators: int, second_segment: int
 ) -> None:
     # RoBERTa has two special tokens between the texts of a pair; here they differ, so that their order shows.
     tokenizer.separator_ids = (tokenizer.sep_id, tokenizer.unk_id)[:num_separators]
+    tokenizer.second_segment = second_segment
     examples = make(corpus, tokenizer, mode)
     indices = np.arange(examples.num_examples(0))
     whole = np.concatenate(corpus.shards())
@@ -121,6 +122,7 @@ def test_texts_are_laid_out_as_for_prediction(
         expected_ids, expected_segments = assemble(tokenizer, first, second)
         np.testing.assert_array_equal(ids, expected_ids)
         np.testing.assert_array_equal(one.segment_ids, expected_segments)
+        assert one.segment_ids.max() == (second_segment if len(second) else 0)
         assert len(ids) <= MAX_LENGTH
         num_pairs += len(second) > 0
     assert (num_pairs > 0) == (mode != "doc-sentences")

@@ -149,6 +149,26 @@ def test_pair_in_transformers(trained: Callable[[Kind, bool], Path], kind: Kind)
 
 
 @pytest.mark.conformance
+def test_segments_of_a_template_outlive_saving(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """BERT's own pipeline, with segment 0 on both sides: transformers would give a BertTokenizer BERT's template."""
+    load_tokenizer(tiny_tokenizer).save(tmp_path / "bert")
+    load_tokenizer(tiny_tokenizer).save(tmp_path / "flat")
+    parts = json.loads((tmp_path / "flat" / "tokenizer.json").read_text(encoding="utf-8"))
+    for piece in parts["post_processor"]["pair"]:
+        next(iter(piece.values()))["type_id"] = 0
+    (tmp_path / "flat" / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
+    for name, segment in (("bert", 1), ("flat", 0)):
+        tokenizer = load_tokenizer(tmp_path / name)
+        assert tokenizer.second_segment == segment
+        tokenizer.save(tmp_path / "copy")
+        assert load_tokenizer(tmp_path / "copy").second_segment == segment
+        theirs = AutoTokenizer.from_pretrained(tmp_path / "copy")("the king", "a dog")
+        assert theirs["token_type_ids"][-1] == segment
+        first, second = tokenizer.encode("the king").ids, tokenizer.encode("a dog").ids
+        assert theirs["input_ids"] == [tokenizer.cls_id, *first, tokenizer.sep_id, *second, tokenizer.sep_id]
+
+
+@pytest.mark.conformance
 def test_real_folder_and_its_copy_in_transformers(minilm: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(minilm)
     assert tokenizer.encode("a " * 400).ids.shape == (400,), "truncation and padding of the file are off"

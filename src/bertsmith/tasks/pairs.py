@@ -384,7 +384,7 @@ def num_pair_specials(tokenizer: Tokenizer) -> int:
 
 
 def assemble(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] A [SEP] B [SEP] and its segments; what stands between the texts belongs to segment 0.
+    """[CLS] A [SEP] B [SEP] and its segments, as the tokenizer has them; what is between belongs to 0.
 
     Returns:
         int64 [L] token ids and int64 [L] segment ids.
@@ -395,5 +395,5 @@ def assemble(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None)
         return ids, np.zeros_like(ids)
     ids = np.concatenate([cls, first, between, second, sep]).astype(np.int64)
     segments = np.zeros_like(ids)
-    segments[len(first) + 1 + len(between) :] = 1
+    segments[len(first) + 1 + len(between) :] = tokenizer.second_segment
     return ids, segments

@@ -190,7 +190,9 @@ class PretrainExamples:
         streams = Streams(self._seed, "mask", epoch, samples)
         masked = self._hiding.mask(token_ids, layout.offsets, streams, word_starts)
         masked_offsets = np.searchsorted(masked.positions, layout.offsets)
-        segment_ids = np.zeros_like(token_ids) if self._crosses_documents else layout.second_segments()
+        segment_ids = np.zeros_like(token_ids)
+        if not self._crosses_documents:
+            segment_ids[layout.is_behind()] = self._tokenizer.second_segment
         return FlatExamples(masked, segment_ids, layout.offsets, masked_offsets, cuts.label)
 
     def _texts(self, cuts: Cuts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -212,11 +214,12 @@ class _Layout:
     between: np.ndarray  # int64 [E, number of separators], where they are
     rows: np.ndarray  # int64 [E], the samples they are in
 
-    def second_segments(self) -> np.ndarray:
-        """int64 [T], 1 from behind the separators to the end of the sample; for samples of at most two texts."""
+    def is_behind(self) -> np.ndarray:
+        """bool [T], true from behind the separators to the end of the sample; for samples of at most two texts."""
         begins = self.offsets[1:].copy()
         begins[self.rows] = self.between[:, -1] + 1
-        return (np.arange(len(self.is_text)) >= np.repeat(begins, np.diff(self.offsets))).astype(np.int64)
+        is_behind: np.ndarray = np.arange(len(self.is_text)) >= np.repeat(begins, np.diff(self.offsets))
+        return is_behind
 
 
 def _lay_out(lengths: np.ndarray, counts: np.ndarray, num_separators: int) -> _Layout:

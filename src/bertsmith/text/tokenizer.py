@@ -60,6 +60,7 @@ class Tokenizer:
         vocab_size: the highest id plus one, which is the number of rows an embedding needs.
         special_ids: the ids of all special tokens, the five roles and any others.
         separator_ids: the special tokens between the two texts of a pair: one for BERT, two for RoBERTa.
+        second_segment: the segment that its template gives the second text: 1 for BERT, 0 for RoBERTa.
         lowercase: whether the normalizer makes text lower-case.
         space_before_words: whether a word behind another is only itself with its space ("ĠA"), and the
             tokenizer does not add one: byte-level vocabularies as RoBERTa, GPT-2 and ModernBERT publish them.
@@ -84,7 +85,6 @@ class Tokenizer:
         kinds = _types_in(parts["pre_tokenizer"])
         self.spaces_in_tokens = bool({"Metaspace", "ByteLevel"} & kinds.keys())
         self.space_before_words: bool = kinds.get("ByteLevel", {}).get("add_prefix_space") is False
-        self._is_bert = _is_bert(parts)
         self._normalizer: dict[str, Any] = parts["normalizer"] or {}
 
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
@@ -111,7 +111,9 @@ class Tokenizer:
 
         self._is_barred = np.zeros(self.vocab_size, dtype=bool)
         self._is_barred[list(self.special_ids - {self.unk_id})] = True
-        self.separator_ids: tuple[int, ...] = self._separators() or (self.sep_id,)
+        separators, self.second_segment = self._second_side()
+        self.separator_ids: tuple[int, ...] = separators or (self.sep_id,)
+        self._is_bert = _is_bert(parts) and (self.separator_ids, self.second_segment) == ((self.sep_id,), 1)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, SpecialTokens]]:
         return Tokenizer, (self._backend.to_str(), self._special)
@@ -237,8 +239,8 @@ class Tokenizer:
         template, own = pair_template(self._backend, self._special), self._backend.post_processor
         self._backend.post_processor = template if own is None else processors.Sequence([own, template])
 
-    def _separators(self) -> tuple[int, ...]:
-        """What the tokenizer's own template puts between two texts; nothing if it has no template."""
+    def _second_side(self) -> tuple[tuple[int, ...], int]:
+        """What the tokenizer's own template puts between two texts, and the segment of the second one."""
         try:
             raw = self._backend.encode("a", "a", add_special_tokens=True)
         except BaseException as error:
@@ -247,9 +249,10 @@ class Tokenizer:
             raise
         sides = list(raw.sequence_ids)
         if 1 not in sides:
-            return ()
-        middle = raw.ids[: sides.index(1)]
-        return tuple(token_id for token_id, side in zip(middle[1:], sides[1:], strict=False) if side is None)
+            return (), 1
+        second = sides.index(1)
+        between = (token_id for token_id, side in zip(raw.ids[1:second], sides[1:], strict=False) if side is None)
+        return tuple(between), raw.type_ids[second]
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         clean = [replace_surrogates(text) for text in texts]
