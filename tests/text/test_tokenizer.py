@@ -487,8 +487,8 @@ def test_tokens_beside_a_vocab_file_are_those_of_transformers(tmp_path: Path, wr
 def test_added_tokens_that_cannot_have_their_ids_are_refused(tmp_path: Path) -> None:
     folder = write_with_added(tmp_path / "model", "added_tokens.json")
     for content, message in (
-        ({"bertsmith": 20}, '"bertsmith" has the id 20, where 14 is its place'),
-        ({"king": 14}, '"king" has the id 14, where 6 is its place'),
+        ({"bertsmith": 20}, '"bertsmith" has the id 20, and 14 by its place'),
+        ({"king": 14}, '"king" has the id 14, and 6 by its place'),
         (["bertsmith"], "must give each token its id, and is a list"),
         ({"bertsmith": "last"}, "must be whole numbers, not last"),
     ):

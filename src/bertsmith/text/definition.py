@@ -225,8 +225,8 @@ def _with_added(definition: str, file: Path, settings: Mapping[str, Any]) -> str
         place = backend.token_to_id(token.content)
         if place != token_id:
             raise ModelError(
-                f'the added token "{token.content}" has the id {token_id}, where {place} is its place behind vocab.txt. '
-                "Load the folder in transformers and save it again as a tokenizer.json"
+                f'the added token "{token.content}" has the id {token_id}, and {place} by its place behind vocab.txt; '
+                "load the folder in transformers and save it again as a tokenizer.json"
             )
     with_added: str = backend.to_str()
     return with_added
