@@ -465,6 +465,12 @@ def test_rows_to_predict(tokenizer: Tokenizer) -> None:
         pairs.row("x", "row 1")
     unknown = Classification(tokenizer, ("a", "b"), ClassificationSettings(), {})
     assert unknown.row({"text": "x", "pair": "y"}, "row 1").pair == "y"
+    for values in ({"text": "x", "pair": None}, {"text": "x", "pair": math.nan}, {"sentence1": "x", "sentence2": None}):
+        assert unknown.row(values, "row 1") == unknown.row("x", "row 1"), "null is no pair"
+    with pytest.raises(InputError, match="row 1, text: nothing here"):
+        unknown.row({"text": None, "pair": "y"}, "row 1")
+    with pytest.raises(InputError, match="row 1, s: nothing here"):
+        pairs.row({"q": "x", "s": None}, "row 1")
     batch = unknown.collate(unknown.encode([unknown.row("x", "row 1")]))
     assert not batch.labels and batch.counts == {"classification": 0.0}
 

@@ -26,6 +26,7 @@ from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, find_lab
 from bertsmith.tasks.finetune import evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import TASKS, read_training_rows, save_task
+from bertsmith.tasks.sentence_folder import read_sentence_files
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.task import Batch
 
@@ -80,6 +81,52 @@ def test_sentence_transformers_gives_the_same_vectors(tokenizer: Tokenizer, tmp_
     (tmp_path / "model" / "bertsmith.json").unlink()  # then it is a folder like theirs
     again = [answer["embedding"] for answer in load(tmp_path / "model").predict(TEXTS)]
     assert again == ours
+
+
+def their_folder(tokenizer: Tokenizer, folder: Path, **changes: Any) -> Path:
+    """A folder as others have it; `changes` are to fields of its files, None takes one away."""
+    task, model = make_task(tokenizer, pairs(("a", "b")))
+    save_task(folder, task, model, model.encoder.config, "# card\n", {})
+    (folder / "bertsmith.json").unlink()
+    (folder / "config_sentence_transformers.json").write_text("{}", encoding="utf-8")
+    for name, fields in changes.items():
+        path = folder / f"{name}.json"
+        values = {**json.loads(path.read_text(encoding="utf-8")), **fields}
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return folder
+
+
+def assert_same_vectors(folder: Path) -> np.ndarray:
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(list(TEXTS))
+    ours = [answer["embedding"] for answer in load(folder, device="cpu").predict(TEXTS)]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    return theirs
+
+
+def test_a_folder_that_sentence_transformers_saved_again_gives_the_same_vectors(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """It keeps the length, 24 of 48 positions, with the tokenizer; the last text is longer."""
+    before = assert_same_vectors(their_folder(tokenizer, tmp_path / "first"))
+    SentenceTransformer(str(tmp_path / "first"), device="cpu").save(str(tmp_path / "again"))
+    assert "max_seq_length" not in json.loads((tmp_path / "again" / "sentence_bert_config.json").read_text())
+    np.testing.assert_allclose(assert_same_vectors(tmp_path / "again"), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [30, int(1e30), None])
+def test_the_length_is_that_of_the_tokenizer_where_none_is_said(
+    tokenizer: Tokenizer, tmp_path: Path, length: int | None
+) -> None:
+    changes = {"sentence_bert_config": {"max_seq_length": None}, "tokenizer_config": {"model_max_length": length}}
+    folder = their_folder(tokenizer, tmp_path / "model", **changes)
+    assert_same_vectors(folder)
+    assert read_sentence_files(folder, 8192)["max_length"] == (30 if length == 30 else 8192)
+
+
+def test_what_a_folder_is_for_is_said_by_its_modules(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Some keep in config.json what the encoder was before; the weights have no such head."""
+    for name in ("BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification"):
+        assert_same_vectors(their_folder(tokenizer, tmp_path / name, config={"architectures": [name]}))
 
 
 def test_the_real_checkpoint_gives_the_same_vectors(minilm: Path) -> None:
@@ -442,3 +489,18 @@ def test_other_ways_to_a_vector_are_refused(
     (folder / name).write_text(json.dumps(value), encoding="utf-8")
     with pytest.raises(ModelError, match=message):
         load(folder)
+
+
+def test_what_is_done_to_texts_first_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    prompt = {"default_prompt_name": "query", "prompts": {"query": "query: ", "other": ""}}
+    folder = their_folder(tokenizer, tmp_path / "prompt", config_sentence_transformers=prompt)
+    with pytest.raises(ModelError, match="default_prompt_name puts 'query: ' before every text"):
+        load(folder)
+    for name in ("other", None):
+        prompts = {**prompt, "default_prompt_name": name}
+        assert_same_vectors(their_folder(tokenizer, tmp_path / str(name), config_sentence_transformers=prompts))
+    lower = {"do_lower_case": True}
+    assert_same_vectors(their_folder(tokenizer, tmp_path / "uncased", sentence_bert_config=lower))
+    changes = {"sentence_bert_config": lower, "tokenizer_config": {"do_lower_case": False}}
+    with pytest.raises(ModelError, match="do_lower_case is true, and the tokenizer does not lower-case"):
+        load(their_folder(tokenizer, tmp_path / "cased", **changes))

@@ -474,10 +474,15 @@ def test_rows_to_predict(tokenizer):
     assert task.row({"words": ["a", "b"]}, "x").words == ("a", "b")
     assert task.row({"tokens": ["a", "b"], "text": "a b"}, "x").words == ("a", "b")
     assert task.row({"text": "a b"}, "x") == task.row("a b", "x") == TaggingRow("x", None, "a b", None)
+    for missing in (None, float("nan")):
+        assert task.row({"text": "a b", "words": missing}, "x") == task.row("a b", "x")
+        assert task.row({"tokens": ["a", "b"], "words": missing}, "x").words == ("a", "b")
     named = make(tokenizer, chosen=replace(SMALL, token_column="pieces"))
     assert named.row({"pieces": ["a"]}, "x").words == ("a",)
     with pytest.raises(InputError, match="x: give a row with"):
         task.row({"txt": "a b"}, "x")
+    with pytest.raises(InputError, match="x: give a row with"):
+        task.row({"words": None}, "x")
     with pytest.raises(InputError, match="x, words: a list wanted"):
         task.row({"words": "a b"}, "x")
 

@@ -440,6 +440,78 @@ def test_vocab_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     assert windows.tokens(windows.encode("a b").ids) == ["a", "b"]
 
 
+ADDED_WORDS = ["the", "king", "##s", "bert", "##smith", "e", "##1", "[", "]"]
+ADDED_IDS = {"[E1]": 14, "bertsmith": 15, "New York": 16}
+
+
+def write_with_added(folder: Path, written: str) -> Path:
+    """A vocab.txt with tokens beside it, as transformers before and since version 4.34 wrote them."""
+    folder.mkdir()
+    write_vocab(folder / "vocab.txt", [*SPECIAL, *ADDED_WORDS])
+    config: dict[str, Any] = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    if written == "added_tokens.json":
+        (folder / written).write_text(json.dumps(ADDED_IDS))
+        (folder / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["[E1]"]}))
+    else:
+        config["added_tokens_decoder"] = {
+            str(token_id): {
+                "content": token,
+                "single_word": token == "bertsmith",
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": token_id > 14,
+                "special": token_id <= 14,
+            }
+            for token, token_id in {**ADDED_IDS, **{name: place for place, name in enumerate(SPECIAL)}}.items()
+        }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("written", ["added_tokens.json", "added_tokens_decoder"])
+def test_tokens_beside_a_vocab_file_are_those_of_transformers(tmp_path: Path, written: str) -> None:
+    folder = write_with_added(tmp_path / "model", written)
+    tokenizer, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.vocab_size == len(theirs) == 17
+    for text in ("the Bertsmith kings", "bertsmiths in new york", "New York"):
+        ids = tokenizer.encode(text).ids.tolist()
+        assert ids == theirs(text, add_special_tokens=False)["input_ids"], text
+        assert {15, 16} & {*ids} or text == "bertsmiths in new york"
+    assert 14 in tokenizer.special_ids and not {15, 16} & tokenizer.special_ids
+    assert 14 not in tokenizer.encode("[E1] the king").ids, "a special token in a text is text"
+    tokenizer.save(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").fingerprint == tokenizer.fingerprint
+
+
+def test_added_tokens_that_cannot_have_their_ids_are_refused(tmp_path: Path) -> None:
+    folder = write_with_added(tmp_path / "model", "added_tokens.json")
+    for content, message in (
+        ({"bertsmith": 20}, '"bertsmith" has the id 20, and 14 by its place'),
+        ({"king": 14}, '"king" has the id 14, and 6 by its place'),
+        (["bertsmith"], "must give each token its id, and is a list"),
+        ({"bertsmith": "last"}, "must be whole numbers, not last"),
+    ):
+        (folder / "added_tokens.json").write_text(json.dumps(content))
+        with pytest.raises(ModelError, match=message):
+            load_tokenizer(folder)
+    (folder / "added_tokens.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"14": "bertsmith"}}')
+    with pytest.raises(ModelError, match="must give each id its token"):
+        load_tokenizer(folder)
+
+
+def test_a_vocab_file_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    write_vocab(tmp_path / "vocab.txt", [*SPECIAL, *ADDED_WORDS])
+    for name in ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "ElectraTokenizerFast"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+        assert load_tokenizer(tmp_path).encode("the kings").ids.tolist() == [5, 6, 7]
+    for name in ("BertJapaneseTokenizer", "RoFormerTokenizerFast", "BertweetTokenizer"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+        with pytest.raises(ModelError, match=f"tokenizer_class in tokenizer_config.json is {name}, .* tokenizer.json"):
+            load_tokenizer(tmp_path)
+
+
 def test_settings_beside_the_file_win(tmp_path: Path, minilm: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((minilm / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "cls_token": {"content": "[unused0]"}}')

@@ -25,6 +25,7 @@ from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples, given_as
 from bertsmith.tasks.run_folder import model_folder
 from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, has_answers, load_task
+from bertsmith.tasks.sentence_folder import makes_vectors
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision, ResolvedPrecision, autocast, resolve_device, resolve_precision
 from bertsmith.training.evaluate import answer_batch, within_memory
@@ -98,6 +99,8 @@ def load(
     resolved = resolve_precision(precision, on)
     config, raw = read_config(place)
     architectures = [name for name in raw.get("architectures") or [] if isinstance(name, str)]
+    if makes_vectors(resolve(place)):
+        architectures = []  # what it was before it was made for vectors, in some folders
     heads = [family(config.model_type).heads.get(name, {}) for name in architectures]
     if any("detection.out" in head for head in heads):
         raise ModelError(

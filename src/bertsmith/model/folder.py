@@ -33,9 +33,10 @@ LABELLED = ("ForSequenceClassification", "ForTokenClassification")
 """What the architectures end in whose outputs are named by `id2label`."""
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# The last three are what sentence-transformers keeps beside a model.
+# The last five are what sentence-transformers keeps beside a model, or reads of its tokenizer.
 _HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors", "bertsmith.json"]
 _HUB_FILES += ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
+_HUB_FILES += ["config_sentence_transformers.json", "tokenizer_config.json"]
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _KERNEL_KEYS = ("_attn_implementation", "_attn_implementation_internal")  # a kernel from the Hub, if there is a slash
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")

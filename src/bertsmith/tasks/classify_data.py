@@ -323,7 +323,8 @@ def _is_lacking(column: str, usual: Sequence[str], columns: Sequence[str]) -> bo
 
 def row_of(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> ClassificationRow:
     """The texts of a row. `text` and `pair` are always understood where the columns' own names are missing."""
-    if settings.text_column is None:  # a folder of others, which does not say: as in labelled data
+    is_of_others = settings.text_column is None
+    if is_of_others:  # a folder that does not say: as in labelled data
         settings = _by_names(settings, list(values), where)
     texts: list[str | None] = []
     for column, usual in ((settings.text_column, "text"), (settings.pair_column, "pair")):
@@ -331,7 +332,8 @@ def row_of(values: Mapping[str, Any], settings: ClassificationSettings, where: s
             texts.append(None)
             continue
         name = usual if column is None or (column not in values and usual in values) else column
-        texts.append(_text_of(values, name, where))
+        has_none = usual == "pair" and is_of_others and name in values and is_gap(values[name])
+        texts.append(None if has_none else _text_of(values, name, where))
     return ClassificationRow(where, str(texts[0]), texts[1], None)
 
 

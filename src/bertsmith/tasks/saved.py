@@ -30,6 +30,13 @@ from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.rows import config_labels
 from bertsmith.tasks.run_folder import model_folder
+from bertsmith.tasks.sentence_folder import (
+    check_case,
+    has_modules,
+    makes_vectors,
+    read_sentence_files,
+    write_sentence_files,
+)
 from bertsmith.tasks.tag import Tagging
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Section
@@ -37,8 +44,6 @@ from bertsmith.training.task import Batch, Examples, Task
 
 _FORMAT = 1
 _OF_THE_HEAD = ("regression", "multi_label", "crf")
-_MODULES, _POOLING = "modules.json", "1_Pooling"
-_POOLING_MODES = {"mean": "mean_tokens", "cls": "cls_token"}
 # Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
 _LONGEST, _LONGEST_WINDOW = 512, 384
 
@@ -233,7 +238,7 @@ def save_task(
             has_segments=config.type_vocab_size > 1,
         )
         if isinstance(task, Embedding):
-            _write_sentence_transformer(temporary, task.settings, config.hidden_size)
+            write_sentence_files(temporary, task.settings, config.hidden_size)
         write_json(temporary / "bertsmith.json", saved)
         atomic_write(temporary / "README.md", card)
 
@@ -265,6 +270,8 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
         settings = replace(settings, unanswerable=True)
     tokenizer = load_tokenizer(place)
     check_vocabulary(tokenizer, config.vocab_size, place)
+    if name == Embedding.name:
+        check_case(resolve(place), tokenizer)
     task = kind.make(tokenizer, labels, settings, {})
     model = task.build(Encoder(config))
     load_weights(place, model, strict=True)
@@ -280,62 +287,9 @@ def is_written_as(kind: Kind, architectures: Sequence[str]) -> bool:
 
 def has_answers(folder: Path, architectures: Sequence[str]) -> bool:
     """Whether a folder, ours or not, is of one of `TASKS`: a bare encoder is where its pooling is written down."""
-    if (folder / _MODULES).is_file():
+    if has_modules(folder):
         return True
     return any(is_written_as(kind, architectures) for kind in TASKS.values() if kind.pipeline_tag != SIMILARITY)
-
-
-def _write_sentence_transformer(folder: Path, settings: embed_data.EmbeddingSettings, hidden_size: int) -> None:
-    """The files from which sentence-transformers knows how a text becomes a vector."""
-    modules = [("", "Transformer"), (_POOLING, "Pooling"), ("2_Normalize", "Normalize")]
-    write_json(
-        folder / _MODULES,
-        [
-            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
-            for index, (path, name) in enumerate(modules)
-        ],
-    )
-    modes = {f"pooling_mode_{_POOLING_MODES[mode]}": mode == settings.pooling for mode in _POOLING_MODES}
-    write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": hidden_size, **modes})
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_length, "do_lower_case": False})
-
-
-def _sentence_transformer(folder: Path) -> dict[str, Any]:
-    """Settings of a folder of sentence-transformers.
-
-    Raises:
-        ModelError: it makes vectors in a way that ours does not.
-    """
-    modules = read_json(folder / _MODULES)
-    listed = modules if isinstance(modules, list) else []
-    types = [str(module.get("type")).rpartition(".")[2] for module in listed if isinstance(module, dict)]
-    if types != ["Transformer", "Pooling", "Normalize"]:
-        raise ModelError(
-            f"{folder / _MODULES}: the modules are {', '.join(types) or 'none'}; read are Transformer, Pooling, "
-            "Normalize."
-        )
-    pooling, length = _object(folder / _POOLING / "config.json"), None
-    chosen = pooling.get("pooling_mode")  # since version 6; before it a field for each
-    if chosen is None:
-        active = [name for name, is_on in pooling.items() if name.startswith("pooling_mode_") and is_on]
-        chosen = next((mode for mode, name in _POOLING_MODES.items() if active == [f"pooling_mode_{name}"]), None)
-    if not isinstance(chosen, str) or chosen not in _POOLING_MODES:
-        raise ModelError(f"{folder / _POOLING / 'config.json'}: read are the mean of the tokens and the first token.")
-    if (folder / "sentence_bert_config.json").is_file():
-        length = _object(folder / "sentence_bert_config.json").get("max_seq_length")
-    return {"pooling": chosen, **({"max_length": length} if isinstance(length, int) else {})}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ModelError: the file holds something else, or is not there.
-    """
-    value = read_json(path) if path.is_file() else None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: a JSON object is wanted.")
-    return value
 
 
 def _saved_task(
@@ -352,16 +306,18 @@ def _saved_task(
         return saved["task"], tuple(saved["labels"]), saved["settings"]
     architectures = raw_config.get("architectures") or []
     name = next((name for name, kind in TASKS.items() if is_written_as(kind, architectures)), None)
+    if makes_vectors(folder):
+        name = Embedding.name
     if name is None or not has_answers(folder, architectures):
         raise ModelError(
             f"{folder}: architectures is {architectures}, which is no fine-tuned model. "
             f"Choices: {', '.join(kind.architecture for kind in TASKS.values() if kind.pipeline_tag != SIMILARITY)}, "
-            f"or a folder of sentence-transformers ({_MODULES})."
+            f"or a folder of sentence-transformers (modules.json)."
         )
     values: dict[str, Any] = {"max_length": min(_LONGEST, max_sequence_length)}
     labels = config_labels(raw_config)
     if name == Embedding.name:
-        return name, (), {**values, **_sentence_transformer(folder)}
+        return name, (), read_sentence_files(folder, max_sequence_length)
     if name == Choosing.name:
         return name, (), values
     if name == "answering":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, misfits, read_spans, to_iob2
-from bertsmith.tasks.rows import detect_column, given_as, iter_records, nothing_read, sorted_labels
+from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_records, nothing_read, sorted_labels
 from bertsmith.text.labelled import CONLLU_COLUMNS, TaggedSentence, holds_rows, read_columns, string_list
 from bertsmith.text.reading import suffix_of
 
@@ -200,7 +200,7 @@ def row_of(value: str | Mapping[str, Any], settings: TaggingSettings, where: str
     if isinstance(value, str):
         return TaggingRow(where, None, value, None)
     names = (settings.token_column, *WORD_COLUMNS) if isinstance(settings.token_column, str) else WORD_COLUMNS
-    column = next((str(name) for name in names if name in value), None)
+    column = next((str(name) for name in names if not is_gap(value.get(str(name)))), None)
     if column is not None:
         return TaggingRow(where, string_list(value, column, where), None, None, _document(value))
     if not isinstance(value.get("text"), str):

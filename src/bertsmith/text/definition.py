@@ -19,7 +19,8 @@ from bertsmith.errors import InputError, ModelError
 from bertsmith.files import read_json
 from bertsmith.hub import fetch
 
-_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+_ADDED = "added_tokens.json"
+_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", _ADDED)
 OF_A_TOKENIZER = (*_FILES, "training.json", "extension.json")
 """All that a folder of a tokenizer holds that was trained or extended here."""
 _USUAL_NAMES = {
@@ -36,6 +37,12 @@ _BERT_OPTIONS = {
     "handle_chinese_chars": "tokenize_chinese_chars",
     "strip_accents": "strip_accents",
 }
+# What transformers calls tokenizers that read a vocab.txt as BERT's does, without "Tokenizer" or "TokenizerFast".
+_AS_BERT = frozenset(
+    "Bert DistilBert Electra MobileBert ConvBert LayoutLM Lxmert SqueezeBert RetriBert Realm DPRContextEncoder "
+    "DPRQuestionEncoder DPRReader".split()
+)
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,13 @@ def _tokens_in(parts: Mapping[str, Any]) -> set[str]:
 
 
 def _from_vocab(path: Path, settings: Mapping[str, Any]) -> tuple[str, SpecialTokens]:
+    name = settings.get("tokenizer_class")
+    if name is not None and str(name).removesuffix("Fast").removesuffix("Tokenizer") not in _AS_BERT:
+        raise ModelError(
+            f"tokenizer_class in tokenizer_config.json is {name}, and of a vocab.txt only BERT's WordPiece is read. "
+            "Load it in transformers and save it again: if that writes a tokenizer.json, it is read. Say BertTokenizer "
+            "if it is BERT's after all."
+        )
     lines = _read_text(path).split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -187,7 +201,43 @@ def _from_vocab(path: Path, settings: Mapping[str, Any]) -> tuple[str, SpecialTo
         tokenize_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
         strip_accents=settings.get("strip_accents"),
     )
-    return definition, special
+    return _with_added(definition, path.parent / _ADDED, settings), special
+
+
+def _with_added(definition: str, file: Path, settings: Mapping[str, Any]) -> str:
+    """With the tokens that were added to a vocab.txt, found in a text before any word is, as in transformers."""
+    given = settings.get("added_tokens_decoder")  # newer versions of transformers have them here, with all flags
+    if given is None:
+        ids = read_json(file) if file.is_file() else {}
+        if not isinstance(ids, dict):
+            raise ModelError(f"{_ADDED} must give each token its id, and is a {type(ids).__name__}")
+        special = _named_special(settings)
+        given = {str(token_id): {"content": token, "special": token in special} for token, token_id in ids.items()}
+    if not isinstance(given, dict) or not all(isinstance(one, dict) and "content" in one for one in given.values()):
+        raise ModelError("added_tokens_decoder in tokenizer_config.json must give each id its token, with its content")
+    if not all(token_id.isdecimal() for token_id in given):
+        raise ModelError(f"the ids of added tokens must be whole numbers, not {', '.join(given)}")
+    backend: Any = tokenizers.Tokenizer.from_str(definition)
+    for token_id, entry in sorted((int(token_id), entry) for token_id, entry in given.items()):
+        flags = {name: entry[name] for name in _FLAGS if isinstance(entry.get(name), bool)}
+        token = tokenizers.AddedToken(str(entry["content"]), **flags)
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        place = backend.token_to_id(token.content)
+        if place != token_id:
+            raise ModelError(
+                f'the added token "{token.content}" has the id {token_id}, and {place} by its place behind vocab.txt; '
+                "load the folder in transformers and save it again as a tokenizer.json"
+            )
+    with_added: str = backend.to_str()
+    return with_added
+
+
+def _named_special(settings: Mapping[str, Any]) -> set[str]:
+    """Every token that the settings give a part, and those beside them ("additional_special_tokens")."""
+    named = [value for key, value in settings.items() if key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        named += settings[key] if isinstance(settings.get(key), list) else []
+    return {str(one.get("content") if isinstance(one, dict) else one) for one in named}
 
 
 def _special_tokens(settings: Mapping[str, Any], known: set[str]) -> SpecialTokens:
