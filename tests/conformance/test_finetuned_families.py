@@ -179,3 +179,24 @@ def test_judgements_of_pairs_have_the_segments_of_the_tokenizer(tmp_path: Path) 
     expected = theirs(**their_inputs(tmp_path, TEXTS[1], TEXTS[2])).seq_relationship_logits.softmax(-1)[0]
     (found,) = judge_pairs(model, load_tokenizer(tmp_path), [(TEXTS[1], TEXTS[2])], "nsp")
     np.testing.assert_allclose(list(found.values()), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_long_text_is_read_as_far_as_the_tokenizer_says(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_tokenizer, model_max_length=600)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=700, initializer_range=0.3, **sizes
+    )
+    torch.manual_seed(0)
+    theirs = transformers.BertForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    text = " ".join(TEXTS[number % 3] for number in range(90))
+    inputs = tokenizer(text, truncation=True, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] == 600
+    (answer,) = load(tmp_path, device="cpu").predict([text])
+    expected = theirs(**inputs).logits.softmax(-1)[0]
+    np.testing.assert_allclose(list(answer["scores"].values()), expected, atol=1e-5)
+    cut = theirs(**tokenizer(text, truncation=True, max_length=512, return_tensors="pt")).logits.softmax(-1)[0]
+    assert (cut - expected).abs().max() > 1e-3

@@ -35,6 +35,7 @@ from bertsmith.tasks.sentence_folder import (
     has_modules,
     makes_vectors,
     read_sentence_files,
+    tokenizer_length,
     write_sentence_files,
 )
 from bertsmith.tasks.tag import Tagging
@@ -44,8 +45,7 @@ from bertsmith.training.task import Batch, Examples, Task
 
 _FORMAT = 1
 _OF_THE_HEAD = ("regression", "multi_label", "crf")
-# Tokens, for folders that do not say how they were trained; the window is that of run_squad.py.
-_LONGEST, _LONGEST_WINDOW = 512, 384
+_LONGEST_WINDOW = 384  # tokens, of run_squad.py, for folders that do not say how they were trained
 
 
 class KeptExamples(Examples, Protocol):
@@ -314,7 +314,7 @@ def _saved_task(
             f"Choices: {', '.join(kind.architecture for kind in TASKS.values() if kind.pipeline_tag != SIMILARITY)}, "
             f"or a folder of sentence-transformers (modules.json)."
         )
-    values: dict[str, Any] = {"max_length": min(_LONGEST, max_sequence_length)}
+    values: dict[str, Any] = {"max_length": tokenizer_length(folder, max_sequence_length)}
     labels = config_labels(raw_config)
     if name == Embedding.name:
         return name, (), read_sentence_files(folder, max_sequence_length)

@@ -65,10 +65,15 @@ def read_sentence_files(folder: Path, longest: int) -> dict[str, Any]:
     # Since version 6 the length is that of the tokenizer.
     length = _object_if_there(folder / _TRANSFORMER_SETTINGS).get("max_seq_length")
     if not isinstance(length, int):
-        given = _object_if_there(folder / "tokenizer_config.json").get("model_max_length")
-        # 1e30 stands for none.
-        length = int(min(given, longest)) if isinstance(given, int | float) and given > 0 else longest
+        length = tokenizer_length(folder, longest)
     return {"pooling": read_pooling(folder), "max_length": length}
+
+
+def tokenizer_length(folder: Path, longest: int) -> int:
+    """Tokens that transformers reads of a text, by the tokenizer's settings; at most those that the model takes."""
+    given = _object_if_there(folder / "tokenizer_config.json").get("model_max_length")
+    # 1e30 stands for none.
+    return int(min(given, longest)) if isinstance(given, int | float) and given > 0 else longest
 
 
 def read_pooling(folder: Path) -> str:
