@@ -1,6 +1,7 @@
 """Sentence embeddings: losses, vectors and folders by sentence-transformers, figures by scikit-learn, data refused."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -21,12 +23,13 @@ from bertsmith.errors import InputError, ModelError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
+from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.embed import Embedding, EmbeddingAnswer, SentenceEncoder, check_batches, ranking_metrics
 from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, find_labels, read_rows
 from bertsmith.tasks.finetune import evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import TASKS, read_training_rows, save_task
-from bertsmith.tasks.sentence_folder import read_sentence_files
+from bertsmith.tasks.sentence_folder import read_sentence_files, with_pooling
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.task import Batch
 
@@ -321,6 +324,36 @@ def test_a_run_learns_and_is_read_again(tmp_path: Path, tiny_tokenizer: Path, sc
     )
     assert again.seeds[0].failure is None  # it knew the task: its loss need not fall
     load_weights(result.model, SentenceEncoder(Encoder(config), "mean"), strict=True)
+
+
+def test_a_model_that_is_gone_on_from_pools_as_it_did(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Also in a folder of others, which has no bertsmith.json; what is said wins, and without either it is the mean."""
+    task, model = make_task(tokenizer, pairs(("a", "b")), pooling="cls")
+    save_task(tmp_path / "model", task, model, model.encoder.config, "# card\n", {})
+    (tmp_path / "model" / "bertsmith.json").unlink()
+    settings = FinetuneSettings(
+        model=str(tmp_path / "model"),
+        train=str(write_pairs(tmp_path)),
+        out=tmp_path / "run",
+        epochs=0.1,
+        learning_rate=1e-9,
+        precision="fp32",
+        device="cpu",
+    )
+    run = finetune("embedding", settings, EmbeddingSettings(max_length=16), console=QUIET)
+    assert yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))["pooling"] == "cls"
+    assert json.loads((run.model / "bertsmith.json").read_text(encoding="utf-8"))["settings"]["pooling"] == "cls"
+    before, after = assert_same_vectors(tmp_path / "model"), assert_same_vectors(run.model)
+    np.testing.assert_allclose(after[:2], before[:2], atol=1e-4)  # the others are cut
+    assert with_pooling(EmbeddingSettings(), str(run.folder / "model")).pooling == "cls"
+    assert with_pooling(EmbeddingSettings(pooling="mean"), str(run.model)).pooling == "mean"
+    assert with_pooling(EmbeddingSettings(), None).pooling == "mean"
+    assert with_pooling(options := ClassificationSettings(), str(run.model)) is options
+    (run.model / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"read are the mean .* Give pooling"):
+        with_pooling(EmbeddingSettings(), str(run.model))
+    shutil.rmtree(run.model / "1_Pooling")
+    assert with_pooling(EmbeddingSettings(), str(run.model)).pooling == "mean"
 
 
 @pytest.mark.parametrize(

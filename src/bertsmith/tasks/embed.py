@@ -157,7 +157,7 @@ class Embedding:
             SettingsError: `max_length` is longer than the encoder's position table, or leaves no room for text.
         """
         check_max_length(self.settings.max_length, encoder, fewest=3)
-        return SentenceEncoder(encoder, self.settings.pooling)
+        return SentenceEncoder(encoder, self.settings.pools)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [P, C], cosines over the temperature, -inf where excluded; with scores [P, 1]."""

@@ -41,8 +41,9 @@ class EmbeddingSettings:
     """Whether fields may stand in double quotes; by default yes for .csv, no for .tsv."""
     max_length: int = 128
     """Tokens of a text, [CLS] and [SEP] included; what is longer is cut."""
-    pooling: Pooling = "mean"
-    """What stands for a text: the mean of its tokens, or its first token."""
+    pooling: Pooling | None = None
+    """What stands for a text: the mean of its tokens, or its first token (cls); by default that of the model, else
+    mean."""
     similarity_temperature: float = 0.05
     """Cosines are divided by it in the loss."""
     metric: EmbeddingMetric | None = None
@@ -60,6 +61,11 @@ class EmbeddingSettings:
         """`metric`, or what it stands for."""
         usual = _RANKING_METRICS if self.score_column is None else _SCORE_METRICS
         return self.metric or usual[0]
+
+    @property
+    def pools(self) -> Pooling:
+        """`pooling`, or mean."""
+        return self.pooling or "mean"
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """The files in which sentence-transformers keeps how a text becomes a vector: written, and read as settings."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bertsmith.errors import ModelError
 from bertsmith.files import read_json, write_json
-from bertsmith.tasks.embed_data import EmbeddingSettings
+from bertsmith.model.folder import resolve
+from bertsmith.tasks.embed_data import EmbeddingSettings, Pooling
 from bertsmith.text.tokenizer import Tokenizer
 
 _MODULES, _POOLING, _NORMALIZE = "modules.json", "1_Pooling", "2_Normalize"
 _TRANSFORMER_SETTINGS, _PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
 _READ = ["Transformer", "Pooling", "Normalize"]
-_POOLING_MODES = {"mean": "mean_tokens", "cls": "cls_token"}
+_POOLING_MODES: Mapping[Pooling, str] = {"mean": "mean_tokens", "cls": "cls_token"}
 
 
 def has_modules(folder: Path) -> bool:
@@ -35,7 +38,7 @@ def write_sentence_files(folder: Path, settings: EmbeddingSettings, hidden_size:
             for index, (path, name) in enumerate(zip(("", _POOLING, _NORMALIZE), _READ, strict=True))
         ],
     )
-    modes = {f"pooling_mode_{_POOLING_MODES[mode]}": mode == settings.pooling for mode in _POOLING_MODES}
+    modes = {f"pooling_mode_{_POOLING_MODES[mode]}": mode == settings.pools for mode in _POOLING_MODES}
     write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": hidden_size, **modes})
     write_json(folder / _TRANSFORMER_SETTINGS, {"max_seq_length": settings.max_length, "do_lower_case": False})
 
@@ -76,7 +79,7 @@ def tokenizer_length(folder: Path, longest: int) -> int:
     return int(min(given, longest)) if isinstance(given, int | float) and given > 0 else longest
 
 
-def read_pooling(folder: Path) -> str:
+def read_pooling(folder: Path) -> Pooling:
     """What stands for a text, as `EmbeddingSettings` has it.
 
     Raises:
@@ -84,13 +87,32 @@ def read_pooling(folder: Path) -> str:
     """
     path = folder / _POOLING / "config.json"
     pooling = _object(path)
-    chosen = pooling.get("pooling_mode")  # since version 6; before it a field for each
-    if chosen is None:
+    active = [pooling.get("pooling_mode")]  # since version 6; before it a field for each
+    if active == [None]:
         active = [name for name, is_on in pooling.items() if name.startswith("pooling_mode_") and is_on]
-        chosen = next((mode for mode, name in _POOLING_MODES.items() if active == [f"pooling_mode_{name}"]), None)
-    if not isinstance(chosen, str) or chosen not in _POOLING_MODES:
-        raise ModelError(f"{path}: read are the mean of the tokens and the first token.")
-    return chosen
+    for mode, name in _POOLING_MODES.items():
+        if active in ([mode], [f"pooling_mode_{name}"]):
+            return mode
+    raise ModelError(f"{path}: read are the mean of the tokens and the first token.")
+
+
+def with_pooling(options: Any, weights: str | None) -> Any:
+    """The options of a task that goes on from a folder; those of embeddings with its pooling, unless they name one.
+
+    Args:
+        weights: the folder or Hub id; None: random weights.
+
+    Raises:
+        ModelError: a text of that folder is neither the mean of its tokens nor the first token.
+    """
+    if not isinstance(options, EmbeddingSettings) or options.pooling is not None:
+        return options
+    if weights is None or not (resolve(weights) / _POOLING / "config.json").is_file():
+        return replace(options, pooling=options.pools)
+    try:
+        return replace(options, pooling=read_pooling(resolve(weights)))
+    except ModelError as error:
+        raise ModelError(f"{error} Give pooling to learn another than the model's.") from error
 
 
 def check_case(folder: Path, tokenizer: Tokenizer) -> None:

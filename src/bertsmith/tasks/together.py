@@ -36,6 +36,7 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_folder import claim_run_folder, clear_run_folder, write_config
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, task_kind
+from bertsmith.tasks.sentence_folder import with_pooling
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import (
     check_learning,
@@ -156,6 +157,7 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     sources += [settings.model, settings.tokenizer, str(settings.tasks)]
     claim_run_folder(settings, "finetune together", sources)
     config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
+    parts = {name: replace(one, options=with_pooling(one.options, weights)) for name, one in parts.items()}
     for part in parts.values():
         family(config.model_type).architecture(part.kind.architecture)  # refuses a head that the family has not
     rate = by_width(config, is_random=weights is None) if settings.learning_rate is None else None
