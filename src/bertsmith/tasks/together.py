@@ -152,10 +152,9 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     first = next(iter(parts.values())).settings
     check_learning(first)
     device = ALONE.device(settings.device)
-    of_tasks = [part.settings for part in parts.values()]
-    sources = [source for one in of_tasks for source in (one.train, one.dev, one.test)]
-    sources += [settings.model, settings.tokenizer, str(settings.tasks)]
-    claim_run_folder(settings, "finetune together", sources)
+    shared = (settings.model, settings.tokenizer, settings.tasks)
+    sources = [source for one in parts.values() for source in (one.settings.train, one.settings.dev, one.settings.test)]
+    claim_run_folder(settings, "finetune together", (*shared, *sources))
     config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
     parts = {name: replace(one, options=with_pooling(one.options, weights)) for name, one in parts.items()}
     for part in parts.values():
