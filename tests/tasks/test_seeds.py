@@ -358,7 +358,7 @@ def test_a_run_of_one_step_says_that_it_learnt_nothing(data: Path, tiny_tokenize
     result = finetune("classification", short, OPTIONS, console=QUIET)
     assert [run.training.step for run in result.seeds] == [1, 1]
     for run in result.seeds:
-        assert run.failure == "1 step with a learning rate of 0 is too few: give more epochs, or a smaller batch_size"
+        assert run.failure == "its only step had a learning rate of 0: give more epochs, or a smaller batch_size"
 
 
 def evaluation(answers: list[Any], examples: list[Any]) -> dict[str, Evaluation]:

@@ -129,7 +129,7 @@ def find_failure(
 ) -> str | None:
     """How a run learnt nothing; None if it learnt something.
 
-    Either its steps had a learning rate of 0, or all its answers to a split of eight examples or more are the same
+    Either it had a single step, whose rate is 0, or all its answers to a split of eight examples or more are the same
     where the data's are not, or its loss has not fallen: the mean over the last quarter of metrics.jsonl is not below
     the first line.
 
@@ -137,10 +137,8 @@ def find_failure(
         goes_on: it began with a head that knew the task, whose loss need not fall.
     """
     lines = [line for line in read_metrics(run_folder / "metrics.jsonl") if line["kind"] == "train"]
-    if lines and not any(line["learning_rate"] for line in lines):  # that of the first step, from which it rises
-        return (
-            f"{lines[-1]['step']} step with a learning rate of 0 is too few: give more epochs, or a smaller batch_size"
-        )
+    if lines and (lines[-1]["step"], lines[-1]["learning_rate"]) == (1, 0):  # from which it would have risen
+        return "its only step had a learning rate of 0: give more epochs, or a smaller batch_size"
     for split, evaluation in evaluations.items():
         if len(evaluation.answers) < _FEWEST_ANSWERS:
             continue
