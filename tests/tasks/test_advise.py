@@ -332,6 +332,11 @@ def test_room_is_for_all_splits_and_never_less_than_is_usual() -> None:
     assert length_rules(figures(500, [20, 130]), plain) == {"max_length": 136}
     assert length_rules(figures(500, [20], longest_evaluated=301), plain) == {"max_length": 304}
     assert length_rules(figures(500, [20], longest_evaluated=900), plain) == {"max_length": 512}
+    (why, *_) = [
+        c.why
+        for c in recommend(figures(500, [20], longest_evaluated=900), named_size("mini", 100), plain, is_random=False)
+    ]
+    assert why.startswith("Rows of dev or test are longer than 512 tokens")
     short = named_size("mini", 100, max_length=64)
     assert length_rules(figures(500, [20]), plain, short) == {"max_length": 64}
     assert length_rules(figures(500, [20], "choice"), ChoiceSettings()) == {"max_length": 256}

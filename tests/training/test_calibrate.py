@@ -1,5 +1,6 @@
 """What is measured of a run's first steps, on the toy task: nothing is learnt, nothing is left, memory is kept to."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,20 +98,29 @@ def stage_size(toy: SimpleNamespace) -> int:
     return size
 
 
-def test_micro_batches_are_cut_until_they_fit(
-    toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine on which a step takes 100 bytes and 10 for each of its examples at once; a quarter comes on top."""
-    peak = [0]
-    take_step = calibrate_module.take_step
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], int]], list[int]]:
+    """`machine(bytes_of)`: a machine on which a step takes so many bytes; the peak so far, which can be set back."""
 
-    def counting(model: Any, task: Any, step: Any, *arguments: Any, **options: Any) -> Any:
-        peak[0] = max(peak[0], 100 + 10 * step.micro_batch_size)
-        return take_step(model, task, step, *arguments, **options)
+    def make(bytes_of: Callable[[Any], int]) -> list[int]:
+        peak = [0]
+        take_step = calibrate_module.take_step
 
-    monkeypatch.setattr(calibrate_module, "take_step", counting)
-    monkeypatch.setattr(memory, "peak_memory_bytes", lambda: peak[0])
-    monkeypatch.setattr(memory, "forget_peak_memory", lambda: peak.__setitem__(0, 0))
+        def counting(model: Any, task: Any, step: Any, *arguments: Any, **options: Any) -> Any:
+            peak[0] = max(peak[0], bytes_of(step))
+            return take_step(model, task, step, *arguments, **options)
+
+        monkeypatch.setattr(calibrate_module, "take_step", counting)
+        monkeypatch.setattr(memory, "peak_memory_bytes", lambda: peak[0])
+        monkeypatch.setattr(memory, "forget_peak_memory", lambda: peak.__setitem__(0, 0))
+        return peak
+
+    return make
+
+
+def test_micro_batches_are_cut_until_they_fit(toy: SimpleNamespace, tmp_path: Path, machine: Any) -> None:
+    """A step takes 100 bytes and 10 for each of its examples at once; a quarter comes on top."""
+    peak = machine(lambda step: 100 + 10 * step.micro_batch_size)
     for limit, fitting in ((325, 16), (324, 8), (225, 8), (174, 2), (137, 1)):
         peak[0] = 0
         calibration = run(toy, tmp_path, limit, batch_size=16)
@@ -121,20 +131,9 @@ def test_micro_batches_are_cut_until_they_fit(
     assert (calibration.fits, calibration.peak_bytes, calibration.stages) == (False, 137, ())
 
 
-def test_whole_steps_that_want_more_are_cut_further(
-    toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_steps_that_want_more_are_cut_further(toy: SimpleNamespace, tmp_path: Path, machine: Any) -> None:
     """Each further micro-batch of a step takes 5 bytes more, which the first, measured alone, does not tell."""
-    peak = [0]
-    take_step = calibrate_module.take_step
-
-    def growing(model: Any, task: Any, step: Any, *arguments: Any, **options: Any) -> Any:
-        peak[0] = max(peak[0], 100 + 10 * step.micro_batch_size + 5 * (len(step.micro_batches) - 1))
-        return take_step(model, task, step, *arguments, **options)
-
-    monkeypatch.setattr(calibrate_module, "take_step", growing)
-    monkeypatch.setattr(memory, "peak_memory_bytes", lambda: peak[0])
-    monkeypatch.setattr(memory, "forget_peak_memory", lambda: peak.__setitem__(0, 0))
+    peak = machine(lambda step: 100 + 10 * step.micro_batch_size + 5 * (len(step.micro_batches) - 1))
     calibration = run(toy, tmp_path, 225, batch_size=16)  # 8 alone take 1.25 x 180, two of them 1.25 x 185
     assert (calibration.fits, calibration.stages[0].micro_batch_size) == (True, 4)
     assert calibration.peak_bytes == int(1.25 * 155) <= 225

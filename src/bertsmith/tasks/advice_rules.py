@@ -126,7 +126,8 @@ def _of_task(data: DataFigures, config: EncoderConfig, options: Any) -> Iterator
     if longest > limit:
         share = float((data.lengths > limit).mean())
         more = "which is all that the model has places for" if limit < _LONGEST else "and more costs time and memory"
-        why = f"{_percent(share)} of the rows are longer than {limit} tokens, {more}."
+        rows = f"{_percent(share)} of the rows" if share > 0 else "Rows of dev or test"
+        why = f"{rows} are longer than {limit} tokens, {more}."
     elif in_documents:
         why = f"The longest row has {longest} tokens; what is left is filled with its document and takes time: a habit."
     else:

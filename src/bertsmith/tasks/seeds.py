@@ -38,7 +38,7 @@ Metrics = dict[str, dict[str, float]]
 """Split -> metric -> value."""
 
 _RESULT = "result.json"
-_NOT_YET_NOTED = {"evaluate_every", "early_stopping", "weights"}  # by version 0.1 before December 2026
+_NOT_YET_NOTED = {"evaluate_every", "early_stopping", "weights"}  # in runs that ended before these were
 _LINES = 20  # of metrics.jsonl in a short run
 _LAST_SHARE = 0.25  # of them tells how a run ended
 _FEWEST_ANSWERS = 8  # fewer may well all be the same

@@ -30,6 +30,7 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_folder import write_config
 from bertsmith.tasks.saved import FinetuneTask, Kind, save_task
 from bertsmith.tasks.seeds import SeedRun
+from bertsmith.tasks.sentence_folder import has_modules
 from bertsmith.tasks.start import SIZE_PREFIX, build_model
 from bertsmith.training import plan
 from bertsmith.training.device import ResolvedPrecision
@@ -118,7 +119,7 @@ class Teaching:
             save_finetuned(self.kind, task, model.cpu(), self.config, settings, metrics, self.data, new_tensors)
             goes_on = not any(".out." in name for name in new_tensors)
             if isinstance(task, Embedding):  # which has no head: what its encoder was made for says the folder
-                goes_on = self.weights is not None and (resolve(self.weights) / "modules.json").is_file()
+                goes_on = self.weights is not None and has_modules(resolve(self.weights))
             failure = seeds.find_failure(task, evaluations, settings.out, goes_on=goes_on)
             write_run_report(task, settings, configuration(settings, self.options), evaluations, training, failure)
             return metrics, failure
