@@ -23,6 +23,7 @@ from bertsmith.tasks.answer_data import (
     TrainingWindows,
     locate,
     read_rows,
+    scored_in,
     training_examples,
 )
 from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer, choose_answer
@@ -464,7 +465,7 @@ def test_rows_with_columns_of_other_names(make_files):
     assert (row.question, row.context, row.answers, row.where) == (
         "who?", "a cat", (Answer("cat", 2),), f"{folder}/train.jsonl:1",
     )  # fmt: skip
-    with pytest.raises(InputError, match=r'train.jsonl:1: there is no "question"'):
+    with pytest.raises(InputError, match=r'train.jsonl:1: this row has no field "question".*--question-column NAME'):
         read_rows(str(folder / "train.jsonl"), AnsweringSettings())
     with pytest.raises(InputError, match=r"cut.jsonl:1: the answer .* is not at 9"):
         read_rows(str(folder / "cut.jsonl"), chosen)
@@ -478,7 +479,7 @@ def test_rows_to_predict(tokenizer):
     assert row == task.row({"question": "who?", "context": "a cat"}, "line 1")
     with pytest.raises(InputError, match='"question" and "context"'):
         task.row("who?", "line 1")
-    with pytest.raises(InputError, match='line 1: there is no "context"'):
+    with pytest.raises(InputError, match=r'line 1: there is no column "context".*predict: --set context_column=NAME'):
         task.row({"q": "who?"}, "line 1")
 
 
@@ -632,8 +633,21 @@ def test_the_rules_that_score_are_those_of_the_contexts(make_files: MakeFiles) -
     for language, text in texts.items():
         row = {"question": "?", "context": text, "answers": [{"text": "1820", "answer_start": text.index("1820")}]}
         data = str(make_files({f"{language}.jsonl": json.dumps(row, ensure_ascii=False)}) / f"{language}.jsonl")
-        assert read_rows(data, AnsweringSettings())[0].language == language
-        assert read_rows(data, AnsweringSettings(language="en"))[0].language == "en"
+        found, questions = read_rows(data, AnsweringSettings())
+        assert scored_in(found.language, questions) == language
+        assert scored_in("en", questions) == "en"
+
+
+def test_a_model_of_one_language_is_scored_on_another_by_its_rules(tokenizer: Tokenizer) -> None:
+    text = "这座磨坊建于1820年,在河边。"
+    row = question("在河边", text="磨坊", context=text)
+    found = Candidate(12, 14, "在河", 1.0, 1.0)
+    answer = QuestionAnswer(found, 1.0, (found,), None)
+    for task in (make(tokenizer, question("a small cat")), make(tokenizer, row)):
+        # Two of three characters; by words it would be wrong.
+        assert task.score([answer], task.encode([row]))["f1"] == pytest.approx(0.8)
+    assert any("Answers of dev are scored by characters" in note for note in make(tokenizer, row).notes())
+    assert not any("characters" in note for note in make(tokenizer, question("a small cat")).notes())
 
 
 def test_gold_answers_in_chinese(shared_data, shared_vocabulary):

@@ -364,7 +364,7 @@ def test_a_text_of_many_windows_is_predicted_in_parts(tokenizer: Tokenizer, monk
         ({}, "lose 4 tokens at their end"),
         ({"long": "tail"}, "lose 4 tokens at their beginning"),
         ({"long": "head-tail"}, "lose 4 tokens in their middle"),
-        ({"long": "windows"}, "are read in 4 windows"),
+        ({"long": "windows"}, "are read in 4 windows, the longest in 2 at once"),
     ],
 )
 def test_notes_count_what_is_cut(tokenizer: Tokenizer, options: dict[str, object], note: str) -> None:
@@ -379,8 +379,8 @@ def test_notes_count_what_windows_cut_of_pairs(tokenizer: Tokenizer) -> None:
     data = rows(pair="cat dog bird fish tree")
     task = Classification(tokenizer, ("animal", "person"), settings, {"train": data})
     assert task.notes() == [
-        "5 of 5 train texts (100.0%) are longer than max_length 8 and are read in 10 windows, but lose 8 tokens of "
-        "the shorter text of a pair."
+        "5 of 5 train texts (100.0%) are longer than max_length 8 and are read in 10 windows, the longest in "
+        "2 at once, but lose 8 tokens of the shorter text of a pair."
     ]
 
 
@@ -415,14 +415,48 @@ def test_loss_is_pytorchs_weighted_or_smoothed_mean(tokenizer: Tokenizer, weight
         torch.testing.assert_close(total / count, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_regression_loss_is_the_mean_squared_error(tokenizer: Tokenizer) -> None:
-    task = make(tokenizer, rows(labels=("1.5", "0", "-2", "4e-1", "3")), regression=True)
+def test_regression_loss_is_the_share_of_the_variance(tokenizer: Tokenizer) -> None:
+    numbers = [1.5, 0, -2, 0.4, 3]
+    task = make(tokenizer, rows(labels=[str(number) for number in numbers]), regression=True)
     model = task.build(encoder(tokenizer)).eval()
     batch = task.collate(task.examples("train").items)
     values = [answer.score for answer in task.decode(task.predict(model, batch).detach(), batch)]
-    expected = np.mean((np.array(values) - [1.5, 0, -2, 0.4, 3]) ** 2)
+    expected = np.mean((np.array(values) - numbers) ** 2) / np.var(numbers)
     loss = task.loss(model, batch)["classification"].item() / batch.counts["classification"]
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_regression_does_not_depend_on_the_unit(tokenizer: Tokenizer) -> None:
+    celsius = [18.5, 21, 25.25, 19, 30]
+    found = []
+    for numbers in (celsius, [1000 * (number - 20) for number in celsius]):
+        task = make(tokenizer, rows(labels=[str(number) for number in numbers]), regression=True)
+        torch.manual_seed(0)
+        model = task.build(encoder(tokenizer)).eval()
+        loss = task.loss(model, batch := task.collate(task.examples("train").items))["classification"]
+        loss.backward()
+        gradient = model.encoder.token_embedding.weight.grad
+        found.append(
+            (loss.item(), gradient, task.predict(model, batch).mean().item(), np.mean(numbers), np.std(numbers))
+        )
+    for loss, gradient, mean, wanted, deviation in found:
+        assert loss == pytest.approx(found[0][0], rel=1e-4)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-3, atol=1e-6)
+        assert abs(mean - wanted) < 3 * deviation
+
+
+def test_numbers_of_a_regression_are_not_rounded_by_autocast(tokenizer: Tokenizer) -> None:
+    numbers = [80, 88.5, 93.25, 99, 100]
+    task = make(tokenizer, rows(labels=[str(number) for number in numbers]), regression=True)
+    model = task.build(encoder(tokenizer)).eval()
+    batch = task.collate(task.examples("train").items)
+    with torch.inference_mode():
+        exact = task.predict(model, batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = task.predict(model, batch)
+    assert found.dtype == torch.float32
+    assert (found != found.bfloat16()).any()  # which tells 93.0 and 93.5, nothing between
+    torch.testing.assert_close(found, exact, atol=0.2, rtol=0)
 
 
 def test_a_regression_wants_numbers(tokenizer: Tokenizer) -> None:
@@ -475,6 +509,45 @@ def test_rows_to_predict(tokenizer: Tokenizer) -> None:
     assert not batch.labels and batch.counts == {"classification": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("train", "row", "texts"),
+    [
+        (("sentence", None), {"content": "x", "label": "a"}, ("x",)),
+        (("sentence", None), {"content": "x"}, ("x",)),
+        (("sentence", None), {"content": "x", "text": "y"}, ("y",)),
+        (("sentence", None), {"content": "x", "review": "y"}, 'there is no column "sentence"'),
+        (("sentence", None), {"body": "x", "label": "a"}, 'there is no column "sentence"'),
+        (("body", None), {"content": "x", "label": "a"}, 'there is no column "body"'),
+        (("sentence1", "sentence2"), {"premise": "x", "hypothesis": "y", "label": "a"}, ("x", "y")),
+        (("sentence1", "sentence2"), {"text": "x", "pair": "y"}, ("x", "y")),
+        (("sentence1", "sentence2"), {"premise": "x", "other": "y"}, 'there is no column "sentence1"'),
+        (("sentence1", "sentence2"), {"sentence1": "x", "other": "y"}, 'there is no column "sentence2"'),
+        (("q", "s"), {"premise": "x", "hypothesis": "y"}, 'there is no column "q"'),
+    ],
+)
+def test_rows_to_predict_may_use_other_usual_names(
+    tokenizer: Tokenizer, train: tuple[str, str | None], row: dict[str, str], texts: tuple[str, ...] | str
+) -> None:
+    """As labelled data may, which are read in the same columns."""
+    settings = ClassificationSettings(text_column=train[0], pair_column=train[1], label_column="label")
+    task = Classification(tokenizer, ("a", "b"), settings, {})
+    if isinstance(texts, str):
+        column = "pair" if "sentence2" in texts else "text"
+        with pytest.raises(InputError, match=rf"^row 1: {texts}.*evaluate and predict: --set {column}_column=NAME"):
+            task.row(row, "row 1")
+        return
+    assert task.row(row, "row 1").texts == texts
+    if "label" in row:
+        found = find_columns(settings, list(row), "row 1")
+        assert tuple(row[name] for name in (found.text_column, found.pair_column) if name) == texts
+
+
+def test_a_row_to_predict_that_is_cut_at_the_wrong_character_says_so(tokenizer: Tokenizer) -> None:
+    task = Classification(tokenizer, ("a", "b"), ClassificationSettings(text_column="sentence"), {})
+    with pytest.raises(InputError, match=r'--set delimiter=";"\)\.$'):
+        task.row({"sentence;label": "x;a"}, "row 1")
+
+
 # Metrics and report
 
 
@@ -510,11 +583,13 @@ def test_regression_metrics_by_hand(tokenizer: Tokenizer) -> None:
     examples = [ClassificationExample(row, (np.zeros(2),), (np.zeros(2),), float(target), 0) for target in gold]
     scores = task.score(answers, examples)
     ranks = (np.argsort(np.argsort(values)), np.argsort(np.argsort(gold)))
-    assert next(iter(scores)) == "spearman"
+    assert next(iter(scores)) == "r2"
+    assert scores["r2"] == pytest.approx(1 - np.mean((values - gold) ** 2) / np.var(gold))
     assert scores["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
     assert scores["pearson"] == pytest.approx(np.corrcoef(values, gold)[0, 1])
     assert scores["mse"] == pytest.approx(np.mean((values - gold) ** 2))
     assert task.score(answers[:1] * 4, examples)["pearson"] == 0.0
+    assert task.score(answers, examples[:1] * 4)["r2"] == 0.0
     assert task.to_json(answers[3]) == {"value": 10.0}
     (table,) = task.sections(answers, examples)
     assert isinstance(table, Table) and table.rows[0][:2] == (4.0, 10.0)

@@ -103,9 +103,10 @@ def test_the_labels_of_words_come_back_whatever_the_words_are(minilm_tokenizer, 
     task = make(minilm_tokenizer, *(sentence(words, None) for words in rows), chosen=chosen)
     batch = task.collate(items(task))
     first_pieces = [int(minilm_tokenizer.encode_words([word])[0][0]) for words in rows for word in words]
-    assert batch.inputs.token_ids[batch.labels["word_positions"]].tolist() == first_pieces
-    labels = [data.draw(st.sampled_from(LABELS)) for words in rows for _ in words]
-    answers = decode(task, batch, labels)
+    is_first = np.concatenate([np.diff(example.words, prepend=-1) > 0 for example in items(task)])
+    assert batch.inputs.token_ids[batch.labels["word_positions"]][is_first].tolist() == first_pieces
+    drawn = [data.draw(st.sampled_from(LABELS)) for _ in is_first]
+    answers, labels = decode(task, batch, drawn), list(itertools.compress(drawn, is_first))
     assert [label for answer in answers for label in answer.labels] == labels
     assert [list(answer.words) for answer in answers] == rows
     for words, example, answer in zip(rows, items(task), answers, strict=True):
@@ -152,6 +153,31 @@ def test_raw_text_is_read_as_words_that_someone_has_split(tokenizers, kind):
     assert [raw.text[a:b] for a, b in raw.word_spans.tolist()] == list(split.row.words)
     assert [ids.tolist() for ids in raw.token_ids] == [ids.tolist() for ids in split.token_ids]
     assert raw.word_positions.tolist() == split.word_positions.tolist()
+
+
+def test_chinese_words_are_learnt_in_the_parts_that_raw_text_has(minilm_tokenizer):
+    words, tags = ["Ada", "在", "北京", "买", "T恤"], ["B-PER", "O", "B-LOC", "O", "B-PER"]
+    task = make(minilm_tokenizer, sentence(words, tags))
+    (split,) = items(task)
+    (raw,) = task.encode([task.row("Ada 在北京买T恤", "x")])
+    assert split.token_ids[0].tolist() == raw.token_ids[0].tolist()
+    assert split.word_positions.tolist() == raw.word_positions.tolist()
+    assert split.words.tolist() == [0, 1, 2, 2, 3, 4, 4]
+    assert [task.labels[target] for target in split.targets] == ["B-PER", "O", "B-LOC", "I-LOC", "O", "B-PER", "I-PER"]
+    # Scored on the words as they were given.
+    labels = ["B-PER", "O", "B-LOC", "O", "O", "O", "B-PER"]
+    (answer,) = decode(task, task.collate([split]), labels)
+    assert answer.labels == ("B-PER", "O", "B-LOC", "O", "O") and answer.words == tuple(words)
+    assert task.score([answer], [split])["recall"] == pytest.approx(2 / 3)
+    (answer,) = decode(task, task.collate([raw]), labels)
+    assert [answer.words[word] for word, label in enumerate(answer.labels) if label != "O"] == ["Ada", "北", "恤"]
+
+
+def test_chinese_words_of_one_label_each_are_learnt_in_their_parts(minilm_tokenizer):
+    row = sentence(["我", "爱", "北京"], ["PRON", "VERB", "PROPN"])
+    task = Tagging(minilm_tokenizer, ("PRON", "PROPN", "VERB"), TaggingSettings(scheme="none"), {"train": [row]})
+    (example,) = task.examples("train").items
+    assert [task.labels[target] for target in example.targets] == ["PRON", "VERB", "PROPN", "PROPN"]
 
 
 def test_a_long_sentence_gives_each_word_to_the_window_that_sees_most_around_it(tokenizer):
@@ -438,7 +464,7 @@ def test_a_model_of_others_is_scored_in_the_scheme_of_its_own_labels(tokenizer, 
     task = Tagging(tokenizer, labels, TaggingSettings(), {"test": [row]})
     (example,) = task.examples("test").items
     assert [labels[target] for target in example.targets] == own
-    answer = task._answer(example, np.ones(5, dtype=np.float32), example.targets.tolist())
+    answer = task._answer(example, np.ones(5, dtype=np.float32), example.targets)
     figures = task.score([answer], [example])
     assert (figures["f1"], figures["accuracy"]) == (1.0, 1.0)
 

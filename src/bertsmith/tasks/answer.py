@@ -6,10 +6,10 @@ a sequence's own tokens: there is no padding here.
 Shape letters: T tokens, S sequences (one a window), L tokens of the longest one, Q questions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from bertsmith.tasks.answer_data import (
     TrainingWindows,
     encode_questions,
     row_of,
+    scored_in,
     training_examples,
 )
 from bertsmith.tasks.answer_spans import QuestionAnswer, choose_answer, decide
@@ -112,8 +113,10 @@ class Answering:
     def notes(self) -> list[str]:
         """What to know before training: how contexts are cut, and what was left out."""
         notes = [self.settings.describe_windows()]
-        if self.settings.language == "zh":
-            notes.append("Answers are scored by characters, as CMRC 2018 does (--language en: by words, as SQuAD).")
+        scored = [(name, one.items) for name, one in self._splits.items() if isinstance(one, ListExamples)]
+        if names := [name for name, items in scored if name != "train" and self._language(items) == "zh"]:
+            by = "by characters, as CMRC 2018 does (--language en: by words, as SQuAD)."
+            notes.append(f"Answers of {' and '.join(names)} are scored {by}")
         train = self._splits.get("train")
         if isinstance(train, TrainingWindows):
             notes.append(train.describe())
@@ -227,7 +230,7 @@ class Answering:
     def _values(self, metric: Metric, texts: Sequence[str], examples: Sequence[AnsweringExample]) -> np.ndarray:
         """float64 [Q] of one metric."""
         rules: Rules = "squad-1.1"
-        if self.settings.language == "zh":
+        if self._language(examples) == "zh":
             rules = "cmrc-2018"
         elif not all(example.row.answers for example in examples):
             rules = "squad-2.0"
@@ -256,15 +259,16 @@ class Answering:
         texts = [answer.text for answer in answers]
         exact, overlap = self._values(exact_match, texts, examples), self._values(f1, texts, examples)
         groups: dict[str, list[int]] = {}
+        language = self._language(examples)
         order = [*(_length_name(bound) for bound in (*_LENGTH_BOUNDS, _LENGTH_BOUNDS[-1] + 1)), "no answer"]
         for index, example in enumerate(examples):
-            groups.setdefault(self._length_group(example), []).append(index)
+            groups.setdefault(_length_group(example, language), []).append(index)
         rows = [
             (name, len(groups[name]), float(exact[groups[name]].mean()), float(overlap[groups[name]].mean()))
             for name in order
             if name in groups
         ]
-        unit = "characters" if self.settings.language == "zh" else "words"
+        unit = "characters" if language == "zh" else "words"
         triples = list(zip(answers, examples, overlap, strict=True))
         right = [(answer, example) for answer, example, value in triples if value == 1.0]
         wrong = sorted(
@@ -280,12 +284,8 @@ class Answering:
             ),
         ]
 
-    def _length_group(self, example: AnsweringExample) -> str:
-        if not example.row.answers:
-            return "no answer"
-        text = example.row.answers[0].text
-        length = len(text) if self.settings.language == "zh" else len(text.split())
-        return _length_name(length)
+    def _language(self, examples: Iterable[AnsweringExample]) -> Literal["en", "zh"]:
+        return scored_in(self.settings.language, (example.row for example in examples))
 
 
 def find_labels(rows: Sequence[Question], settings: AnsweringSettings) -> tuple[str, ...]:
@@ -303,7 +303,14 @@ def _token_logits(model: nn.Module, inputs: PackedBatch) -> Tensor:
     """float32 [T, 2]."""
     assert isinstance(model, QuestionAnsweringModel)
     logits_T2: Tensor = model.tokens(model.encoder(inputs))
-    return logits_T2.float()
+    return logits_T2
+
+
+def _length_group(example: AnsweringExample, language: str) -> str:
+    if not example.row.answers:
+        return "no answer"
+    text = example.row.answers[0].text
+    return _length_name(len(text) if language == "zh" else len(text.split()))
 
 
 def _length_name(length: int) -> str:

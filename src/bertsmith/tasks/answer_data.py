@@ -5,7 +5,7 @@ by characters, so no text is ever compared to find it again.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from bertsmith.settings import settle_types
 from bertsmith.tasks.rows import iter_records, nothing_read
 from bertsmith.text.labelled import Question, holds_rows, question_row, read_squad
 from bertsmith.text.scripts import script_shares
+from bertsmith.text.tables import understood_column
 from bertsmith.text.tokenizer import Encoding, Tokenizer
 from bertsmith.text.windows import Window, overlap, windows
 
@@ -57,7 +58,7 @@ class AnsweringSettings:
     0."""
     language: Literal["en", "zh"] | None = None
     """Whose rules score answers: SQuAD's (words), or those of CMRC 2018 (Chinese characters), "zh"; by default the
-    latter where most letters of the contexts are Chinese characters."""
+    latter where most letters of the contexts that are asked about are Chinese characters."""
     metric: Literal["f1", "exact_match"] = "f1"
     """What picks the best checkpoint."""
 
@@ -186,7 +187,7 @@ def read_rows(
         bad: gets what is wrong with rows that cannot be used, which are passed over; None: the first is an error.
 
     Returns:
-        The settings with `unanswerable` and `language` settled, to read further files with; the questions.
+        The settings with `unanswerable` settled, to read further files with; the questions.
 
     Raises:
         InputError: no questions, a field that is missing, an answer that is not at its place.
@@ -203,24 +204,26 @@ def read_rows(
         raise nothing_read(source, "questions", bad)
     if settings.unanswerable is None:
         settings = replace(settings, unanswerable=any(not question.answers for question in questions))
-    if settings.language is None:
-        shares = script_shares(question.context for question in questions)
-        is_chinese = shares.get("Chinese characters", 0.0) > _CHINESE_SHARE
-        settings = replace(settings, language="zh" if is_chinese else "en")
     return settings, questions
+
+
+def scored_in(language: Literal["en", "zh"] | None, questions: Iterable[Question]) -> Literal["en", "zh"]:
+    """Whose rules score the answers to some questions: those of `language`, or else of their contexts' script."""
+    if language is not None:
+        return language
+    contexts = dict.fromkeys(question.context for question in questions)
+    return "zh" if script_shares(contexts).get("Chinese characters", 0.0) > _CHINESE_SHARE else "en"
 
 
 def row_of(values: Mapping[str, Any], settings: AnsweringSettings, where: str, *, labelled: bool) -> Question:
     """A question from a row. `question` and `context` are understood where the columns' own names are missing."""
-    columns = {}
-    for usual, column in (("question", settings.question_column), ("context", settings.context_column)):
-        columns[f"{usual}_field"] = usual if column not in values and usual in values else column
     return question_row(
         values,
         where,
+        question_field=understood_column(settings.question_column, "question", values, where),
+        context_field=understood_column(settings.context_column, "context", values, where),
         answers_field=settings.answers_column if labelled else None,
         lenient=settings.lenient,
-        **columns,
     )
 
 

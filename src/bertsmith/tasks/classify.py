@@ -150,7 +150,10 @@ class Classification:
             SettingsError: `max_length` is longer than the encoder's position table, or leaves no room for text.
         """
         check_max_length(self.settings.max_length, encoder, fewest=4)
-        return SequenceClassifier(encoder, len(self.labels) or 1)
+        model = SequenceClassifier(encoder, len(self.labels) or 1)
+        if isinstance(self.target, NumberTarget):
+            self.target.start(model.pooled.out)
+        return model
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [E, C], or [E, 1] numbers of a regression."""
@@ -166,7 +169,7 @@ class Classification:
         return empty_EC.scatter_reduce(0, examples_SC, logits_SC, reduce, include_self=False)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the target's loss: cross-entropy in nats, or squared errors."""
+        """Sum of the target's loss: cross-entropy in nats, or squared errors by the variance."""
         return self.loss_from(self.logits(model, batch), batch)
 
     def loss_from(self, logits_SC: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -199,8 +202,10 @@ class Classification:
             cut_tokens = sum(item.cut_tokens for item in long)
             what = f"lose {cut_tokens:,} tokens {lost.get(part, 'of the shorter text of a pair')}"
             if part == "windows":
-                number = sum(len(item.token_ids) for item in long)
-                what = f"are read in {number:,} windows" + (f", but {what}" if cut_tokens else "")
+                numbers = [len(item.token_ids) for item in long]
+                what = f"are read in {sum(numbers):,} windows, the longest in {max(numbers):,} at once" + (
+                    f", but {what}" if cut_tokens else ""
+                )
             notes.append(
                 f"{len(long):,} of {len(examples.items):,} {split} texts ({len(long) / len(examples.items):.1%}) are "
                 f"longer than max_length {self.settings.max_length} and {what}."
@@ -220,7 +225,7 @@ def sequence_logits(model: nn.Module, inputs: PackedBatch) -> Tensor:
     """float32 [S, C]"""
     assert isinstance(model, SequenceClassifier)
     logits_SC: Tensor = model.pooled.of_pooled(sequence_vectors(model, inputs))
-    return logits_SC.float()
+    return logits_SC
 
 
 def sequence_vectors(model: SequenceClassifier, inputs: PackedBatch) -> Tensor:
@@ -239,5 +244,5 @@ def _kept(ids: np.ndarray, length: int, part: Kept) -> np.ndarray:
 
 def _target(labels: Sequence[str], settings: ClassificationSettings, train_rows: Sequence[ClassificationRow]) -> Target:
     if settings.regression:
-        return NumberTarget()
+        return NumberTarget(train_rows)
     return LabelSetTarget(labels, settings) if settings.multi_label else LabelTarget(labels, settings, train_rows)

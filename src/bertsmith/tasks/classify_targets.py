@@ -4,6 +4,7 @@ Each has its loss, its answers, its figures and what the report shows of it.
 Shape letters: S examples, C labels.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, number_of
@@ -72,7 +73,7 @@ class Target(Protocol):
         """Targets as a tensor of S rows, and by what the sum of their loss is divided."""
 
     def loss(self, logits_SC: Tensor, targets: Tensor) -> Tensor:
-        """The sum over the texts, in nats or squares."""
+        """The sum over the texts, in nats or shares of the variance."""
 
     def scores(self, logits_SC: Tensor) -> Tensor:
         """[S, C] probabilities, or [S, 1] numbers."""
@@ -184,10 +185,32 @@ class LabelTarget:
 
 
 class NumberTarget:
-    """A number: squared error. A target is a float."""
+    """A number: squared error, as a share of the numbers' variance. A target is a float.
+
+    Adam moves a weight by about the learning rate in a step, so that a last layer of usual weights would take thousands
+    of steps to reach points from 80 to 100. So it starts at the numbers' mean, its weights are as large as their
+    deviation, and their unit is divided out of the loss: what is learnt does not depend on it.
+
+    Attributes:
+        variance: of the numbers that are learnt from; 1 where there are none, or all are the same.
+    """
 
     problem_type = "regression"
-    default_metric = "spearman"
+    default_metric = "r2"
+
+    def __init__(self, train_rows: Sequence[ClassificationRow]) -> None:
+        """`train_rows`, of which there may be none, decide mean and variance."""
+        numbers = [number_of(row.label, row.where) for row in train_rows if row.label is not None]
+        self._mean = float(np.mean(numbers)) if numbers else 0.0
+        self.variance = float(np.var(numbers)) if len(set(numbers)) > 1 else 1.0
+
+    @torch.no_grad()
+    def start(self, output: nn.Linear) -> None:
+        """Let a new last layer, whose answers deviate by about 1 around 0, begin with the numbers' mean and deviation.
+        GPT-2's has no bias, and must learn the mean."""
+        output.weight *= math.sqrt(self.variance)
+        if output.bias is not None:
+            output.bias.fill_(self._mean)
 
     def encode(self, row: ClassificationRow) -> float | None:
         """See `Target`."""
@@ -198,8 +221,8 @@ class NumberTarget:
         return torch.tensor(targets), float(len(targets))
 
     def loss(self, logits_SC: Tensor, targets: Tensor) -> Tensor:
-        """See `Target`."""
-        return F.mse_loss(logits_SC[:, 0], targets, reduction="sum")
+        """See `Target`; 1 a text for always saying the mean."""
+        return F.mse_loss(logits_SC[:, 0], targets, reduction="sum") / self.variance
 
     def scores(self, logits_SC: Tensor) -> Tensor:
         """The logits themselves."""
@@ -212,7 +235,9 @@ class NumberTarget:
     def score(
         self, answers: Sequence[ClassificationAnswer], examples: Sequence[ClassificationExample]
     ) -> dict[str, float]:
-        """By SciPy and scikit-learn. A correlation with constant predictions is not defined and counts as 0."""
+        """By SciPy and scikit-learn; r2 is the share of the variance that the answers explain, below 0 if they are
+        worse than the mean. A correlation with constant predictions is not defined and counts as 0, and so does the r2
+        of constant numbers."""
         from scipy import stats
         from sklearn import metrics
 
@@ -220,6 +245,7 @@ class NumberTarget:
         values = [answer.score for answer in answers]
         constant = len(set(values)) < 2 or len(set(gold)) < 2
         return {
+            "r2": 0.0 if len(set(gold)) < 2 else float(metrics.r2_score(gold, values)),
             "spearman": 0.0 if constant else float(stats.spearmanr(values, gold).statistic),
             "pearson": 0.0 if constant else float(stats.pearsonr(values, gold).statistic),
             "mse": float(metrics.mean_squared_error(gold, values)),

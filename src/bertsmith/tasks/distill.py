@@ -28,6 +28,7 @@ from bertsmith.model.families import family
 from bertsmith.model.folder import load_weights, read_config, resolve
 from bertsmith.model.heads import reorder_outputs
 from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.classify_targets import NumberTarget
 from bertsmith.tasks.embed import Embedding
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_task import PretrainLogits, PretrainTask
@@ -195,7 +196,7 @@ def distil(task: FinetuneTask, folders: str, *, weight: float, temperature: floa
 def _between_answers(task: FinetuneTask, temperature: float, student: Tensor, teacher: Tensor) -> Tensor:
     """The soft loss between logits of two models, or numbers."""
     if tells_numbers(task):
-        return F.mse_loss(student, teacher, reduction="sum")
+        return number_distance(task, student, teacher)
     return divergence(as_choices(task, student), as_choices(task, teacher), temperature)
 
 
@@ -234,6 +235,14 @@ def tells_numbers(task: FinetuneTask) -> bool:
     if isinstance(task, Embedding):
         return task.settings.score_column is not None
     return isinstance(task, Classification) and task.settings.regression
+
+
+def number_distance(task: FinetuneTask, first: Tensor, second: Tensor) -> Tensor:
+    """Sum of the squares between two models' numbers, in the unit of the task's loss."""
+    squares = F.mse_loss(first, second, reduction="sum")
+    if isinstance(task, Classification) and isinstance(task.target, NumberTarget):
+        return squares / task.target.variance
+    return squares
 
 
 def check_answers_stand_alone(task: FinetuneTask, name: str) -> None:

@@ -148,6 +148,22 @@ def write_iob2(spans: Iterable[Span], length: int) -> tuple[str, ...]:
     return tuple(tags)
 
 
+def over_parts(tags: Sequence[str], words: Sequence[int], *, has_entities: bool) -> tuple[str, ...]:
+    """The tag of each part of words, in order: in IOB2 what follows the first part of a word goes on with its entity.
+
+    Args:
+        words: which word each part is of.
+
+    >>> over_parts(["B-LOC", "O"], [0, 0, 1, 1], has_entities=True)
+    ('B-LOC', 'I-LOC', 'O', 'O')
+    """
+    found = []
+    for part, word in enumerate(words):
+        goes_on = has_entities and part > 0 and words[part - 1] == word and tags[word].startswith("B")
+        found.append(f"I{tags[word][1:]}" if goes_on else tags[word])
+    return tuple(found)
+
+
 def in_words_of(labels: Collection[str], tags: Sequence[str]) -> tuple[str, ...]:
     """IOB2 tags as a model with these labels writes them: ours as they are, those of others in IOB1 or BIOES.
 

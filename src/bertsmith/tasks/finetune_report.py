@@ -73,7 +73,7 @@ def write_run_report(
     if training.stopped_early:
         facts["stopped early"] = f"{settings.early_stopping} evaluations in a row without a new best"
     is_regression = isinstance(task, Classification) and task.settings.regression
-    unit = "squared error" if is_regression else "nats"
+    unit = "squared error by the variance" if is_regression else "nats"
     sections += training_sections(settings.out / "metrics.jsonl", unit)
     sections += _data_sections(task, settings)
     write_report(settings.out, f"Fine-tuning: {task.name}", sections, config=configuration, facts=facts)

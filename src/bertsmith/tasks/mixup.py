@@ -46,7 +46,7 @@ class Mixup(TaskAround):
         # On the CPU, whose generator the step has seeded, so that every device draws the same and none is waited for.
         share = float(torch.distributions.Beta(self._alpha, self._alpha).sample())
         others_S = torch.randperm(len(vectors_SD)).to(vectors_SD.device)
-        logits_SC = model.pooled.of_pooled(torch.lerp(vectors_SD[others_S], vectors_SD, share)).float()
+        logits_SC = model.pooled.of_pooled(torch.lerp(vectors_SD[others_S], vectors_SD, share))
         targets = batch.labels["targets"]
         other = Batch(batch.inputs, {**batch.labels, "targets": targets[others_S]}, batch.counts, batch.examples)
         own_sums, other_sums = (self._classification.loss_from(logits_SC, one) for one in (batch, other))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertsmith.tasks.distill import as_choices, check_answers_stand_alone, num_targets, tells_numbers
+from bertsmith.tasks.distill import as_choices, check_answers_stand_alone, num_targets, number_distance, tells_numbers
 from bertsmith.tasks.saved import FinetuneTask
 from bertsmith.training.task import Batch, Task, TaskAround
 
@@ -49,7 +49,7 @@ class RDrop(TaskAround):
         first, second = task.logits(model, batch), task.logits(model, batch)
         losses = _mean(task.loss_from(first, batch), task.loss_from(second, batch))
         if tells_numbers(task):
-            return {**losses, "r_drop": F.mse_loss(first, second, reduction="sum") / 2}
+            return {**losses, "r_drop": number_distance(task, first, second) / 2}
         return {**losses, "r_drop": symmetric_divergence(as_choices(task, first), as_choices(task, second))}
 
 

@@ -1,11 +1,10 @@
 """Task: the words of a sentence to entities, or to one label a word (Devlin et al. 2018, section 5.3).
 
-All goes by words: the label of a word is learnt and predicted at its first piece, the other pieces
-have none. A sentence that is too long is read in overlapping windows, where each word is learnt and
-predicted once, in the window that sees the most text around it. A shorter one may be shown with what
-stands around it in its document, whose words are learnt and predicted with their own sentences. With crf
-the labels of a sentence are learnt and predicted as a whole, across its windows: see `model/crf.py`.
-Shape letters: T tokens, S sequences, W words of the batch, C labels.
+The label of a word is learnt and predicted at its first piece, and in Chinese learnt at each part that raw text has of
+it. A sentence that is too long is read in overlapping windows, where each word is learnt and predicted once, in the one
+that sees the most text around it. A shorter one may be shown with what stands around it in its document, whose words
+are learnt with their own sentences. With crf the labels of a sentence are one answer: see `model/crf.py`.
+Shape letters: T tokens, S sequences, W words of the batch (or their parts), C labels.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from bertsmith.tasks.entities import (
     allowed_neighbours,
     detect_scheme,
     in_words_of,
+    over_parts,
     read_spans,
     score_by_length,
     score_entities,
@@ -51,17 +51,17 @@ _LONGEST_ENTITY = 4  # words; longer ones are counted together
 class TaggingExample:
     """A sentence as the model gets it.
 
-    `text` is the user's own, or the words joined by single spaces; `word_spans` are its words in
-    code points. `word_positions` is where each word's first piece stands when the sequences are laid
-    end to end.
+    `text` is the user's own, or the words joined by single spaces; `word_spans` are its words in code points. Most have
+    one part; `word_positions` is where each part's first piece stands when the sequences are laid end to end.
     """
 
     row: TaggingRow
     text: str
     word_spans: np.ndarray  # int64 [words, 2]
     token_ids: tuple[np.ndarray, ...]  # one sequence a window, [CLS], [SEP] and context included
-    word_positions: np.ndarray  # int64 [words]
-    targets: np.ndarray | None  # int64 [words], None to predict
+    word_positions: np.ndarray  # int64 [parts]
+    words: np.ndarray  # int64 [parts], which word each is of
+    targets: np.ndarray | None  # int64 [parts], None to predict
 
     @property
     def num_tokens(self) -> int:
@@ -182,9 +182,9 @@ class Tagging:
         positions = own.firsts + shifts[max_context(parts, own.firsts)]
         targets = None
         if row.tags is not None:
-            tags = self._in_labels(row.tags)
+            tags = self._in_labels(over_parts(row.tags, own.words.tolist(), has_entities=self.has_entities))
             targets = np.array([label_id(tag, self._label_ids, row.where) for tag in tags], dtype=np.int64)
-        return TaggingExample(row, own.text, own.spans, token_ids, positions, targets)
+        return TaggingExample(row, own.text, own.spans, token_ids, positions, own.words, targets)
 
     def examples(self, split: str) -> ListExamples[TaggingExample]:
         """The tokenized sentences of one split."""
@@ -237,7 +237,7 @@ class Tagging:
         """float32 [W, C], at first pieces only."""
         assert isinstance(model, TokenClassificationModel)
         logits_WC: Tensor = model.tokens(model.encoder(batch.inputs, batch.labels["word_positions"]))
-        return logits_WC.float()
+        return logits_WC
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sum of the weighted, smoothed cross-entropy over the words, in nats; with crf of that of the sentences."""
@@ -269,13 +269,13 @@ class Tagging:
 
     def decode(self, output: tuple[Tensor, Tensor], batch: Batch) -> list[TaggingAnswer]:
         """One answer a sentence."""
-        scores_W, ids_W = output
         counts = _lengths(batch)
-        parts = zip(batch.examples, torch.split(scores_W, counts), torch.split(ids_W, counts), strict=True)
-        return [self._answer(example, scores.numpy(), ids.tolist()) for example, scores, ids in parts]
+        parts = zip(batch.examples, *(torch.split(values_W, counts) for values_W in output), strict=True)
+        return [self._answer(example, scores.numpy(), ids.numpy()) for example, scores, ids in parts]
 
-    def _answer(self, example: TaggingExample, scores: np.ndarray, ids: Sequence[int]) -> TaggingAnswer:
-        labels = tuple(self.labels[index] for index in ids)
+    def _answer(self, example: TaggingExample, scores: np.ndarray, ids: np.ndarray) -> TaggingAnswer:
+        is_first = np.diff(example.words, prepend=-1) > 0  # the label of a word is that of its first part
+        scores, labels = scores[is_first], tuple(self.labels[index] for index in ids[is_first])
         text, places = example.text, example.word_spans.tolist()
         entities = []
         for span in read_spans(labels) if self.has_entities else []:
@@ -369,7 +369,7 @@ class Tagging:
 
 
 def _lengths(batch: Batch) -> list[int]:
-    """Words of each sentence, which stand one after the other whatever windows they were read in."""
+    """Parts of each sentence, which stand one after the other whatever windows they were read in."""
     return [len(example.word_positions) for example in batch.examples]
 
 

@@ -12,23 +12,27 @@ import numpy as np
 from bertsmith.tasks.tag_data import TaggingRow
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import surround
-from bertsmith.text.words import plain_words
+from bertsmith.text.words import has_chinese, plain_words
 
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
 class Words:
-    """W words in T tokens. `text` is the user's own, or the words joined by single spaces."""
+    """W words in T tokens, learnt in P parts. `text` is the user's own, or the words joined by single spaces."""
 
     text: str
     spans: np.ndarray  # int64 [W, 2] code points of the text
     ids: np.ndarray  # int32 [T]
-    firsts: np.ndarray  # int64 [W] the first token of each word
+    firsts: np.ndarray  # int64 [P] the first token of each part
+    words: np.ndarray  # int64 [P] which word a part is of
 
 
 def words_of(row: TaggingRow, tokenizer: Tokenizer) -> Words:
     """Tokenize a sentence. The words of raw text are those of the tokenizer, without white space at their ends.
+
+    Chinese words that someone has split are several words in raw text, a character each; they are learnt in these
+    parts, since otherwise a model would be asked about characters within words, which it has never learnt.
 
     Where tokens hold the space before a word, as in XLM-R and RoBERTa, these would be other tokens than those of words
     that someone has split, as in training data, and "Paris," one word: there they are split as BERT does.
@@ -46,12 +50,18 @@ def words_of(row: TaggingRow, tokenizer: Tokenizer) -> Words:
         lasts = np.append(firsts, len(encoding.ids))[1:] - 1
         spans = _apart(text, np.stack([encoding.offsets[firsts, 0], encoding.offsets[lasts, 1]], axis=1))
         is_seen = spans[:, 0] < spans[:, 1]
-        return Words(text, spans[is_seen], encoding.ids, firsts[is_seen])
+        return Words(text, spans[is_seen], encoding.ids, firsts[is_seen], np.arange(is_seen.sum()))
     ids, index = tokenizer.encode_words(row.words)
     firsts = np.searchsorted(index, np.arange(len(row.words)))
+    parts = [firsts]
+    chinese = [] if tokenizer.spaces_in_tokens else [n for n, word in enumerate(row.words) if has_chinese(word)]
+    for number, alone in zip(chinese, tokenizer.encode_batch([row.words[n] for n in chinese]), strict=True):
+        if np.array_equal(alone.ids, ids[index == number]):
+            parts.append(firsts[number] + np.flatnonzero(alone.word_starts)[1:])
     lengths = np.array([len(word) for word in row.words], dtype=np.int64)
     ends = np.cumsum(lengths + 1) - 1
-    return Words(" ".join(row.words), np.stack([ends - lengths, ends], axis=1), ids, firsts)
+    firsts = np.sort(np.concatenate(parts))
+    return Words(" ".join(row.words), np.stack([ends - lengths, ends], axis=1), ids, firsts, index[firsts])
 
 
 def around(

@@ -83,6 +83,15 @@ def plain_words(text: str) -> np.ndarray:
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
+def has_chinese(text: str) -> bool:
+    """Whether Chinese characters are in a text.
+
+    >>> has_chinese("T恤"), has_chinese("かな")
+    (True, False)
+    """
+    return _CJK.search(text) is not None
+
+
 def encode_words(tokenizer: Tokenizer, texts: Sequence[str], segmenter: Jieba | None) -> FlatEncoding:
     """As `Tokenizer.encode_flat`, with the segmenter's words in place of the pre-tokenizer's where text is CJK."""
     if segmenter is None:
@@ -92,6 +101,7 @@ def encode_words(tokenizer: Tokenizer, texts: Sequence[str], segmenter: Jieba | 
         np.concatenate([encoding.ids for encoding in encodings]),
         np.concatenate([word_starts(*pair, segmenter) for pair in zip(texts, encodings, strict=True)]),
         np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64),
+        sum(tokenizer.unknown_bytes(text, one.ids, one.offsets) for text, one in zip(texts, encodings, strict=True)),
     )
 
 
