@@ -32,6 +32,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.tasks.classify_data import find_columns
 from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.saved import load_task, task_kind
+from bertsmith.tasks.tag_data import as_text
 from bertsmith.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.conformance
@@ -318,8 +319,77 @@ def test_settings_of_a_task_can_be_changed(classifier: Path, tiny_tokenizer: Pat
     assert named == alone
     with pytest.raises(SettingsError, match=r'unknown key "text_colum".*Did you mean "text_column"'):
         load(classifier, overrides={"text_colum": "body"})
-    with pytest.raises(SettingsError, match="pre-trained alone, and has no settings to change: text_column"):
-        load(folder(tiny_tokenizer, tmp_path, BertForMaskedLM), overrides={"text_column": "body"})
+    with pytest.raises(SettingsError, match=r'pre-trained alone: unknown key "max_length".*Choices: columns'):
+        load(folder(tiny_tokenizer, tmp_path, BertForMaskedLM), overrides={"max_length": 9})
+
+
+def test_a_tagger_reads_the_text_of_a_table(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """Its labelled data are words, so its own settings name no column of texts."""
+    where = folder(tiny_tokenizer, tmp_path, BertForTokenClassification, id2label={0: "O", 1: "B-X", 2: "I-X"})
+    (alone,) = load(where, device="cpu").predict(["the cat"])
+    assert list(load(where, device="cpu").predict([{"id": 1, "Review": "the cat", "document": "d"}])) == [alone]
+    row = {"body": "the cat", "text": "red", "words": ["blue"], "question": "who", "context": "x"}
+    named = load(where, device="cpu", overrides={"text_column": "body"})
+    assert list(named.predict([row, "the cat"])) == [alone, alone]
+    assert isinstance(named, TaskPredictor) and named.task.settings == load_task(where)[0].settings
+    with pytest.raises(InputError, match=r'^row 1: there is no column "body".*Choices: text'):
+        list(named.predict([{"text": "a"}]))
+    with pytest.raises(InputError, match=r"^row 1, body: text wanted, int found"):
+        list(named.predict([{"body": 3}]))
+    for unclear in ({"body": "a", "id": 1}, {"review": "a", "comment": "b"}, {"document": "a"}):
+        columns = ", ".join(unclear)
+        with pytest.raises(InputError, match=rf"^row 1: give a row .* --set text_column=NAME\. Columns: {columns}\."):
+            list(load(where, device="cpu").predict([unclear]))
+    with pytest.raises(SettingsError, match=r'unknown key "text_colum".*Did you mean "text_column".*token_column'):
+        load(where, overrides={"text_colum": "body"})
+    with pytest.raises(SettingsError, match='unknown key "pair_column"'):
+        load(where, overrides={"pair_column": "body"})
+
+
+def test_a_document_that_is_the_text_names_none(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    row = as_text({"document": "a b"}, "document", "row 1")
+    assert (row.text, row.document) == ("a b", "")
+    assert as_text({"text": "a b", "document": "d"}, "text", "row 1").document == "d"
+
+
+@pytest.mark.parametrize(
+    ("named", "row", "texts"),
+    [
+        ({}, {"Review": "the [MASK]", "id": 1}, "the [MASK]"),
+        ({}, {"text": "the [MASK]", "pair": math.nan}, "the [MASK]"),
+        ({}, {"sentence1": "a", "sentence2": "b"}, {"text": "a", "pair": "b"}),
+        ({"text_column": "question"}, {"question": "the [MASK]", "answer": "c"}, "the [MASK]"),
+        (
+            {"text_column": "question", "pair_column": "context"},
+            {"question": "a", "context": "b"},
+            {"text": "a", "pair": "b"},
+        ),
+    ],
+)
+def test_a_pretrained_model_reads_the_texts_of_a_table(
+    tiny_tokenizer: Path, tmp_path: Path, named: dict[str, str], row: dict[str, Any], texts: Any
+) -> None:
+    where = folder(tiny_tokenizer, tmp_path, BertForPreTraining)
+    (expected,) = load(where, device="cpu").predict([texts])
+    assert list(load(where, device="cpu", overrides=named).predict([row])) == [expected]
+
+
+def test_a_pretrained_model_says_how_to_name_the_text_of_a_table(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    predictor = load(folder(tiny_tokenizer, tmp_path, BertForMaskedLM), device="cpu")
+    with pytest.raises(InputError, match=r'^row 1: there is no column "text".*--set text_column=NAME'):
+        list(predictor.predict([{"body": "the [MASK]", "id": 1}]))
+    with pytest.raises(InputError, match=r"^row 1: this model has not learnt to judge pairs.*--set text_column=NAME"):
+        list(predictor.predict([{"question": "the [MASK]", "answer": "b"}]))
+
+
+def test_how_tables_are_read_can_be_said_to_a_model_that_answers(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """It has columns of its own for question and context, so there is no other for the text."""
+    where = folder(tiny_tokenizer, tmp_path, BertForQuestionAnswering)
+    predictor = load(where, device="cpu", overrides={"delimiter": ";", "quoting": False, "question_column": "q"})
+    assert (predictor.tables.delimiter, predictor.tables.quoting, predictor.tables.columns) == (";", False, None)
+    assert isinstance(predictor, TaskPredictor) and predictor.task.settings.question_column == "q"
+    with pytest.raises(SettingsError, match=r'unknown key "text_column".*Did you mean "context_column".*delimiter'):
+        load(where, overrides={"text_column": "context"})
 
 
 def test_tags_stand_at_their_characters(tiny_tokenizer: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from bertsmith.tasks.choose import ChoiceAnswer, Choosing
 from bertsmith.tasks.data_check import CheckSettings, check_data
 from bertsmith.tasks.finetune import evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.saved import read_training_rows, task_kind
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Curves, Table
 
@@ -71,6 +72,35 @@ def test_columns_can_be_named(make_files: MakeFiles) -> None:
     found, (row,) = read_rows(str(folder / "a.csv"), settings)
     assert (row.text, row.question, row.choices, row.label) == ("t", "q", ("x", "y", "z"), 2)
     assert found == settings
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "t", "ask": "q", "options": ["x", "y"], "answer": "B"},
+        {"article": "t", "sent2": "q", "ending0": "x", "ending1": "y", "gold": "1"},
+    ],
+)
+def test_other_tables_may_use_other_usual_names(make_files: MakeFiles, tokenizer: Tokenizer, row: Any) -> None:
+    """To score and to predict alike: a text under another name must not be passed over."""
+    settings = ChoiceSettings("passage", "question", "choices", "label")
+    folder = make_files({"a.jsonl": json.dumps(row)})
+    _, (scored,) = read_rows(str(folder / "a.jsonl"), settings)
+    answered = Choosing(tokenizer, (), settings, {}).row(row, "row 1")
+    for one in (scored, answered):
+        assert (one.text, one.question, one.choices) == ("t", "q", ("x", "y"))
+    with pytest.raises(InputError, match=r'there is no column "passage"\. text_column: did you mean'):
+        read_training_rows(task_kind("choice"), str(folder / "a.jsonl"), settings)
+
+
+def test_what_a_model_has_not_learnt_to_read_is_not_sought_in_rows_to_predict(tokenizer: Tokenizer) -> None:
+    task = Choosing(tokenizer, (), ChoiceSettings(question_column="question", choices_column="choices"), {})
+    row = task.row({"article": "t", "ask": "q", "choices": ["x", "y"]}, "row 1")
+    assert (row.text, row.question) == ("", "q")
+    named = Choosing(tokenizer, (), ChoiceSettings(question_column="question", choices_column="first,second"), {})
+    assert named.row({"question": "q", "choices": ["x", "y"]}, "row 1").choices == ("x", "y")
+    with pytest.raises(InputError, match=r'no column "second".*predict: --set choices_column=NAME'):
+        named.row({"question": "q", "first": "x", "third": "y"}, "row 1")
 
 
 @pytest.mark.parametrize(

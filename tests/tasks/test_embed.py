@@ -457,6 +457,33 @@ def test_columns_are_found_by_their_names(make_files: MakeFiles) -> None:
     assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", None, 4.5)]
 
 
+@pytest.mark.parametrize(
+    ("train", "row", "texts"),
+    [
+        (("sentence1", "sentence2"), {"Premise": "x", "hypothesis": "y"}, ("x", "y")),
+        (("anchor", "positive"), {"content": "x", "id": "3"}, ("x",)),
+        (("sentence1", "sentence2"), {"text": "x", "content": "y"}, ("x",)),
+        (("anchor", "positive"), {"content": "x", "review": "y"}, 'there is no column "text"'),
+        (("a", "b"), {"content": "x"}, 'there is no column "a"'),
+    ],
+)
+def test_other_tables_may_use_other_usual_names(
+    make_files: MakeFiles, tokenizer: Tokenizer, train: tuple[str, str], row: dict[str, str], texts: Any
+) -> None:
+    settings = EmbeddingSettings(text_column=train[0], pair_column=train[1])
+    task = Embedding(tokenizer, (), settings, {})
+    if isinstance(texts, str):
+        with pytest.raises(InputError, match=rf"^row 1: {texts}.*evaluate and predict: --set text_column=NAME"):
+            task.row(row, "row 1")
+        return
+    assert task.row(row, "row 1").texts == texts
+    if len(texts) == 2:
+        path = str(make_files({"a.jsonl": json.dumps(row)}) / "a.jsonl")
+        assert [one.texts for one in read_rows(path, settings)[1]] == [texts], "as labelled data"
+        with pytest.raises(InputError, match=r'there is no column "sentence1"\. text_column: did you mean "Premise"'):
+            read_training_rows(TASKS["embedding"], path, settings)
+
+
 def test_a_row_need_not_have_a_negative(make_files: MakeFiles, tokenizer: Tokenizer) -> None:
     rows = '{"query": "x", "document": "y", "negative": %s}\n' * 4 % ('"z"', "null", '""', "NaN")
     folder = make_files({"data.jsonl": rows + '{"query": "x", "document": "y", "id": 7}\n'})

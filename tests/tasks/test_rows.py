@@ -19,6 +19,7 @@ from bertsmith.tasks.rows import (
     sorted_labels,
     split_rows,
     sub_batches,
+    usual_column,
     value_of,
 )
 
@@ -157,3 +158,13 @@ def test_sub_batches_are_the_sequences_in_order(lengths: list[int], budget: int)
         found += inputs.lengths
         begin += len(inputs.token_ids)
     assert found == lengths
+
+
+def test_another_usual_name_stands_in_for_a_usual_name_alone() -> None:
+    known = ("sentence", "content", "review")
+    assert usual_column("sentence", ["content", "id"], known) == "content"
+    assert usual_column("Sentence", ["content", "id"], known) == "content"
+    assert usual_column("sentence", ["sentence", "content"], known) == "sentence"
+    assert usual_column("sentence", ["content", "review"], known) == "sentence", "which of both is for the user to say"
+    assert usual_column("phrase", ["content", "id"], known) == "phrase", "no usual name: it was meant"
+    assert usual_column(None, ["content", "review"], known, taken=("review",)) == "content"

@@ -270,7 +270,8 @@ def predict(
         question: The question; TEXT is then the context that answers it.
         file: Lines of text, CSV, TSV, JSONL, Parquet or hub:NAME; tables are read as those of the fine-tuning were.
         out: Write there instead of to standard output; the file appears when all is answered.
-        override: KEY=VALUE, a setting of the task to change, such as delimiter=";"; may be repeated.
+        override: KEY=VALUE, a setting of the task to change, or how its rows are read, such as delimiter=";" and
+            text_column=review; may be repeated.
         top_k: Guesses for each [MASK], 5 unless given. A text with several gets a list for each, the others masked.
         precision: fp32 gives what transformers gives; bf16 is faster where the hardware has it.
         device: auto, cpu, cuda or cuda:N.

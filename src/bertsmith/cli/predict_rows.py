@@ -5,17 +5,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bertsmith.deploy.predict import Placed, Predictor, TaskPredictor, Value
+from bertsmith.deploy.predict import Placed, Predictor, Value
 from bertsmith.errors import InputError
 from bertsmith.tasks.answer import Answering
-from bertsmith.tasks.choice_data import ChoiceSettings
-from bertsmith.tasks.classify_data import ClassificationSettings
-from bertsmith.tasks.embed_data import EmbeddingSettings
 from bertsmith.tasks.rows import iter_records
 from bertsmith.text.encodings import likely_encoding
 from bertsmith.text.reading import LABELLED, open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
-from bertsmith.text.sources import HUB, iter_rows
+from bertsmith.text.sources import HUB
 
 _ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _JSON = ".json"  # refused as in fine-tuning: an array or an object is no line of text
@@ -35,7 +32,7 @@ def given_rows(text: str | None, pair: str | None, question: str | None) -> Iter
 
 
 def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:
-    """The rows of a table or data set, read as the settings of the model say; the lines of any other file.
+    """The rows of a table or data set, read as the model's settings or `--set` say; the lines of any other file.
 
     Raises:
         InputError: a file of labelled words or of JSON, whose lines are no texts.
@@ -55,13 +52,7 @@ def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:
             file,
         )
     if file.startswith(HUB) or suffix_of(file) in (*_ROW_SUFFIXES, _JSON):
-        settings = predictor.task.settings if isinstance(predictor, TaskPredictor) else None
-        rows = (
-            iter_records(file, settings)
-            if isinstance(settings, ClassificationSettings | EmbeddingSettings | ChoiceSettings)
-            else iter_rows(file)
-        )
-        yield from (Placed(row, where) for where, row in rows)
+        yield from (Placed(row, where) for where, row in iter_records(file, predictor.tables))
         return
     with open_text(Path(file)) as lines:
         yield from (Placed(_row_of_line(line), f"{file}:{lines.line_number}") for line in lines)

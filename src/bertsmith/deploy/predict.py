@@ -5,7 +5,7 @@ the order in which they came. A batch that does not fit the memory is cut, as in
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,19 +13,24 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from bertsmith.errors import InputError, ModelError, SettingsError, collecting
+from bertsmith.errors import InputError, ModelError, SettingsError, collecting, did_you_mean
 from bertsmith.files import read_json
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import load_weights, read_config, resolve
+from bertsmith.settings import from_mapping
+from bertsmith.tasks.answer import Answering
+from bertsmith.tasks.classify_data import ClassificationSettings, text_columns
 from bertsmith.tasks.mlm import fill_mask, strips_before_mask
 from bertsmith.tasks.objectives import pair_question
 from bertsmith.tasks.pairs import PairQuestion, judge_pairs
 from bertsmith.tasks.pretrain_model import PretrainingModel
-from bertsmith.tasks.rows import ListExamples, given_as
+from bertsmith.tasks.rows import ListExamples, Tabular, given_as, is_gap
 from bertsmith.tasks.run_folder import model_folder
-from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, has_answers, load_task
+from bertsmith.tasks.saved import TASKS, FinetuneTask, check_vocabulary, has_answers, load_task, saved_task
 from bertsmith.tasks.sentence_folder import makes_vectors
+from bertsmith.tasks.tag import Tagging
+from bertsmith.tasks.tag_data import as_text
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import Precision, ResolvedPrecision, autocast, resolve_device, resolve_precision
 from bertsmith.training.evaluate import answer_batch, within_memory
@@ -37,6 +42,27 @@ Value = str | Mapping[str, Any]
 
 _PRETRAINED_ROWS = 32  # at once: each may be as long as the model allows
 _PAIRS, _MASKS = "ForPreTraining", "ForMaskedLM"  # what the names of architectures end in
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """How rows to answer are read, for models whose own settings do not say it: their labelled data are no tables."""
+
+    text_column: str | None = None
+    """The column of the text; by default found by its name, if there is no doubt."""
+    pair_column: str | None = None
+    """The column of the second text, for a model that judges pairs."""
+    columns: str | None = None
+    """Names for the columns of a file that has no header line."""
+    delimiter: str | None = None
+    """The character between columns; by default a comma for .csv, a tab for .tsv."""
+    quoting: bool | None = None
+    """Whether fields may stand in double quotes; by default yes for .csv, no for .tsv."""
+
+
+_FORM = ("columns", "delimiter", "quoting")
+_READING: Mapping[str, tuple[str, ...]] = {Tagging.name: ("text_column", *_FORM), Answering.name: _FORM}
+"""What of `TableSettings` can be said to a model of these tasks; the settings of the others have it all."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,8 @@ class Predictor(Protocol):
 
     name: str
     """What it answers: "classification", "tagging", "answering", "choice", "embedding" or "pretraining"."""
+    tables: Tabular
+    """How tables of rows for it are read."""
 
     def predict(self, rows: Iterable[Value | Placed], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """One plain dictionary a row, in the order of the rows.
@@ -85,12 +113,12 @@ def load(
     Args:
         precision: fp32 gives what `transformers` gives; bf16 is faster where the hardware has it.
         top_k: guesses for each mask; None: 5.
-        overrides: settings of the task to change, by field name, for example `{"text_column": "review"}`.
+        overrides: settings of the task to change, by field name, for example `{"text_column": "review"}`; or those of
+            `TableSettings` that it lacks.
 
     Raises:
         ModelError: no such folder, or a model without a head that could answer anything.
-        SettingsError: `top_k` is below 1, or is of a model that fills no masks; an unknown setting in `overrides`, or a
-            model without a task.
+        SettingsError: `top_k` is below 1, or is of a model that fills no masks; an unknown setting in `overrides`.
     """
     if top_k is not None and top_k < 1:
         raise SettingsError(f"top_k must be at least 1, not {top_k}.")
@@ -108,8 +136,7 @@ def load(
             "which a pre-training run keeps in the folder generator."
         )
     if any(name.endswith((_PAIRS, _MASKS)) for name in architectures):
-        if overrides:
-            raise SettingsError(f"{place} is pre-trained alone, and has no settings to change: {', '.join(overrides)}.")
+        tables = from_mapping(TableSettings, overrides or {}, f"settings of {place}, which is pre-trained alone")
         tokenizer = load_tokenizer(place)
         check_vocabulary(tokenizer, config.vocab_size, place)
         model = PretrainingModel(Encoder(config), pairs=any(name.endswith(_PAIRS) for name in architectures))
@@ -122,6 +149,7 @@ def load(
             top_k=5 if top_k is None else top_k,
             strips_before=strips_before_mask(place),
             question=pair_question(_objective(resolve(place)), config.model_type),
+            tables=tables,
         )
     if not has_answers(resolve(place), architectures):
         raise ModelError(
@@ -130,19 +158,43 @@ def load(
         )
     if top_k is not None:
         raise SettingsError(f"top_k is of models that fill masks, and {place} has learnt a task; leave it out.")
-    task, module = load_task(place, overrides)
-    return TaskPredictor(task, module.to(on), on, resolved)
+    name = saved_task(resolve(place), raw, config.max_sequence_length)[0]
+    own, reading = _parted(overrides or {}, name, f"settings of {place}")
+    task, module = load_task(place, own)
+    return TaskPredictor(task, module.to(on), on, resolved, reading)
+
+
+def _parted(overrides: Mapping[str, Any], task: str, where: str) -> tuple[dict[str, Any], TableSettings]:
+    """The settings to change of a task, and those of tables that it lacks.
+
+    Raises:
+        SettingsError: an unknown one; names both kinds.
+    """
+    names, reading = [field.name for field in fields(TASKS[task].settings)], _READING.get(task, ())
+    for name in overrides:
+        if name not in (*names, *reading):
+            raise SettingsError(f'{where}: unknown key "{name}". {did_you_mean(name, (*names, *reading))}')
+    own = {name: value for name, value in overrides.items() if name in names}
+    others = {name: value for name, value in overrides.items() if name not in names}
+    return own, from_mapping(TableSettings, others, where)
 
 
 class TaskPredictor:
     """Answers of a fine-tuned model, by the task's own decoding."""
 
     def __init__(
-        self, task: FinetuneTask, model: nn.Module, device: torch.device, precision: ResolvedPrecision
+        self,
+        task: FinetuneTask,
+        model: nn.Module,
+        device: torch.device,
+        precision: ResolvedPrecision,
+        reading: TableSettings | None = None,
     ) -> None:
-        """`model` is in evaluation mode and on `device`."""
+        """`model` is in evaluation mode and on `device`; `reading` is for a task that does not say it itself."""
         self.name = task.name
         self.task = task
+        self._reading = reading or TableSettings()
+        self.tables: Tabular = self._reading if task.name in _READING else task.settings
         self.model = model
         self._device = device
         self._precision = precision
@@ -156,7 +208,7 @@ class TaskPredictor:
 
     def _stream(self, rows: Iterator[tuple[Value, str]], read_ahead: int) -> Iterator[dict[str, Any]]:
         bad: list[InputError] = []
-        read = _until_bad((self.task.row(value, where) for value, where in rows), bad)
+        read = _until_bad((self._row(value, where) for value, where in rows), bad)
         around = self.task.num_neighbours
         before: list[Any] = []
         for own, after in _chunks(read, read_ahead, around if read_ahead > 1 else 0):
@@ -165,6 +217,12 @@ class TaskPredictor:
             before = [*before, *own][-around:] if around else []
         if bad:
             raise bad[0]
+
+    def _row(self, value: Value, where: str) -> Any:
+        column = self._reading.text_column
+        if column is None or isinstance(value, str):
+            return self.task.row(value, where)
+        return as_text(value, column, where)  # of a tagger, which else looks for words first
 
     def _answer(self, examples: ListExamples[Any]) -> list[dict[str, Any]]:
         answers: dict[int, dict[str, Any]] = {}
@@ -190,6 +248,7 @@ class PretrainedPredictor:
         top_k: int,
         strips_before: bool,
         question: PairQuestion,
+        tables: TableSettings,
     ) -> None:
         """`model` is in evaluation mode and on `device`.
 
@@ -197,7 +256,10 @@ class PretrainedPredictor:
             top_k: guesses for each mask.
             strips_before: see `strips_before_mask`.
             question: what the model was asked about pairs.
+            tables: how rows are read.
         """
+        self.tables: Tabular = tables
+        self._columns = ClassificationSettings(text_column=tables.text_column, pair_column=tables.pair_column)
         self.model = model
         self.tokenizer = tokenizer
         self._top_k = top_k
@@ -208,6 +270,8 @@ class PretrainedPredictor:
 
     def predict(self, rows: Iterable[Value | Placed], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """See `Predictor`; for a text or `{"text"}` the guesses for its masks, for a pair what `judge_pairs` says.
+
+        Their columns are found as a classifier finds them.
 
         `{"guesses": [{"token", "score", "text"}, ...]}` for one mask, and a list of such lists, one a mask, for
         several, as the fill-mask pipeline of transformers has it.
@@ -228,18 +292,25 @@ class PretrainedPredictor:
 
     def _read(self, value: Value, where: str) -> tuple[str, str | None]:
         """The text and, for a judgement, the pair of a row."""
-        row = {"text": value} if isinstance(value, str) else value
-        if given_as(value) == "question":
+        named = (self._columns.text_column, self._columns.pair_column)
+        if given_as(value, named) == "question":
             raise InputError("a model that is pre-trained alone does not answer questions. Fine-tune it first.", where)
-        text, pair = row.get("text"), row.get("pair")
+        text, pair = (value, None) if isinstance(value, str) else self._texts(value, where)
         mask = self.tokenizer.tokens([self.tokenizer.mask_id])[0]
         if isinstance(pair, str) and self.model.pooled is None:
             raise InputError(
-                'this model has not learnt to judge pairs (--objective mlm+nsp teaches it); leave "pair" out.', where
+                'this model has not learnt to judge pairs (--objective mlm+nsp teaches it); leave "pair" out, or name '
+                "the column of one text: --set text_column=NAME.",
+                where,
             )
         if not isinstance(text, str) or not (isinstance(pair, str) or (pair is None and mask in text)):
             raise InputError(f'give a text that holds {mask}, or {{"text": ..., "pair": ...}}.', where)
         return text, pair
+
+    def _texts(self, row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+        """What stands in the columns of the text and the pair of a row."""
+        text, pair = text_columns(row, self._columns, where)
+        return row[text], None if pair is None or is_gap(row[pair]) else row[pair]
 
     def _fill(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         if not texts:

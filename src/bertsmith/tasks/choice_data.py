@@ -9,8 +9,8 @@ import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
-from bertsmith.tasks.rows import detect_column, is_gap, iter_settled, nothing_read, value_of
-from bertsmith.text.tables import header_hint, refuse_several
+from bertsmith.tasks.rows import detect_column, is_gap, iter_settled, nothing_read, usual_column, value_of
+from bertsmith.text.tables import header_hint, refuse_several, understood_column
 
 TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
 """Names that are taken for the text when `text_column` is not given."""
@@ -108,8 +108,16 @@ def row_of(values: Mapping[str, Any], settings: ChoiceSettings, where: str) -> C
     Raises:
         InputError: fewer than two choices, or neither a text nor a question.
     """
-    if settings.choices_column is None:  # a folder of others, which does not say: as in labelled data
-        settings = _by_names(settings, list(values))
+    given = settings
+    named = [name for name in (given.text_column, given.question_column, *_choice_columns(given)) if name is not None]
+    if given.choices_column is None or not all(name in values for name in named):
+        settings = _by_names(given, list(values))  # a folder that does not say, or another table: as in labelled data
+    if given.choices_column is not None:  # what training data did not have is not sought
+        settings = replace(
+            settings,
+            text_column=given.text_column and settings.text_column,
+            question_column=given.question_column and settings.question_column,
+        )
     text = _text(values, settings.text_column, "text", where)
     question = _text(values, settings.question_column, "question", where)
     if not text and not question:
@@ -127,9 +135,10 @@ def _text(values: Mapping[str, Any], column: str | None, usual: str, where: str)
 
 
 def _choices(values: Mapping[str, Any], settings: ChoiceSettings, where: str) -> tuple[str, ...]:
-    names = [name.strip() for name in (settings.choices_column or "choices").split(",")]
-    if not all(name in values for name in names) and "choices" in values:
-        names = ["choices"]
+    names = _choice_columns(settings)
+    if not all(name in values for name in names):
+        missing = next(name for name in names if name not in values)
+        names = [understood_column(missing, "choices", values, where)]
     given: Any = [value_of(values, name, where) for name in names]
     given = given[0] if len(names) == 1 else given
     found = given.tolist() if isinstance(given, np.ndarray) else given
@@ -140,6 +149,11 @@ def _choices(values: Mapping[str, Any], settings: ChoiceSettings, where: str) ->
     if len(found) < 2:
         raise InputError(f"{len(found)} choices; there must be two or more.", f"{where}, {', '.join(names)}")
     return tuple(map(str, found))
+
+
+def _choice_columns(settings: ChoiceSettings) -> list[str]:
+    """The names of the columns that hold the choices: one of them, or one for each."""
+    return [name.strip() for name in (settings.choices_column or "choices").split(",")]
 
 
 def _number(label: Any, choices: Sequence[str], where: str) -> int:
@@ -188,18 +202,24 @@ def _find_columns(settings: ChoiceSettings, columns: Sequence[str], where: str) 
 
 
 def _by_names(settings: ChoiceSettings, columns: Sequence[str]) -> ChoiceSettings:
-    """Settings whose columns are names as far as these can be told."""
-    choices = settings.choices_column or detect_column(columns, CHOICES_COLUMNS)
-    if choices is None:
+    """Settings whose columns are names as far as these can be told; other usual names stand in for missing ones."""
+    choices = settings.choices_column
+    if choices is None or not any(name in columns or not _holds_choices(name) for name in _choice_columns(settings)):
         numbered = [column for column in columns if column.rstrip("0123456789").lower() in _NUMBERED_COLUMNS]
-        choices = ",".join(numbered) if len(numbered) > 1 else None
+        several = ",".join(numbered) if len(numbered) > 1 else None
+        choices = detect_column(columns, CHOICES_COLUMNS) or several or choices
     return replace(
         settings,
-        text_column=settings.text_column or detect_column(columns, TEXT_COLUMNS),
-        question_column=settings.question_column or detect_column(columns, QUESTION_COLUMNS),
+        text_column=usual_column(settings.text_column, columns, TEXT_COLUMNS),
+        question_column=usual_column(settings.question_column, columns, QUESTION_COLUMNS),
         choices_column=choices,
-        label_column=settings.label_column or detect_column(columns, LABEL_COLUMNS),
+        label_column=usual_column(settings.label_column, columns, LABEL_COLUMNS),
     )
+
+
+def _holds_choices(name: str) -> bool:
+    """Whether a column has a usual name for choices, or for one of them."""
+    return name.lower() in CHOICES_COLUMNS or name.rstrip("0123456789").lower() in _NUMBERED_COLUMNS
 
 
 def find_labels(rows: Sequence[ChoiceRow], settings: ChoiceSettings) -> tuple[str, ...]:

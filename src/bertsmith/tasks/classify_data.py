@@ -10,8 +10,8 @@ import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.settings import settle_types
-from bertsmith.tasks.rows import detect_column, is_gap, iter_settled, nothing_read, sorted_labels, value_of
-from bertsmith.text.tables import header_hint
+from bertsmith.tasks.rows import is_gap, iter_settled, nothing_read, sorted_labels, usual_column, value_of
+from bertsmith.text.tables import header_hint, understood_column
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
 """Names that are taken for the text when `text_column` is not given and only one of them is there."""
@@ -37,10 +37,10 @@ SEVERAL_LABELS_COLUMNS = ("labels", "categories", "classes", "topics", "tags", "
 """Names that are taken for the label as well, where a row may have several."""
 
 _CLASS_METRICS = ("accuracy", "macro_f1", "micro_f1", "mcc")
-_NUMBER_METRICS = ("spearman", "pearson", "mse")
+_NUMBER_METRICS = ("r2", "spearman", "pearson", "mse")
 _SET_METRICS = ("micro_f1", "macro_f1", "samples_f1", "subset_accuracy")
 Metric = Literal[
-    "accuracy", "macro_f1", "micro_f1", "mcc", "spearman", "pearson", "mse", "samples_f1", "subset_accuracy"
+    "accuracy", "macro_f1", "micro_f1", "mcc", "r2", "spearman", "pearson", "mse", "samples_f1", "subset_accuracy"
 ]
 _FEWEST_NUMBERS = 10  # that make a regression likely
 _MOST_LABELS = 0.9  # for each row,
@@ -86,7 +86,7 @@ class ClassificationSettings:
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all labels."""
     metric: Metric | None = None
-    """What picks the best checkpoint; by default accuracy, spearman for a regression, micro_f1 for multi_label."""
+    """What picks the best checkpoint; by default accuracy, r2 for a regression, micro_f1 for multi_label."""
 
     def __post_init__(self) -> None:
         settle_types(self)
@@ -292,18 +292,17 @@ def _by_names(settings: ClassificationSettings, columns: Sequence[str], where: s
     Raises:
         InputError: there are several pairs to choose from.
     """
-    label = settings.label_column
-    usual = (*LABEL_COLUMNS, *SEVERAL_LABELS_COLUMNS) if settings.multi_label else LABEL_COLUMNS
-    if label is None or _is_lacking(label, usual, columns):
-        label = detect_column(columns, usual, taken=(settings.text_column, settings.pair_column)) or label
     text, pair = settings.text_column, settings.pair_column
+    usual = (*LABEL_COLUMNS, *SEVERAL_LABELS_COLUMNS) if settings.multi_label else LABEL_COLUMNS
+    label = usual_column(settings.label_column, columns, usual, taken=(text, pair))
     if (text is None and pair is None) or (str(text).lower(), str(pair).lower()) in PAIR_COLUMNS:
         by_name = {column.strip().lower(): column for column in columns if column != label}
         pairs = [names for names in PAIR_COLUMNS if all(name in by_name for name in names)]
         if len(pairs) > 1 and text is None:
             raise InputError(
                 "cannot tell which two columns are a pair: give text_column and pair_column, or text_column alone for "
-                f"one text. Columns: {', '.join(map(str, columns))}.",
+                "one text (evaluate and predict: --set text_column=NAME). Columns: "
+                f"{', '.join(map(str, columns))}.",
                 where,
             )
         if len(pairs) == 1 and not {text, pair} <= set(columns):
@@ -311,30 +310,33 @@ def _by_names(settings: ClassificationSettings, columns: Sequence[str], where: s
     free = [column for column in columns if column not in (pair, label)]
     if text is None and len(free) == 1 and label:
         text = free[0]
-    if text is None or (pair is None and _is_lacking(text, TEXT_COLUMNS, columns)):
-        text = detect_column(columns, TEXT_COLUMNS, taken=(pair, label)) or text
+    if text is None or pair is None:
+        text = usual_column(text, columns, TEXT_COLUMNS, taken=(pair, label))
     return replace(settings, text_column=text, pair_column=pair, label_column=label)
 
 
-def _is_lacking(column: str, usual: Sequence[str], columns: Sequence[str]) -> bool:
-    """Whether a usual name is not there, so that another usual name may stand in for it."""
-    return column not in columns and column.lower() in usual
-
-
 def row_of(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> ClassificationRow:
-    """The texts of a row. `text` and `pair` are always understood where the columns' own names are missing."""
-    is_of_others = settings.text_column is None
-    if is_of_others:  # a folder that does not say: as in labelled data
+    """The texts of a row, as `text_columns` finds them."""
+    column, pair = text_columns(values, settings, where)
+    if pair is not None and settings.text_column is None and is_gap(values[pair]):
+        pair = None  # a folder of others may read both
+    text = _text_of(values, column, where)
+    return ClassificationRow(where, text, None if pair is None else _text_of(values, pair, where), None)
+
+
+def text_columns(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> tuple[str, str | None]:
+    """Where a row has its text and its pair: in the columns of the settings, else as in labelled data, else in `text`
+    and `pair`.
+
+    Raises:
+        InputError: in none of these; says how to name the column.
+    """
+    named = {settings.text_column, settings.pair_column} - {None}
+    if settings.text_column is None or not named <= set(values):  # a folder that does not say, or another table
         settings = _by_names(settings, list(values), where)
-    texts: list[str | None] = []
-    for column, usual in ((settings.text_column, "text"), (settings.pair_column, "pair")):
-        if usual == "pair" and column is None and (settings.text_column is not None or usual not in values):
-            texts.append(None)
-            continue
-        name = usual if column is None or (column not in values and usual in values) else column
-        has_none = usual == "pair" and is_of_others and name in values and is_gap(values[name])
-        texts.append(None if has_none else _text_of(values, name, where))
-    return ClassificationRow(where, str(texts[0]), texts[1], None)
+    pair = settings.pair_column or ("pair" if settings.text_column is None and "pair" in values else None)
+    text = understood_column(settings.text_column, "text", values, where)
+    return text, None if pair is None else understood_column(pair, "pair", values, where)
 
 
 def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSettings) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.classify_data import PAIR_COLUMNS, TEXT_COLUMNS
 from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_settled, nothing_read, value_of
-from bertsmith.text.tables import header_hint, refuse_several
+from bertsmith.text.tables import header_hint, refuse_several, understood_column
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
+_USUAL = {*TEXT_COLUMNS, *(name for names in _PAIRS for name in names)}
 _NEGATIVE_COLUMNS = ("negative", "hard_negative")
 _SCORE_COLUMNS = ("score", "similarity", "similarity_score")
 _JUDGED_COLUMNS = ("label", "gold_label", "is_duplicate")
@@ -172,13 +173,12 @@ def row_of(value: str | Mapping[str, Any], settings: EmbeddingSettings, where: s
     if isinstance(value, str):
         return EmbeddingRow(where, value)
     text, pair = settings.text_column, settings.pair_column
-    if text is None:  # a folder of others, which does not say: as in labelled data
-        text, pair = _pair_columns(list(value)) or (detect_column(value, TEXT_COLUMNS), pair)
-    texts: list[str | None] = []
-    for column, usual in ((text, "text"), (pair, "pair")):
-        name = column if column is not None and column in value else usual
-        texts.append(None if usual == "pair" and is_gap(value.get(name)) else _text_of(value, name, where))
-    return EmbeddingRow(where, str(texts[0]), texts[1])
+    is_elsewhere = not {text, "text"} & set(value)
+    if text is None or (is_elsewhere and text.lower() in _USUAL):  # a folder that does not say, or another table
+        text, pair = _pair_columns(list(value)) or (detect_column(value, TEXT_COLUMNS, taken=(pair,)), pair)
+    first = _text_of(value, understood_column(text, "text", value, where), where)
+    other = pair if pair is not None and pair in value else "pair"
+    return EmbeddingRow(where, first, None if is_gap(value.get(other)) else _text_of(value, other, where))
 
 
 def _pair_columns(columns: Sequence[str]) -> tuple[str, str] | None:
@@ -190,8 +190,9 @@ def _pair_columns(columns: Sequence[str]) -> tuple[str, str] | None:
 
 def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: str) -> EmbeddingSettings:
     text, pair = settings.text_column, settings.pair_column
-    if text is None and pair is None:
-        text, pair = _pair_columns(columns) or (None, None)
+    is_usual = (str(text).lower(), str(pair).lower()) in _PAIRS  # then another pair may stand in for it
+    if (text is None and pair is None) or (is_usual and not {text, pair} <= set(columns)):
+        text, pair = _pair_columns(columns) or (text, pair)
     if text is None or pair is None:
         raise InputError(
             "cannot tell which two columns belong together: give text_column and pair_column (or columns, if the file "

@@ -217,6 +217,21 @@ def detect_column(columns: Iterable[str], known: Sequence[str], taken: Iterable[
     return found[0] if len(found) == 1 else None
 
 
+def usual_column(
+    given: str | None, columns: Collection[str], known: Sequence[str], taken: Iterable[str | None] = ()
+) -> str | None:
+    """The column that was given, else the one with a name of `known`, which stands in for another of them, too.
+
+    >>> usual_column("sentence", ["content", "label"], ["sentence", "content"])
+    'content'
+    >>> usual_column("sentense", ["content", "label"], ["sentence", "content"])
+    'sentense'
+    """
+    if given is not None and (given in columns or given.lower() not in known):
+        return given
+    return detect_column(columns, known, taken) or given
+
+
 def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """Distinct labels in the order of their ids: integers by value, everything else by code points.
 

@@ -256,7 +256,7 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     place = model_folder(folder)
     config, raw = read_config(place)
-    name, labels, values = _saved_task(resolve(place), raw, config.max_sequence_length)
+    name, labels, values = saved_task(resolve(place), raw, config.max_sequence_length)
     kind = TASKS[name]
     changes = dict(overrides or {})
     if "window_pooling" in values and changes.get("long") not in (None, "windows"):
@@ -292,10 +292,14 @@ def has_answers(folder: Path, architectures: Sequence[str]) -> bool:
     return any(is_written_as(kind, architectures) for kind in TASKS.values() if kind.pipeline_tag != SIMILARITY)
 
 
-def _saved_task(
+def saved_task(
     folder: Path, raw_config: Mapping[str, Any], max_sequence_length: int
 ) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    """Task name, labels and settings: as saved by us, else as far as `config.json` tells."""
+    """Task name, labels and settings: as saved by us, else as far as `config.json` tells.
+
+    Raises:
+        ModelError: a folder of no task, or of another version.
+    """
     if (folder / "bertsmith.json").is_file():
         saved = read_json(folder / "bertsmith.json")
         if isinstance(saved, dict) and saved.get("task") == "pretraining":

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
+from bertsmith.tasks.classify_data import TEXT_COLUMNS
 from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, misfits, read_spans, to_iob2
-from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_records, nothing_read, sorted_labels
+from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_records, nothing_read, sorted_labels, value_of
 from bertsmith.text.labelled import CONLLU_COLUMNS, TaggedSentence, holds_rows, read_columns, string_list
 from bertsmith.text.reading import suffix_of
+from bertsmith.text.tables import header_hint
 
 WORD_COLUMNS = ("words", "tokens")
 """Names that are taken for the words, in rows, when `token_column` is not given."""
@@ -187,7 +189,7 @@ def find_labels(rows: Sequence[TaggingRow], settings: TaggingSettings) -> tuple[
 
 
 def row_of(value: str | Mapping[str, Any], settings: TaggingSettings, where: str) -> TaggingRow:
-    """A sentence to predict: raw text, or a mapping with a list of words, or with `text`.
+    """A sentence to predict: raw text, or a mapping with a list of words, or with `text` or another usual name.
 
     Raises:
         InputError: neither is there, or beside it what is for another task.
@@ -203,6 +205,23 @@ def row_of(value: str | Mapping[str, Any], settings: TaggingSettings, where: str
     column = next((str(name) for name in names if not is_gap(value.get(str(name)))), None)
     if column is not None:
         return TaggingRow(where, string_list(value, column, where), None, None, _document(value))
-    if not isinstance(value.get("text"), str):
-        raise InputError('give a row with "text", or with a list of "words".', where)
-    return TaggingRow(where, None, value["text"], None, _document(value))
+    column = "text" if "text" in value else detect_column(value, TEXT_COLUMNS, taken=(DOCUMENT_COLUMN,))
+    if column is None:
+        raise InputError(
+            'give a row with "text", or with a list of "words"; if the text stands in another column, say --set '
+            f"text_column=NAME. Columns: {', '.join(map(str, value))}.{header_hint(map(str, value))}",
+            where,
+        )
+    return as_text(value, column, where)
+
+
+def as_text(values: Mapping[str, Any], column: str, where: str) -> TaggingRow:
+    """A sentence to predict that is raw text in that column, whatever else the row has.
+
+    Raises:
+        InputError: there is no such column, or no text in it.
+    """
+    text = value_of(values, column, where)
+    if not isinstance(text, str):
+        raise InputError(f"text wanted, {type(text).__name__} found.", f"{where}, {column}")
+    return TaggingRow(where, None, text, None, "" if column == DOCUMENT_COLUMN else _document(values))

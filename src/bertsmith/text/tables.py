@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
@@ -90,12 +90,35 @@ def header_hint(columns: Iterable[str]) -> str:
     return f" If {what} them, say --delimiter {mark} (evaluate and predict: --set delimiter={mark})."
 
 
-def no_column(column: str, columns: Iterable[str], where: str) -> InputError:
-    """The error for a row without that column. One of JSON Lines may lack what all others have."""
+def no_column(column: str, columns: Iterable[str], where: str, setting: str | None = None) -> InputError:
+    """The error for a row without that column. One of JSON Lines may lack what all others have.
+
+    Args:
+        setting: what says that it is another column, where that may be so.
+    """
     names = [str(name) for name in columns]
     is_object = suffix_of(where.rpartition(":")[0]) in JSON_LINES
     lacking = f'this row has no field "{column}".' if is_object else f'there is no column "{column}".'
-    return InputError(f"{lacking} {did_you_mean(column, names)}{header_hint(names)}", where)
+    hint = header_hint(names)
+    if setting is not None and not hint:
+        option = setting.replace("_", "-")
+        hint = f" If another holds it, say --{option} NAME (evaluate and predict: --set {setting}=NAME)."
+    return InputError(f"{lacking} {did_you_mean(column, names)}{hint}", where)
+
+
+def understood_column(column: str | None, usual: str, columns: Collection[str], where: str) -> str:
+    """The column of a row to answer: the one that was named, or `usual`, which is understood where that is missing.
+
+    Args:
+        usual: what the column holds, as in the setting's name: "text" of "text_column".
+
+    Raises:
+        InputError: neither is there; says how to name another.
+    """
+    name = usual if column is None or (column not in columns and usual in columns) else column
+    if name not in columns:
+        raise no_column(name, columns, where, f"{usual}_column")
+    return name
 
 
 def refuse_several(
