@@ -21,7 +21,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "albert mlm+sop": {"family": "albert"},
     "bert mlm": {"family": "bert", "objective": "mlm"},
     "electra rtd": {"family": "electra"},
-    "gpt2 clm": {"family": "gpt2"},
+    "gpt2 clm": {"family": "gpt2", "mask_probability": 0.15},  # the default: nothing is hidden
     "bert mlm, whole words": {"family": "bert", "objective": "mlm", "mask_unit": "word"},
     "bert mlm, spans": {"family": "bert", "objective": "mlm", "mask_unit": "span"},
     "bert mlm, n-grams": {"family": "bert", "objective": "mlm", "mask_unit": "ngram"},
@@ -56,7 +56,6 @@ def main() -> None:
             budget=arguments.budget,
             max_length=64,
             batch_size=32,
-            mask_probability=0.2,
             optimizer="muon",
             schedule="wsd",
             decay_share=0.5,
@@ -65,7 +64,7 @@ def main() -> None:
             evaluate_every="50%",
             evaluation_samples=2000,
             overwrite=folder.exists(),
-            **ROWS[name],
+            **({"mask_probability": 0.2} | ROWS[name]),
         )
         run = pretrain(settings)
         figures = {"name": name, "tokens": run.training.tokens, "seconds": run.training.seconds, **run.metrics}

@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.files import atomic_file, read_size
+from bertsmith.files import atomic_file
+from bertsmith.settings import read_size
 from bertsmith.text.corpus import open_corpus, read_manifest
 from bertsmith.text.sources import iter_documents
 from bertsmith.text.tokenizer import load_tokenizer
@@ -79,7 +80,7 @@ def main() -> None:
     for share in sorted(arguments.shares):
         text = arguments.out / f"text-{share:g}.jsonl"
         began = time.perf_counter()
-        size = int(read_size(arguments.size) * share)
+        size = int(read_size(arguments.size, "size") * share)
         planted = read_planted(text) if text.exists() else write_text(text, size, arguments)
         print(f"{text}: {planted} ({time.perf_counter() - began:.0f} s)", flush=True)
         rows += [

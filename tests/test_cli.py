@@ -3,6 +3,7 @@
 `python tests/test_cli.py` writes the snapshot of the surface anew; its difference belongs into the review.
 """
 
+import errno
 import io
 import json
 import os
@@ -24,14 +25,17 @@ import bertsmith
 from bertsmith.cli import main, model_verbs
 from bertsmith.cli.app import build_app
 from bertsmith.cli.config import SECTIONS
-from bertsmith.deploy.predict import Placed, TaskPredictor
+from bertsmith.deploy.predict import Placed, TableSettings, TaskPredictor
 from bertsmith.errors import InputError, Interrupted
+from bertsmith.model.encoder import Encoder
+from bertsmith.model.sizes import named_size
 from bertsmith.settings import save_yaml
 from bertsmith.tasks.choice_data import ChoiceSettings
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.pretrain_settings import PretrainSettings
-from bertsmith.tasks.saved import task_kind
+from bertsmith.tasks.rows import Tabular
+from bertsmith.tasks.saved import save_task, task_kind
 from bertsmith.text.tokenizer import load_tokenizer
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
@@ -241,8 +245,28 @@ def test_a_full_disk_is_said_in_one_line() -> None:
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: No space left on device. Free some space")
+    assert done.stderr.startswith("error: no space left. Free some space")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EFBIG, "files may not be as large here (a limit of the system or of ulimit)"),
+        (errno.EIO, "the disk reported an error"),
+        (errno.EROFS, "the file system is read-only"),
+    ],
+)
+def test_what_else_a_disk_refuses_is_said_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    def demo() -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("bertsmith.cli.app._forget_output", lambda: None)
+    monkeypatch.setattr(model_verbs, "demo", demo)
+    advice = "Free some space where the output goes, or write elsewhere."
+    assert run("demo") == (2, "", f"error: {message}. {advice}\n")
 
 
 def test_flags_go_before_the_file(run: Run, pretrained: list[PretrainSettings], tmp_path: Path) -> None:
@@ -345,6 +369,7 @@ class Echo:
     def __init__(self) -> None:
         self.read_ahead = 0
         self.overrides: Mapping[str, Any] = {}
+        self.tables: Tabular = TableSettings()
 
     def predict(self, rows: Iterable[Value | Placed], *, read_ahead: int = 256) -> Iterator[dict[str, Any]]:
         """One answer a row."""
@@ -559,6 +584,81 @@ def test_predict_reads_tables_of_choices_as_the_fine_tuning_did(
     code, _, err = run("predict", "model", "--file", tmp_path / "a.csv", "--out", tmp_path / "answers.jsonl")
     assert code == 0, err
     assert asked((tmp_path / "answers.jsonl").read_text(encoding="utf-8")) == [["who", "a cat", "a dog"]]
+
+
+@pytest.fixture
+def folders(tiny_tokenizer: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Folders of small models with random weights, by what they do."""
+    encoder = Encoder(named_size("tiny", vocab_size=load_tokenizer(tiny_tokenizer).vocab_size))
+
+    def make(name: str) -> Path:
+        kind = task_kind(name)
+        labels = {"tagging": ("O", "B-X", "I-X"), "classification": ("a", "b")}.get(name, ())
+        settings = {"classification": ClassificationSettings(text_column="sentence", label_column="label")}
+        task = kind.make(load_tokenizer(tiny_tokenizer), labels, settings.get(name, kind.settings()), {})
+        save_task(tmp_path / name, task, task.build(encoder), encoder.config, "", {})
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "equal"),
+    [
+        ("tagging", "id,review\n7,the cat\n", [], {"text": "the cat"}),
+        ("tagging", "id;body\n7;the cat\n", ["delimiter=;", "text_column=body"], {"text": "the cat"}),
+        ("tagging", "7,the cat\n", ["columns=id,body", "text_column=body"], {"text": "the cat"}),
+        ("tagging", 'id,text\n7,"the cat\n', ["quoting=false"], {"text": '"the cat'}),
+        (
+            "answering",
+            "question;context\nwho ?;the cat\n",
+            ["delimiter=;"],
+            {"question": "who ?", "context": "the cat"},
+        ),
+        (
+            "answering",
+            "who ?;the cat\n",
+            ["delimiter=;", "columns=q,body", "question_column=q", "context_column=body"],
+            {"question": "who ?", "context": "the cat"},
+        ),
+        ("classification", "content,label\nthe cat,a\n", [], {"text": "the cat"}),
+    ],
+)
+def test_predict_reads_a_table_as_it_is_told(
+    run: Run,
+    folders: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    content: str,
+    options: list[str],
+    equal: dict[str, str],
+) -> None:
+    """Whatever the task: some say in their own settings how tables are read, the others have no labelled tables."""
+    (tmp_path / "a.csv").write_text(content)
+    (tmp_path / "a.jsonl").write_text(json.dumps(equal))
+    model = folders(name)
+    said = [argument for option in options for argument in ("--set", option)]
+    code, out, err = run("predict", model, "--file", tmp_path / "a.csv", "--device=cpu", *said)
+    assert code == 0, err
+    assert out == run("predict", model, "--file", tmp_path / "a.jsonl", "--device=cpu")[1] and out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tagging", "id;text\n7;the cat\n", '--set text_column=NAME. Columns: id;text. If ";" parts them'),
+        ("tagging", "id,body\n7,the cat\n", "--set text_column=NAME. Columns: id, body."),
+        ("answering", "question;context\nwho ?;the cat\n", '(evaluate and predict: --set delimiter=";")'),
+        ("answering", "question,body\nwho ?,the cat\n", "(evaluate and predict: --set context_column=NAME)"),
+        ("classification", "body,label\nthe cat,a\n", "(evaluate and predict: --set text_column=NAME)"),
+    ],
+)
+def test_predict_says_how_to_name_what_a_table_lacks(
+    run: Run, folders: Callable[[str], Path], tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    code, out, err = run("predict", folders(name), "--file", tmp_path / "a.csv", "--device=cpu")
+    assert (code, out) == (2, "") and message in err and "a.csv:2: " in err
 
 
 def test_predict_does_not_write_over_what_is_read(

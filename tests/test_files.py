@@ -197,6 +197,15 @@ def test_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert names(target) == {"new"} and names(tmp_path) == {"store"}
 
 
+def test_a_folder_that_another_process_made_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "store"
+    with pytest.raises(StorageError, match="already exists"), files.atomic_folder(target) as folder:
+        (folder / "ours").touch()
+        with files.atomic_folder(target) as theirs:
+            (theirs / "theirs").touch()
+    assert names(target) == {"theirs"} and names(tmp_path) == {"store"}
+
+
 @pytest.mark.parametrize("name", [".", "", "./", "../here"])
 def test_a_folder_is_replaced_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """ "." has no name of its own, and nothing but that folder may be touched."""
@@ -293,6 +302,21 @@ def test_what_killed_processes_left_is_known_and_cleared(tmp_path: Path) -> None
     files.clear_leftovers(tmp_path)
     assert names(tmp_path) == {*kept, "model"}, "what had been moved aside is back"
     files.clear_leftovers(tmp_path / "none")
+
+
+@pytest.mark.parametrize("call", ["unlink", "rename"])
+def test_what_killed_processes_left_where_nothing_may_be_written_is_an_error_that_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (tmp_path / ".config.yaml.tmp-abc").touch()
+    (tmp_path / ".model.old-abc" / "model").mkdir(parents=True)
+
+    def refuse(path: Path, *others: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(StorageError, match=rf"cannot write {tmp_path}: the file system is read-only \(.* free\)\.$"):
+        files.clear_leftovers(tmp_path)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9), max_size=4), st.data())

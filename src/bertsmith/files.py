@@ -24,12 +24,15 @@ from bertsmith.errors import InputError, SettingsError, StorageError
 RUN_MARK = "# bertsmith "
 """How the settings in the folder of a run begin."""
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)-.+")
-_REFUSALS = {
+OF_A_DISK = {
     errno.ENOSPC: "no space left",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "files may not be as large here (a limit of the system or of ulimit)",
     errno.EIO: "the disk reported an error",
     errno.EROFS: "the file system is read-only",
+}
+"""What the system may refuse a write with, whatever is written to; in words."""
+_REFUSALS = OF_A_DISK | {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
@@ -166,7 +169,7 @@ def atomic_file(path: Path, needed_bytes: int | None = None) -> Iterator[BinaryI
         with path.open("wb") as file:
             yield file
         return
-    with _refusals_explained(path, needed_bytes):
+    with refusals_explained(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
         try:
@@ -192,16 +195,15 @@ def atomic_folder(path: Path, replace: bool = False, needed_bytes: int | None = 
 
     Args:
         replace: an existing folder is swapped out and removed after the new one is in place;
-            without it, an existing `path` is an error (before the block runs).
+            without it, an existing `path` is an error (before the block runs, and after it).
         needed_bytes: the size, where it is known; only for messages.
 
     Raises:
         StorageError: `path` exists and `replace` is false, or the disk refused.
     """
     path = path.resolve()  # "." and "" have no name to put a sibling's beside
-    if path.exists() and not replace:
-        raise StorageError(f"{path} already exists. Choose another folder, or replace it with --overwrite.")
-    with _refusals_explained(path, needed_bytes):
+    _refuse_present(path, replace)
+    with refusals_explained(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:
@@ -211,6 +213,7 @@ def atomic_folder(path: Path, replace: bool = False, needed_bytes: int | None = 
                 for name in names:
                     _fsync_file(Path(folder) / name)
                 _fsync_folder(Path(folder))
+            _refuse_present(path, replace)  # another process may have been faster
             _move_into_place(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -218,12 +221,22 @@ def atomic_folder(path: Path, replace: bool = False, needed_bytes: int | None = 
         _fsync_folder(path.parent)
 
 
+def _refuse_present(path: Path, replace: bool) -> None:
+    if path.exists() and not replace:
+        raise StorageError(f"{path} already exists. Choose another folder, or replace it with --overwrite.")
+
+
 def bring_back(folder: Path) -> None:
     """Undo replacements that a killed process left half done: of a folder that had been moved aside in `folder` when
-    the new one was not yet in its place. The next process wants this before it removes anything."""
-    for old in folder.glob(".*.old-*/*"):
-        if old.parent.name.startswith(f".{old.name}.old-") and not (folder / old.name).exists():
-            os.rename(old, folder / old.name)
+    the new one was not yet in its place. The next process wants this before it removes anything.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+    """
+    with refusals_explained(folder, after=""):
+        for old in folder.glob(".*.old-*/*"):
+            if old.parent.name.startswith(f".{old.name}.old-") and not (folder / old.name).exists():
+                os.rename(old, folder / old.name)
 
 
 def is_leftover(name: str) -> bool:
@@ -232,11 +245,16 @@ def is_leftover(name: str) -> bool:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """`bring_back`, and remove what else killed processes left in `folder`; no other process may be writing there."""
+    """`bring_back`, and remove what else killed processes left in `folder`; no other process may be writing there.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+    """
     bring_back(folder)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if is_leftover(path.name):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    with refusals_explained(folder, after=""):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if is_leftover(path.name):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remove_from(folder: Path, names: Iterable[str]) -> None:
@@ -245,7 +263,7 @@ def remove_from(folder: Path, names: Iterable[str]) -> None:
     Raises:
         StorageError: something may not be removed.
     """
-    with _refusals_explained(folder, None):
+    with refusals_explained(folder):
         for path in map(folder.joinpath, names):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
@@ -318,10 +336,19 @@ def _move_into_place(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def _refusals_explained(path: Path, needed_bytes: int | None) -> Iterator[None]:
+def refusals_explained(
+    path: Path, needed_bytes: int | None = None, after: str = "Nothing half-written was left behind."
+) -> Iterator[None]:
     """Turn the system's refusals to write at `path` into StorageError; other errors pass unchanged.
 
     A refusal that names a file elsewhere (an input that may not be read) is not about `path`.
+
+    Args:
+        needed_bytes: the size, where it is known.
+        after: how things are now, for the end of the message.
+
+    Raises:
+        StorageError: with the bytes needed and the bytes free.
     """
     try:
         yield
@@ -330,10 +357,8 @@ def _refusals_explained(path: Path, needed_bytes: int | None) -> Iterator[None]:
         if error.errno not in _REFUSALS or (named and not named.is_relative_to(_nearest_folder(path))):
             raise
         needed = "" if needed_bytes is None else f"{format_size(needed_bytes)} needed, "
-        raise StorageError(
-            f"cannot write {path}: {_REFUSALS[error.errno]} ({needed}{format_size(free_bytes(path))} free). "
-            "Nothing half-written was left behind."
-        ) from error
+        why = f"{_REFUSALS[error.errno]} ({needed}{format_size(free_bytes(path))} free)"
+        raise StorageError(f"cannot write {path}: {why}. {after}".rstrip()) from error
 
 
 def _fsync_file(path: Path) -> None:
@@ -372,27 +397,3 @@ def format_size(count: float) -> str:
             return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
-
-
-def read_size(text: str, name: str) -> int:
-    """Bytes, from what a person writes; units of 1000 and of 1024.
-
-    Args:
-        name: of the setting, with which errors begin.
-
-    >>> read_size("8GiB", "memory"), read_size("1.5 GB", "memory")
-    (8589934592, 1500000000)
-
-    Raises:
-        SettingsError: unreadable, or not above zero.
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B", text.strip())
-    amount = 0.0
-    if match:
-        number, unit, is_binary = match.groups()
-        amount = float(number) * (1024 if is_binary else 1000) ** ("KMGT".index(unit) + 1)
-    if amount <= 0:
-        raise SettingsError(
-            f'{name}: cannot read the size "{text}". Write a number above 0 with its unit, such as 8GiB or 500MB.'
-        )
-    return int(amount)

@@ -286,3 +286,27 @@ def _wanted(hint: Any) -> str:
     if origin in (dict, Mapping) or is_dataclass(hint):
         return "a mapping"
     return "nothing" if hint in (None, NoneType) else names.get(hint, str(hint))
+
+
+def read_size(text: str, name: str) -> int:
+    """Bytes, from what a person writes; units of 1000 and of 1024.
+
+    Args:
+        name: of the setting, with which errors begin.
+
+    >>> read_size("8GiB", "memory"), read_size("1.5 GB", "memory")
+    (8589934592, 1500000000)
+
+    Raises:
+        SettingsError: unreadable, or not above zero.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B", text.strip())
+    amount = 0.0
+    if match:
+        number, unit, is_binary = match.groups()
+        amount = float(number) * (1024 if is_binary else 1000) ** ("KMGT".index(unit) + 1)
+    if amount <= 0:
+        raise SettingsError(
+            f'{name}: cannot read the size "{text}". Write a number above 0 with its unit, such as 8GiB or 500MB.'
+        )
+    return int(amount)

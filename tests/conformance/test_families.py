@@ -359,6 +359,36 @@ def test_what_a_config_does_not_say_is_what_they_take_it_for(model_type: str, tm
     assert read_config(tmp_path)[0] == everything
 
 
+@pytest.mark.parametrize(
+    ("said", "distance"),
+    [
+        ({"sliding_window": 3}, 3),
+        ({"sliding_window": 9}, 9),
+        ({"sliding_window": 9, "local_attention": 19}, 9),
+        ({"local_attention": 7}, 3),
+        ({}, 64),
+    ],
+)
+@torch.no_grad()
+def test_the_window_of_modernbert_is_theirs_by_either_name(said: dict[str, int], distance: int, tmp_path: Path) -> None:
+    values = {**COMMON, **THEIR_CONFIGS["modernbert"][0], "num_hidden_layers": 3}
+    torch.manual_seed(0)
+    theirs = transformers.AutoModel.from_config(transformers.AutoConfig.for_model("modernbert", **values))
+    shake(theirs, 1)
+    theirs.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    del raw["local_attention"]
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **said}))
+    theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    assert theirs.config.sliding_window == distance
+    ours, config = load_encoder(tmp_path)
+    assert config.local_attention is not None and config.local_attention // 2 == distance
+    ids = [np.random.default_rng(number).integers(3, 60, length) for number, length in enumerate((40, 12))]
+    for one, hidden in zip(ids, ours(pack(ids)).split([40, 12]), strict=True):
+        expected = theirs(input_ids=torch.from_numpy(one)[None]).last_hidden_state[0]
+        torch.testing.assert_close(hidden, expected, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_fields_by_their_other_names(model_type: str, tmp_path: Path) -> None:
     others = FAMILIES[model_type].also_called
@@ -391,6 +421,9 @@ def test_fields_by_their_other_names(model_type: str, tmp_path: Path) -> None:
         ("modernbert", {"rope_parameters": None, "local_rope_theta": None}, "local_rope_theta is null"),
         ("modernbert", {"rope_scaling": {"type": "linear", "factor": 2.0}}, 'rope_scaling is {"type": "linear"'),
         ("modernbert", {"layer_types": 3}, "layer_types must be a list, not 3"),
+        ("modernbert", {"sliding_window": 9.0}, "sliding_window must be a whole number, not 9.0"),
+        ("modernbert", {"sliding_window": 9}, "sliding_window is 9, and half of local_attention is 4; they must be"),
+        ("modernbert", {"sliding_window": 0, "local_attention": 1}, "local_attention must be at least 2, not 1"),
         ("modernbert", {"classifier_pooling": "max"}, 'pooling "max" is unknown'),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is true"),
         ("gpt2", {"n_embd": None}, "hidden_size: nothing None given, a whole number wanted"),

@@ -16,9 +16,10 @@ import pytest
 from scipy import stats
 
 from bertsmith import randomness
+from bertsmith.tasks.cuts import Cut
 from bertsmith.tasks.masking import Masked, Masker, Masking
 from bertsmith.tasks.objectives import with_objective
-from bertsmith.tasks.pairs import IS_NEXT, IS_RANDOM, Cut, OriginalPairs
+from bertsmith.tasks.pairs import IS_NEXT, IS_RANDOM, OriginalPairs
 from bertsmith.tasks.pretrain_settings import PretrainSettings
 
 pytestmark = pytest.mark.conformance

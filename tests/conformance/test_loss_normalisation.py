@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.objectives import make_task, with_objective
-from bertsmith.tasks.pairs import NO_PAIR
 from bertsmith.tasks.pretrain_examples import PretrainExample
 from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.tasks.pretrain_task import PretrainTask

@@ -9,6 +9,8 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bertsmith.cli import main
-from bertsmith.errors import StorageError, TrainingError
+from bertsmith.errors import SettingsError, StorageError, TrainingError
 from bertsmith.files import bring_back
-from bertsmith.tasks.run_folder import claim_run_folder
+from bertsmith.locks import LOCK
+from bertsmith.tasks.run_folder import claim_run_folder, run_folder_held
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.training import checkpoint, loop
 from bertsmith.training.checkpoint import (
@@ -32,6 +35,7 @@ from bertsmith.training.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from bertsmith.training.distributed import ALONE
 from bertsmith.training.progress import read_metrics
 
 CHILDREN = Path(__file__).with_name("children.py")
@@ -319,6 +323,81 @@ def test_a_run_killed_in_its_first_moments_can_be_started_again(toy: SimpleNames
     settings = loop.TrainSettings(budget="2 steps", device="cpu", precision="fp32")
     loop.train(toy.Model(), [loop.Stage(toy.Task())], settings, tmp_path, console=Console(quiet=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+
+
+def test_a_folder_that_only_a_lock_is_in_is_empty_and_what_is_another_process_s_stays(tmp_path: Path) -> None:
+    """The lock was left by a process that was killed; then one holds it, to begin a run or to go on with one."""
+    (tmp_path / LOCK).write_text("process 1 on nowhere")
+    temporary = tmp_path / "checkpoints" / ".step-00000003.tmp-abc"
+    begun = RunSettings(out=tmp_path)
+    for settings in (begun, replace(begun, resume=True), replace(begun, overwrite=True)):
+        with run_folder_held(ALONE, settings, "pretrain"):
+            (tmp_path / "config.yaml").write_text("# bertsmith pretrain --config config.yaml\n")
+            temporary.mkdir(parents=True, exist_ok=True)
+            with (
+                pytest.raises(
+                    SettingsError, match=rf"another process writes to {tmp_path} \(process {os.getpid()} on "
+                ),
+                run_folder_held(ALONE, RunSettings(out=tmp_path, resume=True), "pretrain"),
+            ):
+                pytest.fail("the block must not run")
+            assert temporary.is_dir() and (tmp_path / LOCK).is_file()
+        assert not (tmp_path / LOCK).exists()
+        (tmp_path / "metrics.jsonl").touch()
+
+
+@pytest.mark.slow
+def test_a_second_command_in_the_same_folder_is_refused_and_one_after_a_kill_goes_on(
+    tiny_tokenizer: Path, tiny_documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, run = tmp_path / "store", tmp_path / "run"
+    build = ["--document-separator", "blank-lines", "--heldout-share", "0.1", "--out", str(store)]
+    assert main(["corpus", "build", str(tiny_documents), "--tokenizer", str(tiny_tokenizer), *build]) == 0
+    command = ["pretrain", "--corpus", str(store), "--out", str(run), "--size", "tiny", "--device", "cpu"]
+    command += ["--budget", "40 steps", "--batch-size", "4", "--max-length", "32", "--evaluation-samples", "4"]
+    command += ["--save-every", "1 step"]
+    words = [sys.executable, "-m", "bertsmith", *command]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        try:
+            while not (run / LOCK).exists():  # before anything of a run is there
+                assert process.poll() is None
+            capsys.readouterr()
+            assert main(command) == 2
+            assert f"error: another process writes to {run} (" in capsys.readouterr().err
+            while not list(run.glob("checkpoints/step-*")):
+                assert process.poll() is None
+                time.sleep(0.02)
+            assert main([*command, "--resume"]) == 2
+            assert f"error: another process writes to {run} (process {process.pid} on " in capsys.readouterr().err
+            assert process.poll() is None, "it was left alone"
+        finally:
+            process.kill()
+    assert (run / LOCK).exists()
+    assert main([*command, "--resume"]) == 0, capsys.readouterr().err
+    names = {"checkpoints", "config.yaml", "metrics.jsonl", "model", "report.html"}
+    assert {path.name for path in run.iterdir()} == names
+
+
+@pytest.mark.slow
+def test_a_command_whose_metrics_may_not_grow_ends_with_2_and_can_be_resumed(
+    tiny_tokenizer: Path, tiny_documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, run = tmp_path / "store", tmp_path / "run"
+    build = ["--document-separator", "blank-lines", "--heldout-share", "0.1", "--out", str(store)]
+    assert main(["corpus", "build", str(tiny_documents), "--tokenizer", str(tiny_tokenizer), *build]) == 0
+    command = ["pretrain", "--corpus", str(store), "--out", str(run), "--size", "tiny", "--budget", "9 steps"]
+    command += ["--batch-size", "4", "--max-length", "32", "--evaluation-samples", "4", "--evaluate-every", "1 step"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+        assert main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert re.search(r"error: cannot write .*metrics\.jsonl: files may not be as large .* needed, .* free\)", said)
+    assert "Traceback" not in said
+    assert main([*command, "--resume"]) == 0
 
 
 def run_children(mode: str, root: Path) -> Path:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from bertsmith.cli import main
 from bertsmith.errors import SettingsError
+from bertsmith.locks import LOCK, only_writer
 from bertsmith.training.checkpoint import newest_checkpoint, step_of
 from bertsmith.training.launch import Launch
 from bertsmith.training.loader import Loader, Share, Step
@@ -164,6 +165,22 @@ def test_the_commands_under_torchrun(store: Path, tmp_path: Path) -> None:
 
     assert (tmp_path / "tuned" / "adapt" / "run" / "model" / "model.safetensors").is_file()
     assert main(["evaluate", tuned, str(reviews)]) == 0
+
+
+@pytest.mark.slow
+def test_a_folder_that_another_process_writes_to_is_refused_on_all_ranks(store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["-m", "bertsmith", "pretrain", "--corpus", store, "--out", run, "--size", "tiny", "--budget", "2 steps"]
+    words += ["--device", "cpu", "--evaluation-samples", "4", "--batch-size", "4"]
+    with only_writer(run):
+        refused = torchrun(*words)
+    assert refused.returncode == 1
+    assert f"error: another process writes to {run} (process {os.getpid()} on " in refused.stderr
+    assert "error on rank 1: rank 1 of 2 has ended because rank 0 has" in refused.stderr
+    assert not run.exists()
+    done = torchrun(*words)
+    assert done.returncode == 0, done.stderr
+    assert not list(run.rglob(LOCK))
 
 
 def files(folder: Path) -> set[str]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from bertsmith.cli import main
 from bertsmith.errors import BertsmithError, InputError, MissingExtraError, SettingsError, StepError
 from bertsmith.files import sha256
+from bertsmith.locks import LOCK
 from bertsmith.tasks import finetune as verb
 from bertsmith.tasks import jobs
 from bertsmith.tasks.classify_data import ClassificationSettings
@@ -240,6 +241,32 @@ def test_workers_do_not_outlive_their_parent(train: Path, tiny_tokenizer: Path, 
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     process.communicate()
     assert all(list((out / f"seed-{seed}" / "checkpoints").glob("step-*")) for seed in (0, 1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the workers")
+def test_a_worker_that_outlives_its_parent_keeps_its_folder(train: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """The parent is killed and a worker stands still: the folder around is free, and its own is not."""
+    out = tmp_path / "run"
+    process = start(train, tiny_tokenizer, out, seeds=2, jobs=2, epochs=300, learning_rate=3e-4, batch_size=8)
+    wait_for(lambda: are_under_way(out))
+    assert (out / LOCK).exists() and all((out / f"seed-{seed}" / LOCK).exists() for seed in (0, 1))
+    resumed = settings(train, tiny_tokenizer, out, seeds=2, epochs=300.0, resume=True)
+    with pytest.raises(SettingsError, match=rf"another process writes to .*run \(process {process.pid} on "):
+        finetune("classification", resumed, OPTIONS, console=QUIET)
+    workers = children(process.pid)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        process.kill()
+        process.wait()
+        with pytest.raises(SettingsError, match=r"another process writes to .*seed-0 \(process "):
+            finetune("classification", resumed, OPTIONS, console=QUIET)
+        assert not (out / LOCK).exists(), "what was held for the other run is free again"
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+    process.communicate()  # until the workers have ended, too
+    assert not [path for path in out.glob("*/*") if path.name == LOCK]
 
 
 def test_a_gpu_each_where_there_are_several() -> None:

@@ -15,8 +15,8 @@ from scipy import stats
 
 from bertsmith import randomness
 from bertsmith.errors import SettingsError, TrainingError
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.masking import Masked, Masker, Masking, MaskUnit
-from bertsmith.tasks.pairs import NO_PAIR
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_examples import PretrainExamples
 from bertsmith.tasks.pretrain_settings import PretrainSettings

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.masking import Masked
 from bertsmith.tasks.mlm import MaskedLanguageModel, encode_masked, strips_before_mask
-from bertsmith.tasks.pairs import NO_PAIR
 from bertsmith.tasks.pretrain_examples import PretrainExample, flat_examples
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.text.tokenizer_training import train_tokenizer

@@ -15,18 +15,16 @@ from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from bertsmith import randomness
+from bertsmith.tasks.cuts import NO_PAIR, Cut, epoch_shift, truncate_pairs
+from bertsmith.tasks.full_sentences import FullSentences
 from bertsmith.tasks.pairs import (
     IN_ORDER,
     IS_NEXT,
     IS_RANDOM,
     IS_SWAPPED,
-    NO_PAIR,
     CleanPairs,
-    Cut,
     OriginalPairs,
     PairClassification,
-    epoch_shift,
-    truncate_pairs,
 )
 from bertsmith.text.windows import truncate_pair
 
@@ -50,9 +48,12 @@ class Store:
         return int(np.searchsorted(self.document_offsets, sentence, side="right") - 1)
 
 
-def make_store(sentences_per_document: list[int], seed: int = 0) -> Store:
+def make_store(sentences_per_document: list[int], seed: int = 0, longest: int = 40) -> Store:
     draws = np.random.default_rng(seed)
-    lengths = draws.integers(1, 40, size=sum(sentences_per_document))
+    return store_of(sentences_per_document, draws.integers(1, longest, size=sum(sentences_per_document)))
+
+
+def store_of(sentences_per_document: list[int], lengths: np.ndarray) -> Store:
     return Store(
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         np.concatenate([[0], np.cumsum(sentences_per_document)]).astype(np.int64),
@@ -130,10 +131,22 @@ def clean_reading(store: Store, index: int, epoch: int, seed: int, short: float,
     holder = start = bisect.bisect_right(sentences, anchor) - 1
     document = bisect.bisect_right(documents, start) - 1
     first_sentence, behind_last = documents[document], documents[document + 1]
-    if behind_last - first_sentence == 1:
-        begin, end = sentences[start], min(sentences[start + 1], sentences[start] + ROOM + 1)
-        return Cut(begin, end, sentences[start + 1], sentences[start + 1], NO_PAIR)
+    is_single = behind_last - first_sentence == 1
     target = 2 + int(uniform[1] * (ROOM - 1)) if uniform[0] < short else ROOM
+    length = sentences[holder + 1] - sentences[holder]
+    longest = ROOM if sentences[-1] / (len(sentences) - 1) <= ROOM / 2 else ROOM // 2
+    is_near_end = anchor >= sentences[holder + 1] - ROOM
+    if is_single or (length > longest and not (is_near_end and draws[0] % 2 == 1)):
+        room = 1 + (ROOM if is_single else target)
+        begin, behind = sentences[holder], sentences[behind_last]
+        if length > room:
+            # The first stretch that holds the anchor, of those that begin at the phase of the epoch, or a room earlier.
+            begin += int(epoch_shift(seed, epoch, "stretch") * room) - room
+            while not begin <= anchor < begin + room:
+                begin += room
+            begin = max(min(begin, behind - room), sentences[holder])
+        end = min(begin + room, behind)
+        return Cut(begin, end, end, end, NO_PAIR)
     start = min(start, behind_last - 2)
     end = start + 2
     while end < behind_last and sentences[end] - sentences[start] < target:
@@ -173,11 +186,12 @@ def clean_reading(store: Store, index: int, epoch: int, seed: int, short: float,
 
 @pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize("documents", [[1, 2, 3, 50, 1, 17, 1], [30], [2, 2], [1]])
-def test_clean_agrees_with_a_straight_reading_of_its_rules(documents: list[int], order: bool) -> None:
+@pytest.mark.parametrize("longest", [40, 90, 400])
+def test_clean_agrees_with_a_straight_reading_of_its_rules(documents: list[int], order: bool, longest: int) -> None:
     for seed in range(3):
-        store = make_store(documents, seed)
+        store = make_store(documents, seed, longest)
         pairs = CleanPairs(store, MAX_LENGTH, 0.3, seed, sentence_order=order)
-        for epoch in range(15):
+        for epoch in range(15 if longest == 40 else 3):
             expected = [clean_reading(store, i, epoch, seed, 0.3, order) for i in range(pairs.num_samples(epoch))]
             assert cuts_of(pairs, epoch) == expected
 
@@ -343,16 +357,44 @@ def test_sentence_order_shows_neighbours_half_of_them_swapped(store: Store) -> N
 @pytest.mark.parametrize(("order", "limit"), [(True, 0.54), (False, 0.56)])
 def test_lengths_and_cuts_alone_do_not_tell_the_label(order: bool, limit: float) -> None:
     """A classifier that sees no token, only how long both texts are and where they are cut, must fail."""
-    lengths = np.random.default_rng(0).geometric(1 / 20, size=60_000)
+    lengths = np.random.default_rng(0).geometric(1 / 20, size=80_000)
     sentences = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    store = Store(sentences, np.arange(0, 60_001, 300, dtype=np.int64))
+    store = Store(sentences, np.arange(0, 80_001, 400, dtype=np.int64))
     pairs = CleanPairs(store, MAX_LENGTH, 0.1, 0, sentence_order=order)  # type: ignore[arg-type]
-    cuts = pairs.cuts(np.arange(0, pairs.num_samples(0), 2)[:12_000], 0)
+    cuts = pairs.cuts(np.arange(0, pairs.num_samples(0), 2)[:14_000], 0)
     ends = np.stack([cuts.first_start, cuts.first_end, cuts.second_start, cuts.second_end])
     first, second = ends[1] - ends[0], ends[3] - ends[2]
-    shape = np.stack([*np.isin(ends, sentences), first, second, first - second], axis=1)
-    classifier = HistGradientBoostingClassifier(random_state=0).fit(shape[:9000], cuts.label[:9000])
-    assert classifier.score(shape[9000:], cuts.label[9000:]) < limit  # standard error 0.009
+    is_pair = cuts.label != NO_PAIR
+    shape = np.stack([*np.isin(ends, sentences), first, second, first - second], axis=1)[is_pair]
+    label = cuts.label[is_pair]
+    classifier = HistGradientBoostingClassifier(random_state=0).fit(shape[:9000], label[:9000])
+    assert len(label) > 12_000
+    assert classifier.score(shape[9000:], label[9000:]) < limit  # standard error 0.009
+
+
+@pytest.mark.parametrize("mode", ["nsp", "sop", "full-sentences", "doc-sentences"])
+@pytest.mark.parametrize("length", [(1, 40), (35, 36), (61, 62), (62, 64), (100, 101), (1, 3000), (2000, 2001)])
+def test_every_token_is_shown_sooner_or_later_however_long_sentences_are(length: tuple[int, int], mode: str) -> None:
+    """Text without full stops has sentences of thousands of tokens, and no sample may show their heads alone."""
+    documents = [1, 2, 3] if length[1] < 1000 else [1, 2]
+    store = store_of(documents, np.random.default_rng(0).integers(*length, size=sum(documents)))
+    kind: CleanPairs | FullSentences
+    if mode in ("nsp", "sop"):
+        kind = CleanPairs(store, MAX_LENGTH, 0.1, 0, sentence_order=mode == "sop")
+    else:
+        kind = FullSentences(store, MAX_LENGTH, 0, across_documents=mode == "full-sentences")
+    steps = np.zeros(store.num_tokens + 1, dtype=np.int64)
+    for epoch in range(300):
+        cuts = kind.cuts(np.arange(kind.num_samples(epoch)), epoch)
+        assert (cuts.first_end - cuts.first_start + cuts.second_end - cuts.second_start <= ROOM + 1).all()
+        for starts, ends in ((cuts.first_start, cuts.first_end), (cuts.second_start, cuts.second_end)):
+            np.add.at(steps, starts, 1)
+            np.add.at(steps, ends, -1)
+    times = np.cumsum(steps)[:-1]
+    assert times.all()
+    if length[0] > 2 * ROOM:
+        # All of a long sentence about as often, but for its ends.
+        assert np.percentile(times, 1) > 0.5 * times.mean() and np.percentile(times, 99) < 2 * times.mean()
 
 
 def test_next_sentence_loss_is_the_sum_over_labelled_pairs() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,17 +23,19 @@ from bertsmith.errors import CorpusError, InputError, Interrupted, ModelError, S
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.settings import read_config as read_settings
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.masking import Masker, Masking
 from bertsmith.tasks.mlm import fill_mask
-from bertsmith.tasks.objectives import with_objective
-from bertsmith.tasks.pairs import NO_PAIR, judge_pairs
+from bertsmith.tasks.objectives import make_task, with_objective
+from bertsmith.tasks.pairs import CleanPairs, judge_pairs
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_examples import PretrainExamples
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_settings import PretrainSettings
-from bertsmith.tasks.pretrain_task import unigram_baseline
+from bertsmith.tasks.pretrain_task import PretrainAnswer, unigram_baseline
+from bertsmith.tasks.replaced_tokens import ReplacedTokensAnswer
 from bertsmith.tasks.saved import load_task
-from bertsmith.text.corpus import open_corpus
+from bertsmith.text.corpus import Split, open_corpus
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training import loop
@@ -142,7 +144,8 @@ def test_batches_that_grow_go_on_with_the_text_wherever_they_are_stopped(
     sizes = [len(step) for step in seen[name]]
     growths = [number for number in range(1, len(sizes) - 1) if sizes[number] > sizes[number - 1]]
     assert len(growths) == 2
-    assert sorted(chain.from_iterable(seen[name])) == list(range(sum(sizes)))
+    size = CleanPairs(open_corpus(store), 32, 0.1, 0).num_samples(0)
+    assert sorted(chain.from_iterable(seen[name])) == list(range(size))
     name, stops = "stopped", {growths[0], growths[1] + 1}  # at the border of two phases, and just behind one
     for is_resumed in (False, True):
         with pytest.raises(Interrupted):
@@ -314,10 +317,42 @@ def test_refusals(store: Path, run: Path, tiny_documents: Path, tiny_tokenizer: 
     for name in ("distill_weight", "cosine_weight", "temperature"):
         with pytest.raises(SettingsError, match=f"{name} is of what a teacher says"):
             settings_for(store, tmp_path / "y", **{name: 0.5})
+    with pytest.raises(SettingsError, match="batch_warmup_share is of batches that grow: give initial_batch_size"):
+        settings_for(store, tmp_path / "y", batch_warmup_share=0.3)
     assert not (tmp_path / "long").exists(), "nothing half-written"
     with pytest.raises(SettingsError, match=f"{run} is read, and lies in what --overwrite replaces"):
         pretrain(settings_for(store, run, from_model=str(run), overwrite=True))
     assert (run / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mlm_weight", "pair_weight", "detection_weight", "distill_weight", "cosine_weight", "temperature"),
+        *("initializer_range", "mask_probability", "short_sequence_probability", "generator_share", "long_share"),
+    ],
+)
+def test_numbers_that_no_run_can_use_are_refused(store: Path, tmp_path: Path, name: str, value: float) -> None:
+    """A negative weight teaches to be wrong, and what is not a number teaches nothing, in a run of hours."""
+    with pytest.raises(SettingsError, match=name):
+        settings_for(store, tmp_path / "y", teacher="x", long_length=64, **{name: value})
+
+
+def test_a_run_needs_something_to_learn_and_samples_to_be_judged_by(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="evaluation_samples must be at least 1"):
+        settings_for(store, tmp_path / "y", evaluation_samples=0)
+    nothing = {"mlm_weight": 0.0, "pair_weight": 0.0}
+    for family, objective, weights in (
+        ("bert", "mlm", {"mlm_weight": 0.0}),
+        ("bert", "mlm+nsp", nothing),
+        ("electra", "rtd", {"mlm_weight": 0.0, "detection_weight": 0.0}),
+        ("bert", "mlm", {"mlm_weight": 0.0, "teacher": "x", "distill_weight": 0.0, "cosine_weight": 0.0}),
+    ):
+        with pytest.raises(SettingsError, match="every weight of the loss"):
+            with_objective(settings_for(store, tmp_path / "y", objective=objective, **weights), family)
+    with_objective(settings_for(store, tmp_path / "y", mlm_weight=0.0), "bert")
+    with_objective(settings_for(store, tmp_path / "y", objective="mlm", mlm_weight=0.0, teacher="x"), "bert")
 
 
 def test_one_document_has_no_next_sentence_prediction(
@@ -331,6 +366,83 @@ def test_one_document_has_no_next_sentence_prediction(
         options = {"objective": "mlm+sop", "data_mode": mode, "budget": "2 steps"}
         ordered = pretrain(settings_for(tmp_path / "store", tmp_path / mode, **options))
         assert ordered.metrics == {}, "nothing was held out"
+
+
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop"])
+def test_documents_of_one_sentence_ask_nothing_about_pairs(
+    tiny_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    """Else the head of pairs stays as random as it began, and `predict --pair` answers from it."""
+
+    def built(name: str, texts: list[str]) -> Path:
+        source = tmp_path / f"{name}.jsonl"
+        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        build_corpus([str(source)], tiny_tokenizer, tmp_path / name, heldout_share=0.0, num_workers=1)
+        return tmp_path / name
+
+    single = [f"The old king saw {number} birds." for number in range(8)]
+    double = [f"The dog has {number} fish. It sleeps." for number in range(8)]
+    options: dict[str, Any] = {"objective": objective, "budget": "1 steps"}
+    store = built("single", single)
+    for mode in ("clean", "original"):
+        with pytest.raises(CorpusError, match=rf"single sentence, and {re.escape(objective)} asks.*--objective mlm"):
+            pretrain(settings_for(store, tmp_path / "out", data_mode=mode, **options))
+    assert not (tmp_path / "out" / "model").exists()
+    pretrain(settings_for(store, tmp_path / "alone", objective="mlm", budget="1 steps"))
+    capsys.readouterr()
+    pretrain(settings_for(built("most", [*single, *double[:2]]), tmp_path / "a", **options))
+    assert "80% of the training documents are a single sentence" in " ".join(capsys.readouterr().err.split())
+    pretrain(settings_for(built("few", [*single[:2], *double]), tmp_path / "b", **options))
+    assert "single sentence" not in capsys.readouterr().err
+    long = [" ".join(["the cat saw a dog and"] * 50) + f" {number}. It sleeps." for number in range(3)]
+    pretrain(settings_for(built("long", long), tmp_path / "c", **options))
+    assert "of the samples are of sentences too long for a pair" in " ".join(capsys.readouterr().err.split())
+
+
+def test_text_that_the_vocabulary_does_not_know_is_refused(
+    tiny_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is masked, nothing learnt, and a loss of 0 over no tokens would be the best there is."""
+
+    def built(name: str, words: str) -> Path:
+        source = tmp_path / f"{name}.txt"
+        source.write_text("\n\n".join(f"{words} {n % 7}.\n{words}." for n in range(30)), encoding="utf-8")
+        build_corpus(
+            [str(source)],
+            tiny_tokenizer,
+            tmp_path / name,
+            document_separator="blank-lines",
+            heldout_share=0.2,
+            num_workers=1,
+        )
+        return tmp_path / name
+
+    with pytest.raises(CorpusError, match=r"9\d% of the tokens are unknown.*bertsmith tokenizer train"):
+        pretrain(settings_for(built("unknown", "猫狗鸟鱼树河王后房城蓝红小大老新跑坐吃睡读写看"), tmp_path / "out"))
+    assert not (tmp_path / "out" / "model").exists()
+    pretrain(settings_for(built("half", "the cat and the dog 猫狗鸟鱼树"), tmp_path / "half-run", budget="1 steps"))
+    assert "% of the tokens are unknown to the vocabulary, and are not learnt" in capsys.readouterr().err
+
+
+def test_figures_of_no_tokens_are_left_out(store: Path) -> None:
+    tokenizer, corpora = (
+        load_tokenizer(store / "tokenizer"),
+        {name: open_corpus(store, name) for name in get_args(Split)},
+    )
+    settings = with_objective(settings_for(store, Path("o")), "bert")
+    task = make_task(settings, 32, tokenizer, {"train": corpora["train"], "dev": corpora["heldout"]})
+    example = task.examples("dev").take([0], 0)[0]
+    nothing = PretrainAnswer(0.0, 0, 0, None, None)
+    assert task.score([nothing], [example]) == {}
+    paired = task.score([replace(nothing, pair_nats=0.5, pair_hit=True)], [example])
+    assert paired["loss"] == 0.5 and not [name for name in paired if name.startswith("mlm")]
+    something = task.score([nothing, PretrainAnswer(6.0, 3, 1, None, None)], [example, example])
+    assert (something["loss"], something["mlm_loss"], something["mlm_accuracy"]) == (2.0, 2.0, 1 / 3)
+    settings = with_objective(settings_for(store, Path("o"), family="electra"), "electra")
+    task = make_task(settings, 32, tokenizer, {"train": corpora["train"], "dev": corpora["heldout"]})
+    detected = ReplacedTokensAnswer(0.0, 0, 0, torch.zeros(4), torch.tensor([True, False, False, False]))
+    found = task.score([detected], [example])  # type: ignore[list-item]
+    assert found["rtd_loss"] == pytest.approx(math.log(2)) and "mlm_loss" not in found
 
 
 def test_sentence_order_is_measured_by_its_own_name(store: Path, tmp_path: Path) -> None:
@@ -359,10 +471,16 @@ def test_options_that_would_do_nothing_are_refused(store: Path) -> None:
         ("mlm+nsp", "bert", "generator_share", 0.5),
         ("mlm", "bert", "detection_weight", 3.0),
         ("clm", "gpt2", "mask_unit", "word"),
+        ("clm", "gpt2", "mask_probability", 0.5),
+        ("mlm", "bert", "short_sequence_probability", 0.9),
+        ("rtd", "electra", "short_sequence_probability", 0.0),
     ):
         settings = PretrainSettings(**given, objective=objective, **{name: value})  # type: ignore[arg-type]
-        with pytest.raises(SettingsError, match=f"{name} does nothing in {re.escape(objective)}"):
+        place = "data_mode full-sentences" if name == "short_sequence_probability" else re.escape(objective)
+        with pytest.raises(SettingsError, match=f"{name} does nothing in {place}"):
             with_objective(settings, family)
+    short = PretrainSettings(**given, objective="mlm", data_mode="clean", short_sequence_probability=0.9)
+    assert with_objective(short, "bert").short_sequence_probability == 0.9
 
 
 def test_a_run_from_a_model_does_not_say_what_a_new_one_would_be(run: Path, store: Path, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.masking import Masked
-from bertsmith.tasks.pairs import IS_NEXT, IS_RANDOM, NO_PAIR
+from bertsmith.tasks.pairs import IS_NEXT, IS_RANDOM
 from bertsmith.tasks.pretrain_task import PretrainExample
 from bertsmith.tasks.samples import describe
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer

@@ -19,10 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertsmith.errors import CorpusError, InputError, SettingsError
+from bertsmith.locks import LOCK, only_writer
 from bertsmith.text import corpus_building, shards
 from bertsmith.text.corpus import open_corpus, read_manifest
 from bertsmith.text.corpus_building import BuildProgress, build_corpus
-from bertsmith.text.sentences import split_sentences
+from bertsmith.text.selection import SelectionSettings
+from bertsmith.text.sentences import SentenceALine, split_sentences
 from bertsmith.text.shards import build_shard, token_dtype
 from bertsmith.text.sources import Document, iter_documents
 from bertsmith.text.tokenizer import load_tokenizer
@@ -95,6 +97,36 @@ def test_word_starts_and_entropy(many: Path, tiny_tokenizer: Path, tmp_path: Pat
     shares = np.array([count / corpus.num_tokens for count in counts.values()])
     assert corpus.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
     assert corpus.token_counts().tolist() == [counts[i] for i in range(tokenizer.vocab_size)]
+
+
+LINES = ['He said: "Go! Now." She left.', "One. Two.", "The end"]
+
+
+def test_lines_stay_sentences_in_the_store(make_files: MakeFiles, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """Rows beside them are cut as ever, by one worker, by several, and from a build that read the file otherwise."""
+    folder = make_files({"a.txt": "\n".join(LINES) + "\n\nThe king. The cat.\n", "b.jsonl": '{"text": "One. Two."}\n'})
+    options: dict[str, Any] = {"document_separator": "blank-lines", "heldout_share": 0.0, "shard_bytes": 9}
+    for num_workers in (1, 2):
+        build_corpus([str(folder)], tiny_tokenizer, tmp_path / f"{num_workers}", num_workers=num_workers, **options)
+    counts = [len(document) for document in read_documents(tmp_path / "1", "train")]
+    assert counts == [3, 1, 2]
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2")
+    workshop = shards.Workshop(tmp_path, "", "en")
+    known, plain = SentenceALine("One. Two."), "One. Two."
+    hashes = [workshop.input_sha256(shards.ShardText("train", "0", [text], 9)) for text in (known, plain)]
+    assert hashes[0] != hashes[1]
+
+
+def test_what_is_passed_over_is_said_once(
+    make_files: MakeFiles, tiny_tokenizer: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = make_files({"a.txt": "The king sat.", "b.csv": "text;n\nThe cat, too.;1\n"})
+    load_tokenizer(tiny_tokenizer).save(folder / "made" / "tokenizer")
+    (folder / "made" / "c.txt").write_text("The queen sat.")
+    options: dict[str, Any] = {"selection": SelectionSettings("exact"), "delimiter": ";", "heldout_share": 0.0}
+    manifest = build_corpus([str(folder)], tiny_tokenizer, tmp_path / "store", **options)
+    assert manifest.splits["train"].num_documents == 3
+    assert capsys.readouterr().err == f"{folder}/made/tokenizer is passed over: it is a tokenizer.\n"
 
 
 def test_workers_change_nothing(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -302,6 +334,17 @@ def test_only_a_store_is_replaced_and_nothing_that_is_read(
         manifest = build_corpus(["texts"], tiny_tokenizer, "texts/store", **options)
         load_tokenizer(tiny_tokenizer).save(folder / "texts" / "tokenizer")
         assert manifest.splits["train"].num_documents == 1
+
+
+def test_another_process_that_builds_it_is_left_alone(many: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """Both would gather their shards in the same folder, and the first to end would remove it."""
+    with only_writer(tmp_path / ".store.building"):
+        with pytest.raises(SettingsError, match=r"another process writes to .*\.store\.building \(process "):
+            build_corpus([str(many)], tiny_tokenizer, tmp_path / "store")
+        assert [path.name for path in (tmp_path / ".store.building").iterdir()] == [LOCK]
+    build_corpus([str(many)], tiny_tokenizer, tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".store")] == []
+    assert not list((tmp_path / "store").rglob(".*"))
 
 
 def test_existing_store(tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:

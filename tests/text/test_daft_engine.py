@@ -20,7 +20,10 @@ from bertsmith.errors import MissingExtraError, SettingsError
 from bertsmith.text import corpus_building, daft_engine
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.selection import SelectionSettings
+from bertsmith.text.sentences import SentenceALine
+from bertsmith.text.shards import ShardText, Workshop
 from bertsmith.text.sources import Document, iter_documents
+from bertsmith.text.tokenizer import load_tokenizer
 
 pytest.importorskip("daft", reason="the extra scale is not installed")
 # Daft does not close the pipes of its workers itself.
@@ -116,6 +119,23 @@ def test_one_engine_goes_on_where_the_other_stopped(
     assert "00001" in asked and not {path.parent.name for path in before} - {"00001"} & {*asked}
     build_corpus([str(source)], tiny_tokenizer, tmp_path / "plain", num_workers=1, **OPTIONS)
     assert snapshot(out) == snapshot(tmp_path / "plain")
+
+
+def test_lines_are_sentences_there_as_well(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """What a worker reads of a document whose sentences are known is what it was."""
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    text = ShardText("train", "00000", [SentenceALine.of(["One. Two.", "The cat."]), "One. Two."], 30)
+    records = []
+    for name in ("ours", "daft"):
+        workshop = Workshop(tmp_path / name, tokenizer.fingerprint, "en")
+        tokenizer.save(workshop.tokenizer_folder)
+        if name == "ours":
+            records.append(workshop.make(text, tokenizer))
+        else:
+            place = daft_engine._put_down(text, workshop)
+            assert daft_engine._Maker(workshop).make("train", "00000", place.input_sha256, place.text_bytes) == ""
+            records.append(place.made())
+    assert records[0] == records[1] and records[0].num_sentences == 4
 
 
 def test_bad_rows_are_named_and_leave_nothing(tiny_tokenizer: Path, tmp_path: Path, capsys: Any) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bertsmith.files import sealed, write_json
 from bertsmith.text import doctor
-from bertsmith.text.corpus import open_corpus
+from bertsmith.text.corpus import open_corpus, read_manifest
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.text.doctor import CorpusReport, check_corpus, render, sentence_hashes
 
@@ -61,6 +62,9 @@ def test_figures(build: Build) -> None:
     assert report.sentences_per_document.mean == pytest.approx(statistics.mean(document_lengths))
     assert report.sentences_per_document.counts[:4] == (1, 4, 1, 0)
     assert report.unknown_share == pytest.approx(1 / sum(sentence_lengths))
+    assert report.unknown_text_share == pytest.approx(
+        len("博".encode()) / sum(len(text.encode()) for text in DOCUMENTS)
+    )
     assert report.duplicate_sentence_share == pytest.approx(4 / 14)
     assert report.duplicate_document_share == pytest.approx(1 / 6)
     assert report.single_sentence_share == pytest.approx(1 / 6)
@@ -122,6 +126,28 @@ def test_warnings(build: Build, documents: list[str], warning: str) -> None:
     report = check_corpus(build(documents))
     assert any(part in found for found in report.warnings for part in warning.split("|")), report.warnings
     assert "!" in printed(report)
+
+
+def test_one_unknown_token_may_hold_much_text(build: Build) -> None:
+    """As WordPiece does with text that is written without spaces, of which each token in a hundred is one."""
+    report = check_corpus(build(["The cat sat by the river. " * 40, "กขค" * 50, "The dog runs."]))
+    train = report.splits["train"]
+    assert train.unknown_share < 0.01 < 0.2 < (train.unknown_text_share or 0)
+    assert any("of the text is unknown, in few tokens" in warning for warning in report.warnings)
+    assert "unknown text" in printed(report)
+
+
+def test_a_store_of_an_earlier_version_does_not_know_how_much_text_is_unknown(build: Build) -> None:
+    store = build(DOCUMENTS)
+    manifest = json.loads((store / "manifest.json").read_text())
+    fingerprint = read_manifest(store).fingerprint
+    for shard in manifest["splits"]["train"]["shards"]:
+        del shard["unknown_bytes"]
+    del manifest["sha256"]
+    write_json(store / "manifest.json", sealed(manifest))
+    report = check_corpus(store)
+    assert report.splits["train"].unknown_text_share is None and "unknown text" not in printed(report)
+    assert read_manifest(store).fingerprint == fingerprint
 
 
 def test_healthy_corpus_has_no_warnings(build: Build) -> None:

@@ -142,7 +142,7 @@ def test_counts_in_bounded_memory(texts: list[list[int]], most_words: int) -> No
             sizes = [1 + word % 5 for word in words]
             ids = np.repeat(np.array(words, dtype=np.int32), sizes)
             starts = np.concatenate([np.arange(size) == 0 for size in sizes] or [np.zeros(0, dtype=bool)])
-            yield FlatEncoding(ids, starts, np.array([len(ids)]))
+            yield FlatEncoding(ids, starts, np.array([len(ids)]), 0)
 
     usage, counts, most_missed = count_cut_words(encodings(), 3, 7, most_words)
     truth = Counter(word for words in texts for word in words if word % 5 >= 2)

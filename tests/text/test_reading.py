@@ -1,6 +1,7 @@
 """Files: compressed or not, found by name, folder or pattern, and what is said when they cannot be read."""
 
 import errno
+import glob
 import gzip
 import io
 import lzma
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from bertsmith.errors import InputError, StorageError
 from bertsmith.text.encodings import likely_encoding
 from bertsmith.text.reading import find_files, open_text
-from bertsmith.text.sources import expand_sources, iter_documents
+from bertsmith.text.sources import expand_sources, find_sources, iter_documents
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
 
@@ -163,6 +164,16 @@ def test_damaged_compression(make_files: MakeFiles, compression: str, suffix: st
         assert caught.value.where == str(path)
 
 
+def test_a_sound_file_that_needs_much_memory_is_not_called_damaged(make_files: MakeFiles) -> None:
+    """The head of a frame with a window of 2 GiB, as `zstd --long=31` writes it (RFC 8878), and one block."""
+    content = b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(31 - 10) << 3]) + b"\x09\x00\x00" + b"a"
+    path = make_files({"a.txt.zst": content}) / "a.txt.zst"
+    with pytest.raises(InputError, match=r"Unpack it: zstd -d --long=31 a\.txt\.zst$"):
+        texts(path)
+    path.write_bytes(content.replace(bytes([(31 - 10) << 3]), bytes([(27 - 10) << 3])))
+    assert texts(path) == ["a"]
+
+
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
 def test_no_room_to_unpack(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
     """The file is not to blame."""
@@ -224,23 +235,119 @@ def test_an_existing_name_is_no_pattern(make_files: MakeFiles) -> None:
     assert texts(folder / "a[1].txt") == ["brackets"]
 
 
-def test_folders_that_were_made_here_are_no_text(make_files: MakeFiles) -> None:
-    folder = make_files(
-        {
-            "a.txt": "",
-            "tokenizer/tokenizer.json": "{}",
-            "tokenizer/vocab.txt": "",
-            "store/tokenizer/tokenizer.json": "{}",
-            "store/tokenizer/vocab.txt": "",
-            "store/b.txt": "",
-            "run/config.yaml": "# bertsmith pretrain --config config.yaml\n",
-            "run/model/README.md": "",
-            "mine/config.yaml": "size: 3\n",
-            "mine/c.txt": "",
-        }
-    )
-    assert [path.name for path in find_files(str(folder), (".txt", ".md"))] == ["a.txt", "c.txt"]
-    assert [path.name for path in find_files(str(folder / "tokenizer"), (".txt",))] == ["vocab.txt"]  # named outright
+MADE: dict[str, str | bytes] = {
+    "a.txt": "",
+    "b/tokenizer/tokenizer.json": "{}",
+    "b/tokenizer/tokenizer_config.json": "{}",
+    "b/tokenizer/vocab.txt": "",
+    "b/b.txt": "",  # beside a tokenizer, as the first step of the README leaves it
+    "c/tokenizer.json": "{}",
+    "c/c.txt": "",
+    "store/manifest.json": "{}",
+    "store/train/00000/tokens.npy": "",
+    "store/tokenizer/tokenizer.json": "{}",
+    "store/s.txt": "",
+    "run/config.yaml": "# bertsmith pretrain --config config.yaml\n",
+    "run/model/README.md": "",
+    "mine/config.yaml": "size: 3\n",
+    "mine/manifest.json": "{}",
+    "mine/d.txt": "",
+}
+
+
+@pytest.mark.parametrize("pattern", ["", "**", "**/*", "*", "**/*.txt"])
+def test_folders_that_were_made_here_are_no_text_and_that_is_said(make_files: MakeFiles, pattern: str) -> None:
+    folder = make_files(MADE)
+    notes: list[str] = []
+    found = find_files(str(folder / pattern), (".txt", ".md"), notes=notes)
+    assert [path.name for path in found] == ["a.txt", "b.txt", "c.txt", "d.txt"]
+    assert sorted(notes) == [
+        f"{folder}/b/tokenizer is passed over: it is a tokenizer.",
+        f"{folder}/run is passed over: it is a run.",
+        f"{folder}/store is passed over: it is a store.",
+    ]
+
+
+def test_a_made_folder_that_is_named_is_read(make_files: MakeFiles) -> None:
+    folder = make_files(MADE)
+    for named in ("b/tokenizer", "b/tokenizer/*.txt", "b/tokenizer/vocab.txt"):
+        assert [path.name for path in find_files(str(folder / named), (".txt",))] == ["vocab.txt"]
+    with pytest.raises(InputError, match=r"no file at all\. .*/run is passed over: it is a run\.$"):
+        find_files(str(folder / "r*"), (".txt",))
+
+
+def test_links_to_folders_are_not_followed(make_files: MakeFiles) -> None:
+    folder = make_files({"g/a.txt": "one", "g/deep/b.txt": "two", "other/c.txt": "three"})
+    (folder / "g" / "loop").symlink_to(".")
+    (folder / "g" / "deep" / "up").symlink_to("..")
+    (folder / "g" / "there").symlink_to(folder / "other")
+    (folder / "g" / "dead").symlink_to("nowhere")
+    (folder / "g" / "self").symlink_to("self")
+    for source in ("g", "g/**", "g/**/*.txt"):
+        notes: list[str] = []
+        found = find_files(str(folder / source), (".txt",), notes=notes)
+        assert [path.name for path in found] == ["a.txt", "b.txt"]
+        assert len(notes) == 3 and all(note.endswith("links to folders are not followed.") for note in notes)
+    assert texts(folder / "g" / "there") == texts(folder / "g" / "there" / "*.txt") == ["three"]
+
+
+def test_what_is_given_twice_is_read_once_and_that_is_said(make_files: MakeFiles, capsys: Any) -> None:
+    folder = make_files({"a.txt": "one", "b.txt": "two", "c.csv": "text\nthree\n"})
+    (folder / "d.txt").symlink_to("a.txt")
+    sources = [str(folder / "b.txt"), str(folder), f"{folder}/../{folder.name}/*.txt", "python-docs", "python-docs"]
+    expected = [*(str(folder / name) for name in ("b.txt", "a.txt", "c.csv")), "python-docs"]
+    assert find_sources(sources) == expand_sources(sources) == expected
+    said = f"Given twice, and read once: {folder}/b.txt, {folder}/d.txt, {folder}/../{folder.name}/a.txt and 3 more."
+    assert capsys.readouterr().err == f"{said}\n"
+    assert texts(folder, folder / "a.txt") == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("source", ["", "**/*.txt", "*/*.txt"])
+@pytest.mark.parametrize("within", [False, True])
+def test_a_folder_that_may_not_be_read_is_an_error(
+    make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch, source: str, within: bool
+) -> None:
+    """Neither a traceback nor a corpus without what is in it. Whoever tests may read all: so it is said to be shut."""
+    folder = make_files({"a.txt": "one", "open/b.txt": "two", "open/shut/c.txt": "three"})
+    shut = str(folder / "open" / ("shut" if within else ""))
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if os.fspath(path) == shut.rstrip("/"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    if within and source == "*/*.txt":  # it need not look there
+        assert [path.name for path in find_files(str(folder / source), (".txt",))] == ["b.txt"]
+    else:
+        with pytest.raises(InputError, match="cannot be read: Permission denied") as caught:
+            find_files(str(folder / source), (".txt",))
+        assert caught.value.where == shut.rstrip("/")
+
+
+def test_patterns_mean_what_they_mean_to_glob(make_files: MakeFiles) -> None:
+    names = [
+        "a.txt",
+        "b/a.txt",
+        "b/[c].txt",
+        "b/c/d.txt",
+        "b/c/x1.txt",
+        ".h/a.txt",
+        "b/.h.txt",
+        "b/.i/a.txt",
+        "e.txt/f.txt",
+    ]
+    folder = make_files(dict.fromkeys(names, ""))
+    for pattern in (
+        *("*", "*.txt", "**", "**/*.txt", "*/*.txt", "**/c/*", "**/c/**", "b/**/d.txt", "**/**/a.txt", "?/?/*"),
+        *("b/*/*[0-9].txt", "b/[[]c].txt", "**/x[!2].txt", ".*/*", "**/.*", "*/.i/*", "*/c", "b*"),
+    ):
+        expected = set()
+        for match in map(Path, glob.glob(str(folder / pattern), recursive=True)):
+            below = [path for path in match.rglob("*") if "/." not in str(path.relative_to(match.parent))]
+            expected |= {path for path in [match, *below] if path.is_file()}
+        assert set(find_files(str(folder / pattern), (".txt",))) == expected, pattern
 
 
 def test_home_folder(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:

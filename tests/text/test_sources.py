@@ -88,6 +88,18 @@ def test_blank_lines_between_documents(make_files: MakeFiles) -> None:
     assert sentences == [["First one", "second one."], ["The only"], ["Last document.", "Ends"]]
 
 
+def test_lines_are_sentences_whatever_is_in_them(make_files: MakeFiles) -> None:
+    long = "word " * 4000
+    lines = ['He said: "Go! Now." She left at 5 p.m. Friday.', "Why? Why not. 好。再见", "no end", long.strip()]
+    path = make_files({"a.txt": "\n".join(lines) + "\n\nOne. Two.\n"}) / "a.txt"
+    document, other = iter_documents([str(path)], document_separator="blank-lines")
+    parts = [part.strip() for part in split_sentences(document.text)]
+    assert parts[:3] == lines[:3] and " ".join(parts[3:]) == lines[3]
+    assert max(map(len, parts)) <= 8192 and "".join(split_sentences(document.text)) == document.text
+    assert split_sentences(other.text) == ["One. Two."]
+    assert len(split_sentences(next(iter_documents([str(path)])).text)) > 8
+
+
 def test_rows_are_documents(make_files: MakeFiles) -> None:
     path = (
         make_files({"a.jsonl": '{"body": "one"}\n{"body": null}\n \n{"body": " "}\n{"body": "a\\ud83d"}\n'}) / "a.jsonl"
@@ -290,6 +302,16 @@ def test_a_field_that_one_row_lacks_is_no_missing_column(make_files: MakeFiles) 
         texts(folder / "a.csv")
 
 
+def test_documents_of_tables_with_other_delimiters_and_quotes(make_files: MakeFiles) -> None:
+    folder = make_files({"a.csv": "text;n\ngood, bad;1\n", "b.tsv": '"text"\t"n"\n"a\tb"\t"1"\n', "c.txt": "plain"})
+    assert texts(folder / "a.csv", folder / "c.txt", delimiter=";") == ["good, bad", "plain"]
+    assert texts(folder / "b.tsv", quoting=True) == ["a\tb"]
+    with pytest.raises(InputError, match='say --delimiter ";"'):
+        texts(folder / "a.csv")
+    with pytest.raises(SettingsError, match="one character wanted"):
+        texts(folder / "c.txt", delimiter=";;")
+
+
 def test_names_in_quotes_that_mean_nothing_are_explained(make_files: MakeFiles) -> None:
     folder = make_files({"a.tsv": '"text"\t"label"\n"a"\t"b"\n'})
     with pytest.raises(InputError, match=r"If quotes stand around fields, say --quoting"):
@@ -338,11 +360,18 @@ def test_lone_surrogates_become_replacement_characters(make_files: MakeFiles) ->
             "wikitext-2-raw-v1",
             "validation",
         ),
-        ("hub:./my/own/folder:test", "my/own/folder", None, "test"),
-        ("hub:/my/own/folder", "/my/own/folder", None, "train"),
+        ("hub:./own/folder:test", "HERE/own/folder", None, "test"),
+        ("hub:HERE/own/folder", "HERE/own/folder", None, "train"),
+        ("hub:~/own/folder", "HERE/own/folder", None, "train"),
     ],
 )
-def test_hub_names(monkeypatch: pytest.MonkeyPatch, source: str, name: str, config: str | None, split: str) -> None:
+def test_hub_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, name: str, config: str | None, split: str
+) -> None:
+    (tmp_path / "own" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source, name = source.replace("HERE", str(tmp_path)), name.replace("HERE", str(tmp_path))
     calls: list[Any] = []
     tags = datasets.Features(
         {
@@ -377,10 +406,17 @@ def test_hub_reads_a_local_folder(make_files: MakeFiles, monkeypatch: pytest.Mon
         texts(f"hub:{folder}/set:dev")
     with pytest.raises(InputError, match=r'there is no column "body". Choices: text'):
         texts(f"hub:{folder}/set", text_column="body")
-    with pytest.raises(
-        InputError, match=r'data set "/.*/other", configuration not given, split "train" cannot be read'
-    ):
-        texts(f"hub:{folder}/other")
+
+
+@pytest.mark.parametrize("place", ["./nothing", "../nothing", "HERE/nothing", "./org/nothing:test", "~/nothing"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("the Hub is asked"))
+    for read in (texts, rows, expand_sources):
+        with pytest.raises(InputError, match="no such file or folder"):
+            read(f"hub:{place.replace('HERE', str(tmp_path))}")
 
 
 @pytest.mark.parametrize("source", ["hub:", "hub:a//b", "hub:a/b/c/d", "hub:org/"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -153,6 +154,44 @@ def test_only_a_tokenizer_is_replaced_and_nothing_that_is_read(
     train("here")
     train("here/../here")
     assert "tokenizer.json" in {path.name for path in (tmp_path / "here").iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_text_that_gives_no_token_is_refused(make_files: MakeFiles, tmp_path: Path, kind: Kind) -> None:
+    folder = make_files({"a.txt": "\u200b\x05 \u200e\n" * 50, "b.txt": "กขฃ " * 3})
+    with pytest.raises(CorpusError, match=r"no text to train a tokenizer on in .*a\.txt"):
+        train_tokenizer([str(folder / "a.txt")], tmp_path / "out", kind=kind, vocab_size=300)
+    if kind == "unigram":
+        with pytest.raises(CorpusError, match="no character is seen 1000 times"):
+            train_tokenizer([str(folder / "b.txt")], tmp_path / "out", kind=kind, vocab_size=300, min_frequency=1000)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "lowercase", "said"),
+    [
+        ("ที่นี่มีน้ำ " * 90, "wordpiece", True, ["marks (◌ี ◌่ ◌้) off every 100 characters", "--no-lowercase"]),
+        ("ที่นี่มีน้ำ " * 90, "bpe", True, ["marks (◌ี ◌่ ◌้)"]),
+        ("ที่นี่มีน้ำ " * 90, "wordpiece", False, []),
+        ("कुत्ता और बिल्ली " * 90, "unigram", True, ["--no-lowercase"]),
+        (
+            "Die Tür ist schwer, das Haus steht noch am alten Fluss und die Leute gehen heim. " * 9,
+            "wordpiece",
+            True,
+            [],
+        ),
+        ("กขคง" * 900, "wordpiece", False, ["100.0% of this text becomes the unknown token", "--kind unigram"]),
+        ("กขคง" * 900, "unigram", False, []),
+        ("กขคง" * 900, "bpe", False, []),
+    ],
+)
+def test_what_a_vocabulary_would_lose_is_said(
+    make_files: MakeFiles, tmp_path: Path, capsys: Any, text: str, kind: Kind, lowercase: bool, said: list[str]
+) -> None:
+    source = str(make_files({"a.txt": text}) / "a.txt")
+    train_tokenizer([source], tmp_path / "out", kind=kind, vocab_size=300, lowercase=lowercase)
+    lines = capsys.readouterr().err
+    assert all(part in lines for part in said) and bool(lines) == bool(said), lines
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertsmith.errors import MissingExtraError, SettingsError
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.masking import Masker, Masking
-from bertsmith.tasks.pairs import NO_PAIR
 from bertsmith.tasks.pretrain_examples import PretrainExamples
 from bertsmith.text import words as text_words
 from bertsmith.text.corpus import open_corpus, read_manifest

@@ -60,6 +60,20 @@ def test_every_epoch_shows_each_example_once(
         assert all(len(batch.examples) <= (micro or batch_size) for batch in step.micro_batches)
 
 
+@given(size=st.integers(1, 60), batch_size=st.integers(1, 12), data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_an_epoch_ends_with_its_last_example_wherever_its_steps_begin(
+    toy: SimpleNamespace, size: int, batch_size: int, data: st.DataObject
+) -> None:
+    """Batches that grow leave a position that is no multiple of the new size; a budget of epochs must not end there."""
+    position = data.draw(st.integers(0, size - 1))
+    steps = take(make(toy, size, batch_size=batch_size), -(-(size - position) // batch_size) + 1, position=position)
+    *own, last, following = steps
+    assert (last.epoch, last.position, last.epochs) == (0, size, 1.0) and following.epochs > 1
+    assert all(step.epochs < 1 for step in own)
+    assert sorted(step.epochs for step in steps) == [step.epochs for step in steps]
+
+
 def test_epochs_streams_and_seeds_have_orders_of_their_own(toy: SimpleNamespace) -> None:
     def order(epoch: int = 0, **options: Any) -> tuple[int, ...]:
         return tuple(make(toy, 100, **options).sample_ids(epoch, 0, 100))

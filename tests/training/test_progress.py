@@ -1,13 +1,17 @@
 """metrics.jsonl, and what a terminal or a log file shows."""
 
+import errno
 import io
 import json
 import math
+import os
+import resource
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from bertsmith.errors import StorageError
 from bertsmith.training.progress import Reporter, Watcher, duration, read_metrics
 
 FIGURES = {"loss": 2.5, "tokens_per_second": 1234.0, "seconds": 30.0}
@@ -64,6 +68,58 @@ def test_going_on_forgets_what_will_be_written_again(tmp_path: Path) -> None:
         assert [line["name"] for line in read_metrics(path)] == ["Füße"]
     with Reporter(tmp_path, console=plain()[0]):
         assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EFBIG, "files may not be as large here"),
+        (errno.EIO, "the disk reported an error"),
+        (errno.EROFS, "the file system is read-only"),
+    ],
+)
+def test_a_line_that_the_disk_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    """It is tried again when the file is closed, and refused again, which hides nothing."""
+    reporter = Reporter(tmp_path, console=plain()[0])
+    own, tries = reporter._file, []
+
+    class Refusing(io.TextIOWrapper):
+        def flush(self) -> None:
+            tries.append(1)
+            raise OSError(number, os.strerror(number))
+
+        def close(self) -> None:
+            own.close()
+            self.flush()
+
+    monkeypatch.setattr(reporter, "_file", Refusing(io.BytesIO()))
+    expected = rf"cannot write .*metrics\.jsonl: {message}.* \(\d+ B needed, .* free\)\. With --resume the run goes on"
+    with pytest.raises(StorageError, match=expected), reporter:
+        reporter.train(5, 0.25, FIGURES)
+    with pytest.raises(KeyError, match="the first"), reporter:
+        raise KeyError("the first")
+    assert len(tries) == 3
+    with pytest.raises(StorageError, match=rf"metrics\.jsonl: {message}"), reporter:
+        pass
+    monkeypatch.undo()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_line_that_the_system_refuses(tmp_path: Path) -> None:
+    """As with `ulimit -f`, without anything put in its place."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(StorageError, match="files may not be as large here"), Reporter(tmp_path) as reporter:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+            for step in range(100):
+                reporter.write("train", step, FIGURES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert 10 < len(lines) < 99
 
 
 def test_no_metrics_yet(tmp_path: Path) -> None:

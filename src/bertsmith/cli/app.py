@@ -8,7 +8,6 @@ after the checkpoint was saved; 141 the reader of our output has gone (`bertsmit
 processes that torchrun has started, each exits with its code, and the first speaks for all.
 """
 
-import errno
 import io
 import os
 import sys
@@ -20,6 +19,7 @@ from rich.text import Text
 from bertsmith import __version__
 from bertsmith.cli.config import apply_config, expand_home, refuse_fractions
 from bertsmith.errors import BertsmithError, Interrupted, SettingsError
+from bertsmith.files import OF_A_DISK
 from bertsmith.screen import progress_screen
 from bertsmith.training.launch import Launch, read_launch
 
@@ -103,13 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _forget_output()
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in OF_A_DISK:
             raise
         _forget_output()
         place = f"{error.filename}: " if error.filename else ""  # no name: standard output, or a file that is open
-        return _say(
-            f"error: {place}{error.strerror}. Free some space where the output goes, or write elsewhere.", "red", 2
-        )
+        why = OF_A_DISK[error.errno]
+        return _say(f"error: {place}{why}. Free some space where the output goes, or write elsewhere.", "red", 2)
     return 0
 
 

@@ -21,7 +21,7 @@ from bertsmith.model.batch import PackedBatch, split
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import save_model
-from bertsmith.tasks.pairs import NO_PAIR
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.training.device import ResolvedPrecision, autocast
 from bertsmith.training.task import Batch

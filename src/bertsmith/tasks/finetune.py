@@ -40,7 +40,7 @@ from bertsmith.tasks.jobs import Work, outcomes
 from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
-from bertsmith.tasks.run_folder import claim_run_folder, clear_run_folder, model_folder, own_files, write_config
+from bertsmith.tasks.run_folder import clear_run_folder, model_folder, own_files, run_folder_held, write_config
 from bertsmith.tasks.saved import FinetuneTask, Kind, load_task, read_training_rows, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
@@ -115,8 +115,8 @@ def finetune(
 
     Raises:
         InputError: data that cannot be read, unknown columns or labels.
-        SettingsError: `out` holds a run and neither `resume` nor `overwrite` is set; options of another task; mixup
-            or changed examples where the task has no answer to them.
+        SettingsError: `out` holds a run and neither `resume` nor `overwrite` is set, or another process writes there;
+            options of another task; mixup or changed examples where the task has no answer to them.
         ModelError: a model that cannot be loaded, or does not fit its tokenizer.
         Interrupted: Ctrl-C; the run can be resumed.
     """
@@ -125,7 +125,8 @@ def finetune(
         [settings.batch_size], auto_batch=settings.auto_batch, overwrite=settings.overwrite, are_several=are_several
     )
     with joined(settings.device) as ranks, resumable(settings.out):
-        return _finetune(ranks, task, settings, options, console)
+        with run_folder_held(ranks, settings, f"finetune {task}", _sources(settings)):
+            return _finetune(ranks, task, settings, options, console)
 
 
 def _finetune(
@@ -138,8 +139,6 @@ def _finetune(
     check_learning(settings)
     device = ranks.device(settings.device)
     precision = resolve_precision(settings.precision, device)
-    sources = _sources(settings)
-    ranks.first(lambda: claim_run_folder(settings, f"finetune {task}", sources))
     seeds.seed_settings(settings)  # refuses what does not go together, before anything is read
     search.check(settings)
     folds.check(settings)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.errors import SettingsError, StorageError
-from bertsmith.files import read_size
 from bertsmith.model.config import EncoderConfig
+from bertsmith.settings import read_size
 from bertsmith.tasks import pretrain
 from bertsmith.tasks.child import in_child
 from bertsmith.tasks.finetune import make_task

@@ -7,7 +7,7 @@ text differently.
 
 import numpy as np
 
-from bertsmith.tasks.pairs import NO_PAIR, Cuts, epoch_shift
+from bertsmith.tasks.cuts import NO_PAIR, Cuts, Ranges, epoch_shift, stretch_starts
 from bertsmith.text.corpus import Corpus
 
 NUM_SPECIAL_TOKENS = 2  # [CLS] text [SEP]
@@ -37,12 +37,14 @@ class FullSentences:
     def cuts(self, indices: np.ndarray, epoch: int) -> Cuts:
         """Ranges of tokens, over the borders of documents if asked for; O(log sentences) a sample.
 
-        A sentence longer than the sample is cut.
+        A sentence longer than the sample is cut, into stretches that samples begin with, too.
         """
         anchor = ((indices + epoch_shift(self._seed, epoch)) * self._stride).astype(np.int64) % self._num_tokens
         start = np.searchsorted(self._sentences, anchor, side="right") - 1
         document = np.searchsorted(self._documents, start, side="right") - 1
-        begin = self._sentences[start]
+        holder = Ranges(self._sentences[start], self._sentences[start + 1])
+        behind = self._sentences[self._documents[document + 1]]
+        begin = stretch_starts(anchor, holder, behind, np.full_like(anchor, self._room), self._seed, epoch)
         if not self._across:
             last = np.minimum(self._documents[document + 1], self._last_sentence(begin + self._room))
             end = self._sentences[np.maximum(last, start + 1)]

@@ -14,9 +14,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+import numpy as np
+
 from bertsmith import randomness
 from bertsmith.errors import CorpusError, SettingsError
 from bertsmith.tasks.causal import NextTokens
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.masking import Masker, Masking
 from bertsmith.tasks.mlm import MaskedLanguageModel
 from bertsmith.tasks.pairs import PairClassification, PairQuestion
@@ -26,6 +29,10 @@ from bertsmith.tasks.pretrain_task import PretrainTask, unigram_baseline
 from bertsmith.tasks.replaced_tokens import MASK_SHARE, RANDOM_SHARE, ReplacedTokensTask
 from bertsmith.text.corpus import Corpus
 from bertsmith.text.tokenizer import Tokenizer
+from bertsmith.training.task import Examples
+
+_MOST, _HALF, _MUCH = 0.9, 0.5, 0.1
+_NUM_SAMPLES, _NUM_TOKENS = 1000, 1_000_000
 
 PAIR_NAMES: Mapping[ObjectiveName, PairQuestion] = MappingProxyType({"mlm+nsp": "nsp", "mlm+sop": "sop"})
 OBJECTIVES: Mapping[str, tuple[ObjectiveName, ...]] = MappingProxyType(
@@ -41,7 +48,7 @@ OBJECTIVES: Mapping[str, tuple[ObjectiveName, ...]] = MappingProxyType(
         "gpt2": ("clm",),
     }
 )
-"""What each family can be saved with; the first is how it was trained."""
+"""What each family can be saved with; the first is the objective of its authors."""
 
 
 def with_objective(settings: PretrainSettings, model_type: str) -> PretrainSettings:
@@ -62,29 +69,93 @@ def with_objective(settings: PretrainSettings, model_type: str) -> PretrainSetti
         raise SettingsError(f"data_mode {mode} gives no pairs, which {objective} asks about. Use clean or original.")
     of_others = [] if objective == "rtd" else ["generator_share", "detection_weight"]
     of_others += [] if objective in PAIR_NAMES else ["pair_weight"]
-    of_others += ["mask_count", "mask_unit"] if objective == "clm" else []
+    of_others += ["mask_probability", "mask_count", "mask_unit"] if objective == "clm" else []
     for name in of_others:
         if settings.is_given(name):
             raise SettingsError(f"{name} does nothing in {objective}; leave it out, or choose another objective.")
+    if mode.endswith("sentences") and settings.is_given("short_sequence_probability"):
+        raise SettingsError(
+            f"short_sequence_probability does nothing in data_mode {mode}, whose samples are filled; leave it out, or "
+            "use clean or original."
+        )
     if settings.teacher is not None and objective in ("rtd", "clm"):
         raise SettingsError(f"a teacher of masked tokens is no help for {objective}; leave teacher out.")
     if objective == "rtd" and settings.layers is not None:
         raise SettingsError("layers chooses among the layers of one model, and rtd trains two; leave layers out.")
+    weights = [settings.masked_weight]
+    weights += [settings.pair_weight] if objective in PAIR_NAMES else []
+    weights += [settings.detection_weight] if objective == "rtd" else []
+    weights += [settings.distill_weight, settings.cosine_weight] if settings.teacher is not None else []
+    if sum(weights) == 0:
+        raise SettingsError(f"every weight of the loss of {objective} is 0, so that nothing would be learnt.")
     return replace(settings, objective=objective, data_mode=mode)
 
 
-def check_pairs_possible(corpus: Corpus, objective: ObjectiveName | None) -> None:
-    """Next sentence prediction needs a second document to draw a random sentence from.
+def check_store(corpus: Corpus, tokenizer: Tokenizer, objective: ObjectiveName | None) -> None:
+    """Refuse a training split that cannot teach the objective.
 
     Raises:
-        CorpusError: there is only one document.
+        CorpusError: nearly all tokens are unknown; or there are no two sentences that follow each other in a document,
+            or, for next sentence prediction, no second document to draw a random sentence from.
     """
+    share = _unknown_share(corpus, tokenizer)
+    if share >= _MOST:
+        raise CorpusError(
+            f"{share:.0%} of the tokens are unknown to the vocabulary, and there is nothing to learn from them. Train "
+            "a tokenizer on this text (bertsmith tokenizer train), and build the corpus with it."
+        )
     if objective == "mlm+nsp" and corpus.num_documents < 2:
         raise CorpusError(
             f"the corpus has {corpus.num_documents} training document, and next sentence prediction draws its random "
             "sentences from other documents. Use --objective mlm+sop (sentence order) or mlm; or build the corpus with "
             "--document-separator blank-lines, or from several files, so that it has more documents."
         )
+    if objective in PAIR_NAMES and corpus.num_documents == corpus.num_sentences:
+        raise CorpusError(
+            f"every training document is a single sentence, and {objective} asks about sentences that follow each "
+            "other. Use --objective mlm; or build the corpus with documents that keep them together, or with the "
+            "--language that tells where sentences end."
+        )
+
+
+def store_notes(corpus: Corpus, tokenizer: Tokenizer, settings: PretrainSettings, examples: Examples) -> list[str]:
+    """What people should know of a training split that `check_store` lets pass, before they wait for the run.
+
+    Args:
+        settings: those of `with_objective`.
+        examples: the split's.
+    """
+    notes = []
+    share = _unknown_share(corpus, tokenizer)
+    if share >= _MUCH:
+        notes.append(f"{share:.0%} of the tokens are unknown to the vocabulary, and are not learnt.")
+    pair = PAIR_NAMES.get(settings.objective or "mlm")
+    if pair is None:
+        return notes
+    single = float((np.diff(corpus.document_offsets) == 1).mean())
+    if single > _HALF:
+        notes.append(
+            f"{single:.0%} of the training documents are a single sentence, which {pair} learns nothing from; "
+            "--objective mlm asks about no pairs."
+        )
+    elif settings.data_mode == "clean" and isinstance(examples, PretrainExamples):
+        size = examples.pairs.num_samples(0)
+        some = np.linspace(0, size - 1, min(size, _NUM_SAMPLES)).astype(np.int64)
+        alone = float((examples.pairs.cuts(some, 0).label == NO_PAIR).mean())
+        if alone > _HALF:
+            notes.append(
+                f"{alone:.0%} of the samples are of sentences too long for a pair, or of documents of one sentence, "
+                f"which {pair} learns nothing from; --objective mlm asks about no pairs."
+            )
+    return notes
+
+
+def _unknown_share(corpus: Corpus, tokenizer: Tokenizer) -> float:
+    """The share of unknown tokens at the beginnings of the shards."""
+    if tokenizer.unk_id is None:
+        return 0.0
+    parts = [shard[:_NUM_TOKENS] for shard in corpus.shards()]
+    return sum(int((part == tokenizer.unk_id).sum()) for part in parts) / sum(map(len, parts))
 
 
 def make_task(

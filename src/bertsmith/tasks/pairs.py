@@ -14,7 +14,7 @@ Both give sample (index, epoch) as a pure function, and every epoch cuts the tex
 Shape letters: S sequences or samples, D hidden width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -25,13 +25,24 @@ from torch import Tensor, nn
 
 from bertsmith import randomness
 from bertsmith.model.batch import pack
+from bertsmith.tasks.cuts import (
+    NO_PAIR,
+    NUM_PAIR_DRAWS,
+    Cuts,
+    Ranges,
+    cut_at_random_ends,
+    cuts_of,
+    epoch_shift,
+    stretch_starts,
+    truncate_pairs,
+)
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.text.corpus import Corpus
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import truncate_pair
 
-IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -1
-"""Labels as in the original: 1 says that B is random. `NO_PAIR` samples carry no label."""
+IS_NEXT, IS_RANDOM = 0, 1
+"""Labels as in the original: 1 says that B is random."""
 IN_ORDER, IS_SWAPPED = 0, 1
 """Labels of sentence order, as in google-research/albert."""
 
@@ -41,39 +52,6 @@ PairQuestion = Literal["nsp", "sop"]
 _ANSWERS: Mapping[PairQuestion, tuple[str, str]] = {"nsp": ("next", "random"), "sop": ("in_order", "swapped")}
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP], where the tokenizer does not say otherwise
 _RANDOM_DOCUMENT_TRIES = 10
-_NUM_PAIR_DRAWS = 5  # short or not, how short, where A ends, which label, where a random B starts
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Token ranges of the store: A is [first_start, first_end), B likewise; B is empty for `NO_PAIR`."""
-
-    first_start: int
-    first_end: int
-    second_start: int
-    second_end: int
-    label: int
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """A `Cut` for each of S samples, as int64 [S] arrays."""
-
-    first_start: np.ndarray
-    first_end: np.ndarray
-    second_start: np.ndarray
-    second_end: np.ndarray
-    label: np.ndarray
-
-    def __iter__(self) -> Iterator[Cut]:
-        arrays = (self.first_start, self.first_end, self.second_start, self.second_end, self.label)
-        return map(Cut, *(array.tolist() for array in arrays))
-
-
-@lru_cache(maxsize=16)
-def epoch_shift(seed: int, epoch: int) -> float:
-    """By which part of its stride an epoch's samples begin later, in [0, 1): kept, because every batch asks."""
-    return float(randomness.generator(seed, "shift", epoch).random())
 
 
 class Pairs(Protocol):
@@ -117,6 +95,10 @@ class CleanPairs:
         # A next pair uses up a whole sample of running text, a random pair about half of one.
         share_used = 1.0 if sentence_order else 0.75
         self._stride = max(1.0, share_used * self._room * (1 - short_sequence_probability / 2))
+        # Beside a longer text only half a sample is sure. What that takes from the ends of a sentence is shown beside
+        # shorter ones; where most are long, there are none.
+        has_short = 2 * corpus.num_tokens <= self._room * (len(corpus.sentence_offsets) - 1)
+        self._longest = self._room if has_short else self._room // 2
 
     def num_samples(self, epoch: int) -> int:
         """The same in every epoch: tokens of the corpus by tokens of running text in a sample."""
@@ -132,7 +114,7 @@ class CleanPairs:
         is_single = document_end - document_start == 1
 
         streams = randomness.Streams(self._seed, "pair", epoch, indices)
-        draws = streams.grid(_NUM_PAIR_DRAWS)
+        draws = streams.grid(NUM_PAIR_DRAWS)
         is_short = randomness.uniform(draws[:, 0]) < self._short
         target = np.where(is_short, 2 + randomness.below(draws[:, 1], self._room - 1), self._room)
         # The last sentence borrows its neighbour: A always has a B.
@@ -147,14 +129,14 @@ class CleanPairs:
             reach = np.minimum(np.maximum(reach, document_start), np.maximum(anchor_end - 2, document_start))
             start, end = np.where(is_backward, reach, start), np.where(is_backward, anchor_end, end)
         middle = start + 1 + randomness.below(draws[:, 2], np.maximum(end - start - 1, 1))
-        first = _Ranges(sentences[start], sentences[middle])
-        second = _Ranges(sentences[middle], sentences[end])
+        first = Ranges(sentences[start], sentences[middle])
+        second = Ranges(sentences[middle], sentences[end])
         coin = draws[:, 3] >> np.uint64(63) == 1
         if self._is_order:
             # Swapped before they are cut: of two long texts the one shown last loses a token more.
             label = np.where(coin, IS_SWAPPED, IN_ORDER)
             first, second = first.where(~coin, second), second.where(~coin, first)
-            first, second = _cut_at_random_ends(streams, first, second, target)
+            first, second = cut_at_random_ends(streams, first, second, target)
         else:
             is_random = coin & (document_end - document_start < len(sentences) - 1)
             others = self._random_seconds(draws[:, 4], document_start, document_end, target - first.lengths)
@@ -162,15 +144,22 @@ class CleanPairs:
             second = others.where(is_random, second)
             # What is too long loses the far ends, so that A and B still meet at a sentence border.
             first_length, second_length = truncate_pairs(first.lengths, second.lengths, target)
-            first, second = _Ranges(first.end - first_length, first.end), second.head(second_length)
-        whole = _Ranges(sentences[start], sentences[start + 1])
-        first = whole.head(np.minimum(whole.lengths, self._room + 1)).where(is_single, first)
-        second = _Ranges(whole.end, whole.end).where(is_single, second)
-        return _cuts(first, second, np.where(is_single, NO_PAIR, label))
+            first, second = Ranges(first.end - first_length, first.end), second.head(second_length)
+        # A long sentence stands alone, but for every other sample of its end: whatever the label and the neighbour, so
+        # that what is shown does not tell.
+        whole = Ranges(sentences[holder], sentences[holder + 1])
+        is_end = (anchor >= whole.end - self._room) & (draws[:, 0] & np.uint64(1) == 1)  # a bit that no draw looks at
+        is_alone = is_single | (whole.lengths > self._longest) & ~is_end
+        rooms = np.where(is_single, self._room, target) + 1  # one [SEP] less
+        behind = sentences[document_end]
+        begin = stretch_starts(anchor, whole, behind, rooms, self._seed, epoch)
+        first = Ranges(begin, np.minimum(begin + rooms, behind)).where(is_alone, first)
+        second = Ranges(first.end, first.end).where(is_alone, second)
+        return cuts_of(first, second, np.where(is_alone, NO_PAIR, label))
 
     def _random_seconds(
         self, draws: np.ndarray, document_start: np.ndarray, document_end: np.ndarray, target: np.ndarray
-    ) -> "_Ranges":
+    ) -> "Ranges":
         """A run of text from a sentence drawn evenly over all other documents; anything where there are none."""
         sentences, documents = self._sentences, self._documents
         size = document_end - document_start
@@ -180,63 +169,7 @@ class CleanPairs:
         document = np.searchsorted(documents, start, side="right") - 1
         end = np.searchsorted(sentences, sentences[start] + np.maximum(target, 1))
         end = np.maximum(np.minimum(end, documents[document + 1]), start + 1)
-        return _Ranges(sentences[start], sentences[end])
-
-
-@dataclass(frozen=True)
-class _Ranges:
-    """S ranges of tokens, as int64 [S] arrays."""
-
-    start: np.ndarray
-    end: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        lengths: np.ndarray = self.end - self.start
-        return lengths
-
-    def head(self, lengths: np.ndarray) -> "_Ranges":
-        return _Ranges(self.start, self.start + lengths)
-
-    def where(self, condition: np.ndarray, other: "_Ranges") -> "_Ranges":
-        return _Ranges(np.where(condition, self.start, other.start), np.where(condition, self.end, other.end))
-
-
-def _cuts(first: _Ranges, second: _Ranges, label: np.ndarray) -> Cuts:
-    return Cuts(first.start, first.end, second.start, second.end, label)
-
-
-def truncate_pairs(lengths_a: np.ndarray, lengths_b: np.ndarray, rooms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`truncate_pair` for int64 [S] lengths and rooms."""
-    excess = np.maximum(lengths_a + lengths_b - rooms, 0)
-    from_longer = np.minimum(excess, np.abs(lengths_a - lengths_b))
-    rest = excess - from_longer
-    is_longer = lengths_a > lengths_b
-    kept_a = lengths_a - np.where(is_longer, from_longer, 0) - rest // 2
-    return kept_a, lengths_b - np.where(is_longer, 0, from_longer) - (rest - rest // 2)
-
-
-def _cut_at_random_ends(
-    streams: randomness.Streams, first: _Ranges, second: _Ranges, rooms: np.ndarray
-) -> tuple[_Ranges, _Ranges]:
-    """One token at a time from the longer range, from its front or back with equal chance: a binomial draw."""
-    lengths = truncate_pairs(first.lengths, second.lengths, rooms)
-    cut = []
-    for side, (ranges, kept) in enumerate(zip((first, second), lengths, strict=True)):
-        start = ranges.start + _heads(streams, ranges.lengths - kept, side)
-        cut.append(_Ranges(start, start + kept))
-    return cut[0], cut[1]
-
-
-def _heads(streams: randomness.Streams, coins: np.ndarray, side: int) -> np.ndarray:
-    """How many of so many coins [S] show heads: the ones among as many random bits, int64 [S]."""
-    words = (coins + 63) // 64
-    rows = np.repeat(np.arange(len(coins)), words)
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(words) - words, words)
-    bits = streams.at(rows, _NUM_PAIR_DRAWS + 2 * place + side)
-    bits >>= (64 - np.minimum(coins[rows] - 64 * place, 64)).astype(np.uint64)
-    heads: np.ndarray = np.bincount(rows, np.bitwise_count(bits), minlength=len(coins)).astype(np.int64)
-    return heads
+        return Ranges(sentences[start], sentences[end])
 
 
 class OriginalPairs:
@@ -273,9 +206,9 @@ class OriginalPairs:
         """The planned samples, cut to the room from random ends as the original does."""
         first_start, first_end, second_start, second_end, label = self._plan(epoch)[indices].T
         streams = randomness.Streams(self._seed, "truncate", epoch, indices)
-        first, second = _Ranges(first_start, first_end), _Ranges(second_start, second_end)
-        first, second = _cut_at_random_ends(streams, first, second, np.full_like(label, self._room))
-        return _cuts(first, second, label)
+        first, second = Ranges(first_start, first_end), Ranges(second_start, second_end)
+        first, second = cut_at_random_ends(streams, first, second, np.full_like(label, self._room))
+        return cuts_of(first, second, label)
 
     def _make_plan(self, epoch: int) -> np.ndarray:
         rows: list[tuple[int, int, int, int, int]] = []
@@ -347,9 +280,7 @@ class PairClassification:
 
     def loss(self, logits_S2: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
         """Sum of the cross-entropy over the labelled sequences, in nats."""
-        return nn.functional.cross_entropy(
-            logits_S2.float(), labels["pair_labels"], ignore_index=NO_PAIR, reduction="sum"
-        )
+        return nn.functional.cross_entropy(logits_S2, labels["pair_labels"], ignore_index=NO_PAIR, reduction="sum")
 
 
 def judge_pairs(
@@ -374,7 +305,7 @@ def judge_pairs(
         segment_ids.append(segments)
     with torch.inference_mode():
         batch = pack(token_ids, segment_ids).to(next(model.parameters()).device)
-        probabilities = model.pair_logits(model.encoder(batch), batch).float().softmax(-1)
+        probabilities = model.pair_logits(model.encoder(batch), batch).softmax(-1)
     return [dict(zip(_ANSWERS[question], row, strict=True)) for row in probabilities.tolist()]
 
 

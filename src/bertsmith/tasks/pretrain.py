@@ -23,11 +23,11 @@ from bertsmith.settings import to_mapping
 from bertsmith.tasks.added_tokens import AddedTokens, added_tokens
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.distill import Distillation, distil_pretraining, load_pretrained_teacher, source_name
-from bertsmith.tasks.objectives import architecture_kind, check_pairs_possible, make_task, with_objective
+from bertsmith.tasks.objectives import architecture_kind, check_store, make_task, store_notes, with_objective
 from bertsmith.tasks.pretrain_settings import LEARNING_RATES, OF_A_NEW_MODEL, ObjectiveName, PretrainSettings
 from bertsmith.tasks.pretrain_task import PretrainTask
 from bertsmith.tasks.replaced_tokens import ReplacedTokensModel, ReplacedTokensTask
-from bertsmith.tasks.run_folder import claim_run_folder, clear_run_folder, model_folder, write_config
+from bertsmith.tasks.run_folder import clear_run_folder, model_folder, run_folder_held, write_config
 from bertsmith.text.corpus import Corpus, open_corpus, read_manifest
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.device import resolve_precision
@@ -62,7 +62,7 @@ def pretrain(settings: PretrainSettings, *, console: Console | None = None) -> P
 
     Raises:
         SettingsError: an option is out of range, or `out` holds a run and neither `resume` nor
-            `overwrite` is set.
+            `overwrite` is set, or another process writes there.
         CorpusError: the store cannot give what the objective needs.
         ModelError: vocabulary, length and model do not fit together.
         Interrupted: Ctrl-C; the run can be resumed.
@@ -79,7 +79,11 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
     plan = train_settings(settings)
     resolve_precision(settings.precision, ranks.device(settings.device))
     sources = (settings.corpus, settings.from_model, settings.teacher)
-    ranks.first(lambda: claim_run_folder(settings, "pretrain", sources))
+    with run_folder_held(ranks, settings, "pretrain", sources):
+        return _pretrain(ranks, settings, plan, console)
+
+
+def _pretrain(ranks: Ranks, settings: PretrainSettings, plan: TrainSettings, console: Console | None) -> PretrainResult:
     prepared = prepare(settings)
     settings, corpora = prepared.settings, prepared.corpora
     configuration = _configuration(settings)
@@ -96,7 +100,8 @@ def pretrain_on(ranks: Ranks, settings: PretrainSettings, *, console: Console | 
         "data": corpora["train"].fingerprint,
     }
     screen = ranks.console(console)
-    for line in [*prepared.added.notes(), *(prepared.taught[-1].notes() if prepared.taught else [])]:
+    notes = store_notes(corpora["train"], prepared.tokenizer, settings, prepared.tasks[0].examples("train"))
+    for line in [*notes, *prepared.added.notes(), *(prepared.taught[-1].notes() if prepared.taught else [])]:
         say(screen, line)
     training = train(
         prepared.model,
@@ -166,7 +171,7 @@ def prepare(settings: PretrainSettings) -> Prepared:
     added = added_tokens(settings.from_model, tokenizer)
     config = _encoder_config(settings, tokenizer)
     settings = with_objective(settings, config.model_type)
-    check_pairs_possible(corpora["train"], settings.objective)
+    check_store(corpora["train"], tokenizer, settings.objective)
     tasks = [make_task(settings, max_length, tokenizer, corpora) for max_length in settings.lengths]
     model = _build_model(tasks[-1], config, settings, added)
     taught = _taught(tasks, config, settings, tokenizer)

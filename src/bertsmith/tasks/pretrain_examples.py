@@ -14,9 +14,10 @@ import numpy as np
 
 from bertsmith.model.batch import PackedBatch, pack_flat
 from bertsmith.randomness import Streams
+from bertsmith.tasks.cuts import Cuts
 from bertsmith.tasks.full_sentences import FullSentences, document_ranges
 from bertsmith.tasks.masking import Masked
-from bertsmith.tasks.pairs import CleanPairs, Cuts, OriginalPairs, Pairs, num_pair_specials
+from bertsmith.tasks.pairs import CleanPairs, OriginalPairs, Pairs, num_pair_specials
 from bertsmith.text.corpus import Corpus
 from bertsmith.text.tokenizer import Tokenizer
 

@@ -1,5 +1,6 @@
 """What the verb `pretrain` can be told."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +132,24 @@ class PretrainOptions(LearningSettings):
                 raise SettingsError(f"{name} is of a new model, and from gives one that has it: leave one of them out.")
         if self.long_length is None and self.is_given("long_share"):
             raise SettingsError("long_share is of a phase of longer sequences: give long_length.")
+        if self.initial_batch_size is None and self.is_given("batch_warmup_share"):
+            raise SettingsError("batch_warmup_share is of batches that grow: give initial_batch_size.")
         if self.layers is not None and self.layers < 1:
             raise SettingsError(f"layers must be at least 1, not {self.layers}.")
-        if min(self.distill_weight, self.cosine_weight) < 0:
-            raise SettingsError("distill_weight and cosine_weight must not be negative.")
-        if not self.temperature > 0:
-            raise SettingsError(f"temperature must be positive, not {self.temperature}.")
+        for name in ("mlm_weight", "pair_weight", "detection_weight", "distill_weight", "cosine_weight"):
+            weight = getattr(self, name)
+            if weight is not None and not 0 <= weight < math.inf:
+                raise SettingsError(f"{name} must be a number that is not negative, not {weight}.")
+        for name in ("temperature", "initializer_range"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} must be positive, not {getattr(self, name)}.")
+        if not 0 < self.mask_probability < 1:
+            raise SettingsError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}.")
+        if self.evaluation_samples < 1:
+            raise SettingsError(
+                f"evaluation_samples must be at least 1, not {self.evaluation_samples}. To evaluate nothing, build the "
+                "corpus with --heldout-share 0."
+            )
         for name in ("distill_weight", "cosine_weight", "temperature"):
             if self.teacher is None and self.is_given(name):
                 raise SettingsError(f"{name} is of what a teacher says: give teacher.")

@@ -16,12 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bertsmith.model.encoder import Encoder
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.mlm import MaskedLanguageModel
-from bertsmith.tasks.pairs import (
-    IS_RANDOM,
-    NO_PAIR,
-    PairClassification,
-)
+from bertsmith.tasks.pairs import IS_RANDOM, PairClassification
 from bertsmith.tasks.pretrain_examples import PretrainExample, PretrainExamples, flat_examples
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.rows import ListExamples
@@ -159,7 +156,7 @@ class PretrainTask:
         if logits_S2 is None:
             return PretrainOutput(nats_M.cpu(), hits_M.cpu(), None, None)
         labels_S = batch.labels["pair_labels"]
-        pair_nats_S = nn.functional.cross_entropy(logits_S2.float(), labels_S, ignore_index=NO_PAIR, reduction="none")
+        pair_nats_S = nn.functional.cross_entropy(logits_S2, labels_S, ignore_index=NO_PAIR, reduction="none")
         return PretrainOutput(nats_M.cpu(), hits_M.cpu(), pair_nats_S.cpu(), (logits_S2.argmax(-1) == labels_S).cpu())
 
     def decode(self, output: PretrainOutput, batch: Batch) -> list[PretrainAnswer]:
@@ -177,20 +174,25 @@ class PretrainTask:
         return answers
 
     def score(self, answers: Sequence[PretrainAnswer], examples: Sequence[PretrainExample]) -> dict[str, float]:
-        """Held-out figures per masked token and per pair, with the unigram baseline beside them."""
-        num_masked = max(1, sum(one.num_masked for one in answers))
-        nats = sum(one.nats for one in answers) / num_masked
+        """Held-out figures per masked token and per pair, with the unigram baseline beside them.
+
+        Those of tokens are left out where none was predicted, and those of pairs where none has a label.
+        """
+        num_masked = sum(one.num_masked for one in answers)
+        nats = sum(one.nats for one in answers) / max(1, num_masked)
         pairs = [one for one in answers if one.pair_nats is not None]
-        metrics = {"loss": nats * self._mlm.weight}
+        metrics = {"loss": nats * self._mlm.weight} if num_masked else {}
         if self._pair is not None and pairs:
             pair_nats = sum(one.pair_nats or 0.0 for one in pairs) / len(pairs)
             random_share = sum(one.pair_label == IS_RANDOM for one in examples) / len(pairs)
-            metrics["loss"] += pair_nats * self._pair.weight
+            metrics["loss"] = metrics.get("loss", 0.0) + pair_nats * self._pair.weight
             metrics |= {
                 f"{self._pair.name}_accuracy": sum(bool(one.pair_hit) for one in pairs) / len(pairs),
                 f"{self._pair.name}_accuracy_baseline": max(random_share, 1 - random_share),
                 f"{self._pair.name}_loss": pair_nats,
             }
+        if not num_masked:
+            return metrics
         name = self._mlm.name
         metrics |= {
             f"{name}_loss": nats,

@@ -200,11 +200,14 @@ class ReplacedTokensTask:
         ]
 
     def score(self, answers: Sequence[ReplacedTokensAnswer], examples: Sequence[PretrainExample]) -> dict[str, float]:
-        """Held-out figures of both parts. `rtd_auc` is 0.5 by chance; the baseline calls every token original."""
+        """Held-out figures of both parts. `rtd_auc` is 0.5 by chance; the baseline calls every token original.
+
+        Those of the generator are left out where none of the tokens was masked.
+        """
         from sklearn import metrics
 
-        num_masked = max(1, sum(one.num_masked for one in answers))
-        nats = sum(one.nats for one in answers) / num_masked
+        num_masked = sum(one.num_masked for one in answers)
+        nats = sum(one.nats for one in answers) / max(1, num_masked)
         logits_T = torch.cat([one.logits for one in answers])
         truth_T = torch.cat([one.is_replaced for one in answers])
         share = float(truth_T.float().mean())
@@ -217,9 +220,10 @@ class ReplacedTokensTask:
             "rtd_accuracy_baseline": max(share, 1 - share),
             "rtd_auc": float(metrics.roc_auc_score(truth_T, logits_T)) if 0 < share < 1 else 0.5,
             "rtd_auc_baseline": 0.5,
-            "mlm_loss": nats,
-            "mlm_accuracy": sum(one.hits for one in answers) / num_masked,
         }
+        if not num_masked:
+            return figures
+        figures |= {"mlm_loss": nats, "mlm_accuracy": sum(one.hits for one in answers) / num_masked}
         if self.baseline is not None:
             figures |= {"mlm_loss_baseline": self.baseline.nats, "mlm_accuracy_baseline": self.baseline.accuracy}
         return figures

@@ -1,13 +1,16 @@
 """The folder of a run: what it may be written to, what it holds, and which model is in it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bertsmith.errors import ModelError, SettingsError
 from bertsmith.files import RUN_MARK, atomic_write, is_leftover, refuse_removing, remove_from
+from bertsmith.locks import LOCK, only_writer
 from bertsmith.settings import read_config, to_yaml
 from bertsmith.tasks.run_settings import RunSettings
+from bertsmith.training.distributed import Ranks
 
 OF_A_SEED = "seed-"
 """What the names of the folders begin with that a run of several seeds holds."""
@@ -45,6 +48,29 @@ def model_folder(path: str | Path) -> str:
     return str(folder)
 
 
+@contextmanager
+def run_folder_held(
+    ranks: Ranks, settings: RunSettings, command: str, sources: Iterable[str | Path | None] = ()
+) -> Iterator[None]:
+    """`claim_run_folder`, and hold the folder until the run has ended, all by rank 0: it alone writes there.
+
+    What a run has in it, such as those of seeds, is held by the process that carries it out: see `Teaching.run`.
+
+    Raises:
+        SettingsError: as `claim_run_folder`; or another process writes to it.
+        StorageError: it cannot be made, or not be written to.
+    """
+    with ExitStack() as held:
+
+        def hold() -> None:
+            claim_run_folder(settings, command, sources)
+            held.enter_context(only_writer(settings.out))
+            claim_run_folder(settings, command)  # a run may have ended there in between
+
+        ranks.first(hold)
+        yield
+
+
 def claim_run_folder(settings: RunSettings, command: str, sources: Iterable[str | Path | None] = ()) -> None:
     """Make sure that a run may be written to its folder; changes nothing.
 
@@ -60,6 +86,7 @@ def claim_run_folder(settings: RunSettings, command: str, sources: Iterable[str 
     if out.is_file():
         raise SettingsError(f"{out} is a file; a run needs a folder.")
     names = {path.name for path in out.iterdir() if not is_leftover(path.name)} if out.is_dir() else set()
+    names.discard(LOCK)  # ours, or that of a process that was killed
     config = out / "config.yaml"
     has_settings = config.is_file() and config.read_bytes().startswith(RUN_MARK.encode())
     # A run that fails before its first step leaves nothing but its settings.

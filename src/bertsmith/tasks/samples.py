@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bertsmith.tasks.cuts import NO_PAIR
 from bertsmith.tasks.masking import Masker, Masking, MaskUnit
-from bertsmith.tasks.pairs import IS_NEXT, NO_PAIR
+from bertsmith.tasks.pairs import IS_NEXT
 from bertsmith.tasks.pretrain_examples import DataMode, PretrainExample, PretrainExamples
 from bertsmith.text.corpus import Corpus
 from bertsmith.text.tokenizer import Tokenizer

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from bertsmith.files import atomic_write
+from bertsmith.locks import only_writer
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
 from bertsmith.model.folder import resolve
@@ -84,12 +85,17 @@ class Teaching:
         return run
 
     def run(self, settings: FinetuneSettings) -> SeedRun:
-        """A finished run, or a new one."""
+        """A finished run, or a new one, whose folder is held: see `only_writer`.
+
+        The folder around it is held as well, by another process where there are jobs; if that is killed, this one
+        still saves its step, and nobody may resume the run before.
+        """
         run = self.finished(settings)
         if run is None:
-            self.write_config(settings)
-            run = self.learn(settings, *build_model(self.task, self.config, self.weights, settings, self.adapted))
-            seeds.write_finished(run, self._whole_fingerprint(settings))
+            with only_writer(settings.out):
+                self.write_config(settings)
+                run = self.learn(settings, *build_model(self.task, self.config, self.weights, settings, self.adapted))
+                seeds.write_finished(run, self._whole_fingerprint(settings))
         return run
 
     def learn(self, settings: FinetuneSettings, model: nn.Module, new_tensors: list[str]) -> SeedRun:

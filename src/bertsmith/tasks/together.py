@@ -33,7 +33,7 @@ from bertsmith.tasks.embed import Embedding, check_batches
 from bertsmith.tasks.finetune import make_task
 from bertsmith.tasks.finetune_report import data_files, data_fingerprint
 from bertsmith.tasks.finetune_settings import FinetuneSettings
-from bertsmith.tasks.run_folder import claim_run_folder, clear_run_folder, write_config
+from bertsmith.tasks.run_folder import clear_run_folder, run_folder_held, write_config
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, task_kind
 from bertsmith.tasks.sentence_folder import with_pooling
@@ -142,19 +142,24 @@ def finetune_together(settings: TogetherSettings, *, console: Console | None = N
     Raises:
         InputError: data that cannot be read, unknown columns or labels.
         SettingsError: fewer than two tasks, a name that is none for a folder, an unknown task or option; a metric that
-            should be small; several ranks; `out` holds a run and neither `resume` nor `overwrite` is set.
+            should be small; several ranks; `out` holds a run and neither `resume` nor `overwrite` is set, or another
+            process writes there.
         ModelError: a model that cannot be loaded, or does not fit its tokenizer.
         Interrupted: Ctrl-C; the run can be resumed.
     """
     if read_launch().size > 1:
         raise SettingsError("together a step is one batch of one task, which several ranks cannot share.")
     parts = read_parts(settings)
-    first = next(iter(parts.values())).settings
-    check_learning(first)
-    device = ALONE.device(settings.device)
+    check_learning(next(iter(parts.values())).settings)
     shared = (settings.model, settings.tokenizer, settings.tasks)
     sources = [source for one in parts.values() for source in (one.settings.train, one.settings.dev, one.settings.test)]
-    claim_run_folder(settings, "finetune together", (*shared, *sources))
+    with run_folder_held(ALONE, settings, "finetune together", (*shared, *sources)):
+        return _finetune_together(settings, parts, console)
+
+
+def _finetune_together(settings: TogetherSettings, parts: dict[str, _Part], console: Console | None) -> TogetherResult:
+    first = next(iter(parts.values())).settings
+    device = ALONE.device(settings.device)
     config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
     parts = {name: replace(one, options=with_pooling(one.options, weights)) for name, one in parts.items()}
     for part in parts.values():

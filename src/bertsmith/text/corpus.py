@@ -51,6 +51,7 @@ class ShardRecord:
     text_bytes: int  # UTF-8, of the documents it was made from
     sizes: Mapping[str, int]  # array name -> bytes of its file
     sha256: Mapping[str, str]
+    unknown_bytes: int | None = None  # of text_bytes, what became the unknown token; earlier versions did not count it
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ class Manifest:
         content = asdict(self)
         del content["tokenizer_sha256"]  # the tokenizer's own fingerprint says what it does, whatever its files
         del content["selection"]  # what is not in a store does not change it
+        for split in content["splits"].values():
+            for shard in split["shards"]:
+                del shard["unknown_bytes"]  # follows from the others
         if self.word_segmenter == "none":
             del content["word_segmenter"]  # stores from before there was a choice keep their fingerprint
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -112,6 +116,7 @@ class Corpus:
     Attributes:
         sentence_offsets: int64 [num_sentences + 1], the token where each sentence starts.
         document_offsets: int64 [num_documents + 1], the sentence where each document starts.
+        unknown_bytes: of its text, what became the unknown token; None in a store that does not know.
         unigram_entropy: nats a token of the split's own token frequencies; the MLM loss of a model
             that knows nothing but these.
         fingerprint: of the whole store.
@@ -130,6 +135,8 @@ class Corpus:
         self.num_sentences = record.num_sentences
         self.num_documents = record.num_documents
         self.text_bytes = record.text_bytes
+        unknown = [shard.unknown_bytes for shard in record.shards]
+        self.unknown_bytes = None if None in unknown else sum(filter(None, unknown))
         self.unigram_entropy = record.unigram_entropy
         self.fingerprint = manifest.fingerprint
         self.language = manifest.language

@@ -22,18 +22,19 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from bertsmith.errors import CorpusError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, refuse_replacing, sealed, sha256, write_json
+from bertsmith.locks import only_writer
 from bertsmith.text.corpus import STORE_VERSION, Manifest, SelectionRecord, ShardRecord, Split, SplitRecord
 from bertsmith.text.daft_engine import load_daft, make_on_daft
 from bertsmith.text.selection import Decision, SelectionSettings, decide, describe
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
 from bertsmith.text.shingles import text_hash
-from bertsmith.text.sources import Document, DocumentSeparator, expand_sources, iter_documents
+from bertsmith.text.sources import Document, DocumentSeparator, find_sources, iter_documents
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.text.words import WordSegmenter, load_segmenter
 
@@ -67,6 +68,8 @@ def build_corpus(
     word_segmenter: WordSegmenter = "none",
     text_column: str = "text",
     document_separator: DocumentSeparator = "file",
+    delimiter: str | None = None,
+    quoting: bool | None = None,
     heldout_share: float = 0.01,
     shard_bytes: int = 8 * 1024**2,
     num_workers: int | None = None,
@@ -84,7 +87,11 @@ def build_corpus(
         language: for the sentence splitter ("en", "zh", ...).
         word_segmenter: "jieba" tells the words of Chinese text, for masking them whole; same tokens.
         text_column: where rows keep their text.
-        document_separator: whether a text file is a document, or blank lines part its documents.
+        document_separator: whether a text file is a document, or blank lines part its documents, with a sentence a
+            line.
+        delimiter: what parts the fields of tables: one character, or tab. By default what a first line `sep=;` says,
+            else a comma in .csv and a tab in .tsv.
+        quoting: whether fields of tables may stand in quotes; by default in .csv and not in .tsv.
         heldout_share: share of documents, by hash of the text, kept for evaluation. Of 10 or more different documents
             at least two are held out; never all of them.
         shard_bytes: UTF-8 bytes of text in a shard, the unit of parallel work; a worker takes some ten times as much.
@@ -98,7 +105,8 @@ def build_corpus(
 
     Raises:
         CorpusError: `out` exists, or there is no text, or a worker died.
-        SettingsError: a number out of range, no such engine or segmenter, no Ray cluster; what `overwrite` may not do.
+        SettingsError: a number out of range, no such engine or segmenter, no Ray cluster; what `overwrite` may not do;
+            another process builds this store.
         MissingExtraError: the word segmenter or the engine is not installed.
     """
     place = Path(out).resolve()
@@ -108,36 +116,50 @@ def build_corpus(
     scratch = place.parent / f".{place.name}.building"
     load_segmenter(word_segmenter)  # before anything is read: it may not be installed
     workshop = Workshop(scratch, loaded.fingerprint, language, word_segmenter)
-    read = partial(iter_documents, sources, text_column=text_column, document_separator=document_separator)
-    try:
-        loaded.save(workshop.tokenizer_folder)
-        decision = _decide(read, sources, selection, scratch)
-        texts = (document.text for document in read())
-        shards = _cut(_sides(texts if decision is None else decision.kept(texts), heldout_share), shard_bytes)
-        with closing(_make(shards, workshop, loaded, shard_bytes, num_workers, engine)) as made:
-            splits = _build_splits(made, workshop, loaded.vocab_size, progress)
-        left_out = None if decision is None else decision.record()
-        if not splits["train"].num_tokens:
-            shutil.rmtree(scratch)
-            raise _no_text(sources, left_out)
-        manifest = Manifest(
-            STORE_VERSION,
-            loaded.fingerprint,
-            loaded.vocab_size,
-            token_dtype(loaded.vocab_size).name,
-            language,
-            heldout_share,
-            splits,
-            workshop.segmenter_name,
-            {file.name: sha256(file) for file in sorted(workshop.tokenizer_folder.iterdir())},
-            left_out,
-        )
-        _move_into_place(workshop, manifest, place, overwrite)
-    except BaseException:
-        if not any(scratch.glob("*/*/shard.json")) and not (scratch / _SELECTION).exists():
-            shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    files = find_sources(sources)
+    how: dict[str, Any] = {"text_column": text_column, "document_separator": document_separator}
+    how |= {"delimiter": delimiter, "quoting": quoting}
+    read = partial(iter_documents, files, **how)
+    with only_writer(scratch):
+        try:
+            loaded.save(workshop.tokenizer_folder)
+            decision = _decide(read, files, selection, scratch)
+            texts = (document.text for document in read())
+            shards = _cut(_sides(texts if decision is None else decision.kept(texts), heldout_share), shard_bytes)
+            with closing(_make(shards, workshop, loaded, shard_bytes, num_workers, engine)) as made:
+                splits = _build_splits(made, workshop, loaded.vocab_size, progress)
+            left_out = None if decision is None else decision.record()
+            if not splits["train"].num_tokens:
+                shutil.rmtree(scratch)
+                raise _no_text(sources, left_out)
+            manifest = _manifest(workshop, loaded, heldout_share, splits, left_out)
+            _move_into_place(workshop, manifest, place, overwrite)
+        except BaseException:
+            if not any(scratch.glob("*/*/shard.json")) and not (scratch / _SELECTION).exists():
+                shutil.rmtree(scratch, ignore_errors=True)
+            raise
     return manifest
+
+
+def _manifest(
+    workshop: Workshop,
+    tokenizer: Tokenizer,
+    heldout_share: float,
+    splits: dict[str, SplitRecord],
+    left_out: SelectionRecord | None,
+) -> Manifest:
+    return Manifest(
+        STORE_VERSION,
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+        token_dtype(tokenizer.vocab_size).name,
+        workshop.language,
+        heldout_share,
+        splits,
+        workshop.segmenter_name,
+        {file.name: sha256(file) for file in sorted(workshop.tokenizer_folder.iterdir())},
+        left_out,
+    )
 
 
 def _no_text(sources: Sequence[str], left_out: SelectionRecord | None) -> CorpusError:
@@ -151,7 +173,7 @@ def _decide(
     """Which documents stay; None for all of them."""
     if not selection.active_reasons:
         return None
-    described = describe(expand_sources(sources), read.keywords)
+    described = describe(sources, read.keywords)
     return decide(lambda: (document.text for document in read()), described, selection, scratch / _SELECTION)
 
 

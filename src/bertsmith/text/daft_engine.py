@@ -32,6 +32,7 @@ from bertsmith.errors import (
 )
 from bertsmith.files import atomic_write, read_json
 from bertsmith.text.corpus import ShardRecord, Split
+from bertsmith.text.sentences import SentenceALine
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker
 
 _ATTEMPTS = 3
@@ -53,7 +54,7 @@ class ShardPlace:
 
     @property
     def text(self) -> Path:
-        """Where its documents are, as a JSON list."""
+        """Where its documents are, as a JSON list; one whose sentences are known is a list of them."""
         return self.workshop.folder / "texts" / f"{self.split}-{self.name}.json"
 
     def made(self) -> ShardRecord | None:
@@ -133,7 +134,8 @@ def _put_down(shard: ShardText, workshop: Workshop) -> ShardPlace:
     """Write the text of a shard that is missing to where workers find it."""
     place = ShardPlace(workshop, shard.split, shard.name, workshop.input_sha256(shard), shard.text_bytes)
     if place.made() is None:
-        atomic_write(place.text, json.dumps(shard.documents, ensure_ascii=False))
+        documents = [text.sentences() if isinstance(text, SentenceALine) else text for text in shard.documents]
+        atomic_write(place.text, json.dumps(documents, ensure_ascii=False))
     return place
 
 
@@ -218,7 +220,10 @@ class _Maker:
                         f"{place.text} is not to be seen on {platform.node()}: on a Ray cluster the store must be in a "
                         "folder that all machines share, under the same name."
                     )
-                make_in_worker(ShardText(split, name, read_json(place.text), text_bytes), self.workshop)
+                documents = [
+                    text if isinstance(text, str) else SentenceALine.of(text) for text in read_json(place.text)
+                ]
+                make_in_worker(ShardText(split, name, documents, text_bytes), self.workshop)
         except Exception as error:
             # Another attempt, of a worker that was thought to be lost, may have been faster.
             if place.made() is None:

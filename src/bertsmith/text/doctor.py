@@ -55,7 +55,8 @@ class SplitReport:
     tokens_per_word: float
     tokens_per_sentence: Lengths
     sentences_per_document: Lengths
-    unknown_share: float
+    unknown_share: float  # of tokens
+    unknown_text_share: float | None  # of the text's bytes, which one token can hold many of; None: nobody counted
     duplicate_sentence_share: float
     duplicate_document_share: float
     single_sentence_share: float  # of documents
@@ -154,6 +155,7 @@ def _check_split(corpus: Corpus, hashes: np.ndarray, tokenizer: Tokenizer) -> Sp
         tokens_per_sentence=_lengths(sentence_lengths),
         sentences_per_document=_lengths(document_lengths),
         unknown_share=0.0 if tokenizer.unk_id is None else float(counts[tokenizer.unk_id] / corpus.num_tokens),
+        unknown_text_share=None if corpus.unknown_bytes is None else corpus.unknown_bytes / corpus.text_bytes,
         duplicate_sentence_share=1 - len(np.unique(hashes)) / len(hashes),
         duplicate_document_share=1 - len(np.unique(document_hashes)) / len(document_hashes),
         single_sentence_share=float((document_lengths == 1).mean()),
@@ -197,6 +199,12 @@ def _warnings(splits: Mapping[Split, SplitReport], shared: float) -> Iterator[st
             f"{train.unknown_share:.1%} of the tokens are unknown: the vocabulary does not fit this text. "
             "Train a tokenizer on it, or use another one."
         )
+    elif (train.unknown_text_share or 0) >= _MANY_UNKNOWN:
+        yield (
+            f"{train.unknown_text_share:.1%} of the text is unknown, in few tokens: WordPiece has none for a word of "
+            "more than 100 characters. Text without spaces (Thai, Lao, Khmer, Burmese) wants a tokenizer of --kind "
+            "unigram."
+        )
     if train.duplicate_sentence_share >= _MANY_DUPLICATE_SENTENCES:
         yield f"{train.duplicate_sentence_share:.0%} of the sentences are copies: headers, menus, licences?"
     if train.duplicate_document_share >= _MANY_DUPLICATE_DOCUMENTS:
@@ -223,6 +231,8 @@ def _rows(splits: Sequence[SplitReport]) -> Iterator[tuple[str, list[str]]]:
     yield "sentences per document: mean", [f"{split.sentences_per_document.mean:.1f}" for split in splits]
     yield "    median", [f"{split.sentences_per_document.median:.0f}" for split in splits]
     yield "unknown tokens", [f"{split.unknown_share:.3%}" for split in splits]
+    if all(split.unknown_text_share is not None for split in splits):
+        yield "unknown text (bytes)", [f"{split.unknown_text_share:.3%}" for split in splits]
     yield "duplicate sentences", [f"{split.duplicate_sentence_share:.2%}" for split in splits]
     yield "duplicate documents", [f"{split.duplicate_document_share:.2%}" for split in splits]
     yield "one-sentence documents", [f"{split.single_sentence_share:.2%}" for split in splits]

@@ -19,7 +19,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from tokenizers import decoders
 from bertsmith.errors import CorpusError, ModelError, SettingsError
 from bertsmith.files import atomic_folder, refuse_replacing, write_json
 from bertsmith.text.definition import OF_A_TOKENIZER, read_definition
-from bertsmith.text.sources import DocumentSeparator, iter_documents
+from bertsmith.text.sources import Document, DocumentSeparator, find_sources, iter_documents
 from bertsmith.text.tokenizer import FlatEncoding, Tokenizer, load_tokenizer
 
 _MOST_WORDS = 1 << 19
@@ -94,6 +94,8 @@ def extend_tokenizer(
     min_pieces: int = 3,
     text_column: str = "text",
     document_separator: DocumentSeparator = "file",
+    delimiter: str | None = None,
+    quoting: bool | None = None,
     overwrite: bool = False,
 ) -> Extension:
     """Add the words of a domain to a tokenizer, and save it as a folder that transformers loads.
@@ -111,6 +113,9 @@ def extend_tokenizer(
             spelling (lower-cased, without accents), and none of the pieces may be the unknown token.
         text_column: where rows keep their text.
         document_separator: whether a text file is a document, or blank lines part its documents.
+        delimiter: what parts the fields of tables: one character, or tab. By default what a first line `sep=;` says,
+            else a comma in .csv and a tab in .tsv.
+        quoting: whether fields of tables may stand in quotes; by default in .csv and not in .tsv.
         overwrite: replace what is in `out`.
 
     Raises:
@@ -128,8 +133,12 @@ def extend_tokenizer(
     parts: dict[str, Any] = json.loads(tokenizers.Tokenizer.from_str(definition).to_str())
     _check_kind(parts, tokenizer)
 
+    files = find_sources(sources)
+    how: Any = {"text_column": text_column, "document_separator": document_separator}
+    how |= {"delimiter": delimiter, "quoting": quoting}
+
     def encodings(by: Tokenizer) -> Iterator[FlatEncoding]:
-        return (by.encode_flat(texts) for texts in _batches(sources, text_column, document_separator))
+        return (by.encode_flat(texts) for texts in _batches(iter_documents(files, **how)))
 
     with atomic_folder(Path(out), replace=overwrite) as folder:
         before, counts, most_missed = count_cut_words(encodings(old), min_pieces, old.unk_id)
@@ -138,12 +147,7 @@ def extend_tokenizer(
         found = _words(counts, old, parts)
         words = [word for word in found if word.count >= min_count][:num_words]
         if not words:
-            most = max(found, key=lambda word: word.count, default=None)
-            nearest = "" if most is None else f' The most frequent, "{most.token}", is seen {most.count} times.'
-            raise CorpusError(
-                f"of {before.num_words:,} words in {', '.join(sources)} none is cut into {min_pieces} pieces or more "
-                f"and seen {min_count} times.{nearest} Give more text, or a lower min_count or min_pieces."
-            )
+            raise _no_words(found, f"of {before.num_words:,} words in {', '.join(sources)}", min_pieces, min_count)
         extended = Tokenizer(_with_words(parts, words, old.vocab_size), special)
         extended.save(folder)
         after = _usage(encodings(extended), extended.unk_id)
@@ -158,6 +162,15 @@ def extend_tokenizer(
         }
         write_json(folder / "extension.json", record)
     return Extension(extended, tuple(words), before, after, most_missed)
+
+
+def _no_words(found: Sequence[AddedWord], of: str, min_pieces: int, min_count: int) -> CorpusError:
+    most = max(found, key=lambda word: word.count, default=None)
+    nearest = "" if most is None else f' The most frequent, "{most.token}", is seen {most.count} times.'
+    return CorpusError(
+        f"{of} none is cut into {min_pieces} pieces or more and seen {min_count} times.{nearest} Give more text, or a "
+        "lower min_count or min_pieces."
+    )
 
 
 def count_cut_words(
@@ -191,11 +204,11 @@ def _usage(encodings: Iterator[FlatEncoding], unk_id: int | None) -> Usage:
     return count_cut_words(encodings, _MOST_PIECES + 1, unk_id)[0]
 
 
-def _batches(sources: Sequence[str], text_column: str, document_separator: DocumentSeparator) -> Iterator[list[str]]:
+def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
     """Lines, and blocks of long ones, about a million characters at a time."""
     batch: list[str] = []
     size = 0
-    for document in iter_documents(sources, text_column=text_column, document_separator=document_separator):
+    for document in documents:
         for block in _BLOCK.finditer(document.text):
             batch.append(block.group())
             size += len(batch[-1])

@@ -1,6 +1,7 @@
 """Files on disk, found and opened: plain or compressed, one line after the other, with exact errors."""
 
 import difflib
+import fnmatch
 import glob
 import gzip
 import io
@@ -8,7 +9,7 @@ import lzma
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,12 +29,14 @@ LABELLED = {
     ".conllu": _NUMBERED_WORDS,
 }
 """Files of a word a line, and what makes a line of text of each of their sentences."""
+_ALL_BELOW = ("**",)
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 _PART_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 18  # behind a line that is not UTF-8, to tell its encoding by
 # Of a document of the greatest length, if all of its characters have four bytes.
 _LINE_LIMIT = 1 << 30
+_TOO_FAR = "requires too much memory"  # of zstd, which looks back 128 MiB (--long=27) if it is not told to look further
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -173,18 +176,22 @@ def open_seekable(path: Path) -> io.BufferedIOBase:
         ) from error
 
 
-def find_files(source: str, suffixes: Sequence[str], proposed: Sequence[str] | None = None) -> list[Path]:
+def find_files(
+    source: str, suffixes: Sequence[str], proposed: Sequence[str] | None = None, notes: list[str] | None = None
+) -> list[Path]:
     """The files a path means, sorted: itself, those below a folder, or those a glob pattern matches.
 
     Of folders and patterns, files with other suffixes and hidden files are passed over; so are the folders below them
-    that hold a tokenizer, a store or a run of ours; links to folders are not followed. A path that exists is never a
-    pattern.
+    (below what a pattern begins with) that are a tokenizer, a store or a run of ours, and links to folders. A path that
+    exists is never a pattern.
 
     Args:
         proposed: the suffixes that an error names; None: all of them.
+        notes: gets a line for each folder that is passed over, but for hidden ones.
 
     Raises:
-        InputError: nothing is there, nothing has a known suffix, or a file named outright has not.
+        InputError: nothing is there, a folder may not be read, nothing has a known suffix, or a file named outright has
+            not.
     """
     path = Path(source).expanduser()
     try:
@@ -195,24 +202,28 @@ def find_files(source: str, suffixes: Sequence[str], proposed: Sequence[str] | N
         if suffix_of(path) not in suffixes:
             raise InputError(_unknown_suffix(path, proposed or suffixes), str(path))
         return [path]
+    passed_over: list[str] = []
     if path.is_dir():
-        matches = [path]
+        files = list(_walk(path, [_ALL_BELOW], passed_over))
     elif glob.has_magic(source):
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        if not matches:
+        fixed = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
+        begin = Path(*path.parts[:fixed])
+        files = list(_walk(begin, [path.parts[fixed:]], passed_over)) if begin.is_dir() else []
+        if not files and not passed_over:
             raise InputError("no file matches this pattern.", source)
     else:
         raise missing(path)
-    # A pattern like "data/**" matches a folder and the files in it.
-    files = {file for match in matches for file in (_walk(match) if match.is_dir() else [match])}
     known = sorted(file for file in files if suffix_of(file) in suffixes)
     if not known:
-        found = sorted({suffix_of(file) or file.name for file in files})
+        others = sorted({suffix_of(file) or file.name for file in files})
+        found = " ".join([f"{', '.join(others[:10]) or 'no file at all'}.", *passed_over[:10]])
         raise InputError(
             f"no file here has a suffix of {', '.join(proposed or suffixes)}, plain or with {', '.join(COMPRESSIONS)}. "
-            f"Found: {', '.join(found[:10]) or 'no file at all'}.",
+            f"Found: {found}",
             source,
         )
+    if notes is not None:
+        notes += passed_over
     return known
 
 
@@ -256,18 +267,64 @@ def _parts(stream: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
         yield part
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _is_made(Path(place, name))]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+def _walk(folder: Path, patterns: Sequence[Sequence[str]], passed_over: list[str]) -> Iterator[Path]:
+    """The files below a folder that fit a pattern, given as the parts of a path from there, and all in folders that do.
+
+    Not `glob`, which follows links in circles, and says nothing of folders that may not be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries)
+        for name, is_folder, is_link in found:
+            path = folder / name
+            left = list(_behind(name, patterns))
+            if not left:
+                continue
+            if not is_folder:
+                yield from [path] if any(set(pattern) == {"**"} for pattern in left) else []
+            elif is_link:
+                passed_over.append(f"{path} is passed over: links to folders are not followed.")
+            elif what := _made(path):
+                passed_over.append(f"{path} is passed over: it is {what}.")
+            else:
+                yield from _walk(path, left, passed_over)
+    except OSError as error:
+        raise _unreadable(Path(error.filename or folder), error) from None
 
 
-def _is_made(folder: Path) -> bool:
-    """Whether a folder is a tokenizer, a store or a run that was made here: none of it is text to learn from."""
-    if (folder / "tokenizer.json").is_file() or (folder / "tokenizer" / "tokenizer.json").is_file():
-        return True
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
+def _behind(name: str, patterns: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
+    """What is left of each pattern that begins like a name; of one that ends with it, all that is below.
+
+    >>> list(_behind("a", [["**", "*.txt"]])), list(_behind("b.txt", [["**", "*.txt"]])), list(_behind(".c", [["*"]]))
+    ([['**', '*.txt']], [['**', '*.txt'], ('**',)], [])
+    """
+    for pattern in patterns:
+        for place, part in enumerate(pattern):
+            if part == "**":
+                if not name.startswith("."):
+                    yield pattern[place:]
+                continue
+            if fnmatch.fnmatch(name, part) and (part.startswith(".") or not name.startswith(".")):
+                yield pattern[place + 1 :] or _ALL_BELOW
+            break
+
+
+def _made(folder: Path) -> str | None:
+    """Whether a folder is a tokenizer, a store or a run, which are made of text and are none to learn from."""
+    names = {entry.name for entry in os.scandir(folder)}
+    # One of them alone may lie beside texts.
+    if len(names & {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}) > 1:
+        return "a tokenizer"
+    if {"manifest.json", "train"} <= names:
+        return "a store"
     settings = folder / "config.yaml"
-    return settings.is_file() and settings.read_bytes()[: len(RUN_MARK)] == RUN_MARK.encode()
+    if settings.is_file() and settings.read_bytes()[: len(RUN_MARK)] == RUN_MARK.encode():
+        return "a run"
+    return None
 
 
 def _unknown_suffix(path: Path, suffixes: Sequence[str]) -> str:
@@ -290,6 +347,9 @@ def _unknown_suffix(path: Path, suffixes: Sequence[str]) -> str:
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if path.suffix.lower() == ".zst" and _TOO_FAR in reason:
+        unpack = f"zstd -d --long=31 {path.name}"
+        return InputError(f"packed with more memory than is taken here to unpack it. Unpack it: {unpack}", str(path))
     damaged = " The compressed file is damaged or cut short." if path.suffix.lower() in COMPRESSIONS else ""
     return InputError(f"cannot be read: {reason}.{damaged}", str(path))
 

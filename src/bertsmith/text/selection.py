@@ -9,9 +9,9 @@ at all. A second pass then reads the same text again, and sees that it is the sa
       hashes.npy        uint64 [D], of the documents as they were read
       reasons.npy       uint8 [D], 0 for one that stays, else the place in REASONS plus 1
 
-In memory a document takes 17 bytes in this pass, with `deduplicate` near 25, and two or three times as much while it is
-decided. Near-duplicates also take 128 bytes on the disk, and those that share a band with another document 32 bytes in
-memory for each shared band, of which there are 21 at the default similarity.
+In memory a document takes 17 bytes in this pass, with `deduplicate` near 33, and two or three times as much while it is
+decided. Near-duplicates also take 128 bytes on the disk and 4 for each 5-gram, of up to 1,024; and those that share a
+band with another document 32 bytes in memory for each shared band, of which there are 21 at the default similarity.
 """
 
 import math
@@ -20,7 +20,7 @@ import shutil
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,7 +32,7 @@ from bertsmith.files import atomic_file, atomic_folder, clear_leftovers, read_js
 from bertsmith.settings import to_mapping
 from bertsmith.text.corpus import SelectionRecord
 from bertsmith.text.languages import Languages, load_languages
-from bertsmith.text.near_duplicates import LEAST_SIMILARITY, NUM_HASHES, find_near_duplicates, signature
+from bertsmith.text.near_duplicates import LEAST_SIMILARITY, NUM_HASHES, find_near_duplicates, signature, sketch
 from bertsmith.text.quality import repeated_line_share, repeated_ngram_share, symbol_share
 from bertsmith.text.shingles import HashedWords, text_hash
 
@@ -51,7 +51,7 @@ REASONS = (
 """Why a document is left out, in the order in which it is asked; the first that applies is counted."""
 
 # Raised when other documents would be left out, so that a build that was interrupted before decides anew.
-_RULES_VERSION = 2
+_RULES_VERSION = 3
 _ARRAYS = ("hashes", "reasons")
 _EXACT, _NEAR = (REASONS.index(reason) + 1 for reason in ("exact duplicates", "near duplicates"))
 
@@ -180,11 +180,12 @@ def decide(
     if found is not None:
         return found
     clear_leftovers(folder.parent)
-    signatures = folder.with_name("signatures")
+    signatures, sketches = folder.with_name("signatures"), folder.with_name("sketches")
     try:
-        hashes, reasons = _pass(read(), settings, signatures)
+        hashes, reasons = _pass(read(), settings, signatures, sketches)
     finally:
         signatures.unlink(missing_ok=True)
+        sketches.unlink(missing_ok=True)
     decision = Decision(folder, settings, hashes, reasons)
     with atomic_folder(folder, replace=True) as place:
         for name in _ARRAYS:
@@ -193,7 +194,7 @@ def decide(
     return decision
 
 
-def describe(sources: Iterable[str], reading: Mapping[str, str]) -> list[str]:
+def describe(sources: Iterable[str], reading: Mapping[str, object]) -> list[str]:
     """What tells whether sources, as `expand_sources` gives them, still hold what they held.
 
     Of files that is their size and time; what neither shows is seen when the text is read.
@@ -226,13 +227,16 @@ def _sha256(folder: Path) -> dict[str, str]:
     return {name: sha256(folder / f"{name}.npy") for name in _ARRAYS}
 
 
-def _pass(documents: Iterable[str], settings: SelectionSettings, place: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes and reasons of all documents; signatures, 128 bytes a document, are written to `place`."""
-    hashes, normalized, reasons, signed = array("Q"), array("Q"), array("B"), array("Q")
+def _pass(
+    documents: Iterable[str], settings: SelectionSettings, signatures: Path, sketches: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes and reasons of all documents; signatures, 128 bytes a document, and sketches are written to two files."""
+    hashes, normalized, reasons, signed, ends = array("Q"), array("Q"), array("B"), array("Q"), array("Q", [0])
     languages = _languages(settings)
     finds_near = settings.deduplicate == "near"
     needs_words = finds_near or settings.max_repeated_ngram_share is not None
-    with atomic_file(place) if finds_near else nullcontext() as file:
+    with ExitStack() as stack:
+        files = [stack.enter_context(atomic_file(place)) for place in (signatures, sketches) if finds_near]
         for number, document in enumerate(documents):
             words = HashedWords.of(document) if needs_words else None
             reason = _reason(document, settings, words, languages)
@@ -240,15 +244,20 @@ def _pass(documents: Iterable[str], settings: SelectionSettings, place: Path) ->
             reasons.append(reason)
             if settings.deduplicate != "none":
                 normalized.append(text_hash(" ".join(unicodedata.normalize("NFC", document).split())))
-            if file is not None and words is not None and len(words.hashes) and not reason:
+            if files and words is not None and len(words.hashes) and not reason:
                 # A document without a word, all punctuation, is like no other.
-                file.write(signature(words.shingles()).tobytes())
+                shingles = words.shingles()
+                files[0].write(signature(shingles).tobytes())
+                ends.append(ends[-1] + files[1].write(sketch(shingles).tobytes()) // 4)
                 signed.append(number)
     found = np.frombuffer(reasons, dtype=np.uint8).copy()
     if settings.deduplicate != "none":
         _mark_exact(found, np.frombuffer(normalized, dtype=np.uint64))
     if signed:
-        _mark_near(found, np.frombuffer(signed, dtype=np.uint64), place, settings.similarity)
+        near = np.memmap(signatures, dtype=np.uint8, mode="r", shape=(len(signed), NUM_HASHES))
+        kept = np.memmap(sketches, dtype=np.uint32, mode="r")
+        rows = np.frombuffer(signed, dtype=np.uint64)
+        _mark_near(found, rows, near, lambda row: kept[ends[row] : ends[row + 1]], settings.similarity)
     return np.frombuffer(hashes, dtype=np.uint64), found
 
 
@@ -288,13 +297,18 @@ def _mark_exact(reasons: np.ndarray, normalized: np.ndarray) -> None:
     reasons[staying[is_copy]] = _EXACT
 
 
-def _mark_near(reasons: np.ndarray, signed: np.ndarray, place: Path, similarity: float) -> None:
+def _mark_near(
+    reasons: np.ndarray,
+    signed: np.ndarray,
+    signatures: np.ndarray,
+    sketch_of: Callable[[int], np.ndarray],
+    similarity: float,
+) -> None:
     """Give near-duplicates of earlier documents, of those that stay so far, their reason.
 
     Args:
-        signed: uint64 [N], the documents whose signatures, uint8 [N, 128], are in `place`.
+        signed: uint64 [N], the documents whose signatures, uint8 [N, 128], and sketches are at hand.
     """
-    signatures = np.memmap(place, dtype=np.uint8, mode="r", shape=(len(signed), NUM_HASHES))
     rows = np.flatnonzero(reasons[signed] == 0)
-    is_near = find_near_duplicates(signatures, rows, similarity)
+    is_near = find_near_duplicates(signatures, rows, similarity, sketch_of)
     reasons[signed[rows[is_near]]] = _NEAR

@@ -11,7 +11,8 @@ The boundaries are found by sentencex (github.com/wikimedia/sentencex). What is 
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Self, final
 
 import sentencex
 
@@ -25,12 +26,28 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+@final
+class SentenceALine(str):
+    """A document whose sentences are known: what stands between its blank lines, whatever full stops are in it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, sentences: Iterable[str]) -> Self:
+        """A document of these sentences, which hold no line break and no white space around them."""
+        return cls("\n\n".join(sentences))
+
+    def sentences(self) -> list[str]:
+        """What it was made of."""
+        return self.split("\n\n")
+
+
 def split_sentences(text: str, language: str = "en") -> list[str]:
     """Cut a text into sentences, each with the white space that follows it.
 
     A single line break is a space like any other, since prose is often wrapped. A "sentence" of more
     than 8192 characters is cut at a space. Only a text of nothing but white space gives a sentence
-    without any other character.
+    without any other character. Of a `SentenceALine`, only blank lines end a sentence.
 
     Args:
         language: a code such as "en", "zh" or "pt-br". Where sentencex knows no rules for it, those of
@@ -48,6 +65,8 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
     code = language.lower().replace("_", "-")
     if not _LANGUAGE.fullmatch(code):
         raise SettingsError(f'language: "{language}" is not a language code. Write for example en, de or zh.')
+    if isinstance(text, SentenceALine):
+        code = ""
     whole = replace_surrogates(text)
     starts: list[int] = []
     # sentencex cuts some paragraphs otherwise when white space is before them.
@@ -70,7 +89,7 @@ def replace_surrogates(text: str) -> str:
 
 
 def _sentence_starts(text: str, begin: int, end: int, language: str) -> Iterator[int]:
-    """Where the sentences of the paragraph `text[begin:end]` begin, in rising order."""
+    """Where the sentences of the paragraph `text[begin:end]` begin, in rising order; without a language it is one."""
     while begin < end:
         window_end = min(begin + _WINDOW, end)
         starts = []
@@ -91,6 +110,8 @@ def _sentence_starts(text: str, begin: int, end: int, language: str) -> Iterator
 
 
 def _segments(language: str, text: str) -> list[str]:
+    if not language:
+        return [text]
     try:
         return list(sentencex.segment(language, text))
     except BaseException as error:

@@ -20,7 +20,7 @@ import numpy as np
 from bertsmith.errors import InputError
 from bertsmith.files import atomic_folder, read_json, sha256, write_json
 from bertsmith.text.corpus import ARRAYS, STORE_VERSION, ShardRecord, Split
-from bertsmith.text.sentences import split_sentences
+from bertsmith.text.sentences import SentenceALine, split_sentences
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.text.words import Jieba, WordSegmenter, encode_words, load_segmenter
 
@@ -49,6 +49,7 @@ class ShardArrays:
     word_starts: np.ndarray  # [T] bool
     sentences: np.ndarray  # [S + 1] int64
     documents: np.ndarray  # [D + 1] int64
+    unknown_bytes: int
 
 
 def build_shard(
@@ -75,6 +76,7 @@ def build_shard(
         word_starts=np.concatenate([empty.astype(bool), *(call.word_starts for call in calls)]),
         sentences=_offsets(lengths[lengths > 0]),
         documents=_offsets(sizes[sizes > 0]),
+        unknown_bytes=sum(call.unknown_bytes for call in calls),
     )
 
 
@@ -136,7 +138,8 @@ class Workshop:
         digest = hashlib.sha256(options.encode())
         for document in shard.documents:
             content = document.encode()
-            digest.update(f" {len(content)} ".encode())
+            kind = "lines " if isinstance(document, SentenceALine) else ""
+            digest.update(f" {kind}{len(content)} ".encode())
             digest.update(content)
         return digest.hexdigest()
 
@@ -174,6 +177,7 @@ class Workshop:
                 text_bytes=shard.text_bytes,
                 sizes={array: (folder / f"{array}.npy").stat().st_size for array in ARRAYS},
                 sha256={array: sha256(folder / f"{array}.npy") for array in ARRAYS},
+                unknown_bytes=arrays.unknown_bytes,
             )
             write_json(folder / "shard.json", asdict(record))
         return record

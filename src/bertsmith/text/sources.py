@@ -14,6 +14,7 @@ Everything is read as a stream. Text is UTF-8, its lines end at a line feed and 
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,10 @@ import pyarrow
 import pyarrow.parquet
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
+from bertsmith.screen import progress_screen, say
 from bertsmith.text.python_docs import iter_docstrings
-from bertsmith.text.reading import TextReader, find_files, open_seekable, open_text, suffix_of
-from bertsmith.text.sentences import replace_surrogates
+from bertsmith.text.reading import TextReader, find_files, missing, open_seekable, open_text, suffix_of
+from bertsmith.text.sentences import SentenceALine, replace_surrogates
 from bertsmith.text.tables import JSON_LINES, no_column, one_delimiter, table_rows
 
 PYTHON_DOCS = "python-docs"
@@ -38,6 +40,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _ROWS = (*JSON_LINES, *_DELIMITERS, ".parquet")
 _SUFFIXES = (*_TEXT, *_ROWS)
 
+_NAMED = 3
 # A document is kept in memory whole. Past this many characters it is a corpus in one file.
 _DOCUMENT_LIMIT = 1 << 28
 
@@ -50,24 +53,42 @@ class Document:
     source: str
 
 
-def expand_sources(sources: Sequence[str | Path], *, proposed: Sequence[str] = _SUFFIXES) -> list[str]:
-    """Each source as single files, `hub:` names and `python-docs`, in the order they will be read.
+def expand_sources(
+    sources: Sequence[str | Path], *, proposed: Sequence[str] = _SUFFIXES, notes: list[str] | None = None
+) -> list[str]:
+    """Each source as single files, `hub:` names and `python-docs`, in the order they will be read; none is read twice.
 
     Args:
         proposed: the suffixes that an error names.
+        notes: gets a line for each folder that is passed over, and one for what is given twice.
 
     Raises:
         InputError: as `find_files`; also for a `hub:` name that cannot be read as one.
     """
-    expanded: list[str] = []
+    expanded: dict[str, str] = {}  # by where links lead
+    twice: list[str] = []
     for source in [str(sources)] if isinstance(sources, str | Path) else map(str, sources):
         if source.startswith(HUB):
             _parse_hub(source)
-            expanded.append(source)
-        elif source == PYTHON_DOCS:
-            expanded.append(source)
-        else:
-            expanded.extend(map(str, find_files(source, _SUFFIXES, proposed)))
+        is_elsewhere = source.startswith(HUB) or source == PYTHON_DOCS
+        for found in [source] if is_elsewhere else map(str, find_files(source, _SUFFIXES, proposed, notes)):
+            place = found if is_elsewhere else os.path.realpath(found)
+            if place in expanded:
+                twice.append(found)
+            expanded.setdefault(place, found)
+    if notes is not None and twice:
+        more = f" and {len(twice) - _NAMED:,} more" if len(twice) > _NAMED else ""
+        notes.append(f"Given twice, and read once: {', '.join(twice[:_NAMED])}{more}.")
+    return list(expanded.values())
+
+
+def find_sources(sources: Sequence[str | Path]) -> list[str]:
+    """As `expand_sources`, and says on standard error what is passed over."""
+    notes: list[str] = []
+    expanded = expand_sources(sources, notes=notes)
+    screen = progress_screen()
+    for note in dict.fromkeys(notes):
+        say(screen, note)
     return expanded
 
 
@@ -76,6 +97,8 @@ def iter_documents(
     *,
     text_column: str = "text",
     document_separator: DocumentSeparator = "file",
+    delimiter: str | None = None,
+    quoting: bool | None = None,
 ) -> Iterator[Document]:
     """Stream documents, always in the same order; those with nothing but white space are left out.
 
@@ -84,18 +107,20 @@ def iter_documents(
         text_column: where rows (JSON Lines, tables, Parquet, Hub) keep their text. A row is a document.
         document_separator: how .txt and .md files are read. "file": a file is a document.
             "blank-lines": blank lines end documents and each line is a sentence, the input format
-            of google-research/bert's create_pretraining_data.py. The lines of a document are then
-            kept apart by blank lines, so that `split_sentences` never joins two of them.
+            of google-research/bert's create_pretraining_data.py: documents are `SentenceALine`.
+        delimiter: of tables, as for `iter_rows`.
+        quoting: of tables, as for `iter_rows`.
 
     Raises:
         InputError: with file and line; an unknown column, a text that is none, what the readers raise.
-        SettingsError: an unknown `document_separator`.
+        SettingsError: an unknown `document_separator`, or a delimiter that is not one character.
     """
     if document_separator not in get_args(DocumentSeparator):
         choices = did_you_mean(document_separator, get_args(DocumentSeparator))
         raise SettingsError(f'document_separator: no such way to read text files: "{document_separator}". {choices}')
+    table = {"delimiter": None if delimiter is None else one_delimiter(delimiter), "quoting": quoting}
     for source in expand_sources(sources):
-        for document in _documents(source, text_column, document_separator):
+        for document in _documents(source, text_column, document_separator, table):
             if document.text and not document.text.isspace():
                 yield document
 
@@ -147,7 +172,9 @@ def iter_rows(
             yield from _parquet_rows(path)
 
 
-def _documents(source: str, text_column: str, document_separator: DocumentSeparator) -> Iterator[Document]:
+def _documents(
+    source: str, text_column: str, document_separator: DocumentSeparator, table: dict[str, Any]
+) -> Iterator[Document]:
     """The documents of one expanded source, empty ones included."""
     if source == PYTHON_DOCS:
         for module, docs in itertools.groupby(iter_docstrings(), key=lambda doc: doc.module):
@@ -157,7 +184,7 @@ def _documents(source: str, text_column: str, document_separator: DocumentSepara
             yield from _whole_file(file) if document_separator == "file" else _between_blank_lines(file)
     else:
         is_parquet = not source.startswith(HUB) and suffix_of(source) == ".parquet"
-        rows = _parquet_rows(source, only=text_column) if is_parquet else iter_rows(source)
+        rows = _parquet_rows(source, only=text_column) if is_parquet else iter_rows(source, **table)
         for where, row in rows:
             if text_column not in row:
                 raise no_column(text_column, row, where)
@@ -191,7 +218,7 @@ def _between_blank_lines(file: TextReader) -> Iterator[Document]:
             if size > _DOCUMENT_LIMIT:
                 raise _too_long("Part its documents by blank lines", f"{file.path}:{first_line}")
         elif lines:
-            yield Document("\n\n".join(lines), f"{file.path}:{first_line}")
+            yield Document(SentenceALine.of(lines), f"{file.path}:{first_line}")
             lines, size = [], 0
 
 
@@ -274,7 +301,10 @@ def _parse_hub(source: str) -> _HubName:
     """`hub:name`, `hub:org/name`, `hub:org/name/config`, `hub:./folder`; each may end in `:split`."""
     place, _, split = source.removeprefix(HUB).partition(":")
     if place.startswith((".", "/", "~")):
-        return _HubName(str(Path(place).expanduser()), None, split or "train")
+        folder = Path(place).expanduser()
+        if not folder.exists():  # the library would ask the Hub for its name
+            raise missing(folder)
+        return _HubName(str(folder.absolute()), None, split or "train")
     parts = place.split("/")
     if not all(parts) or len(parts) > 3:
         raise InputError("write hub:NAME, hub:ORG/NAME or hub:ORG/NAME/CONFIG, and :SPLIT behind it.", source)

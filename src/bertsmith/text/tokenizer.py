@@ -50,6 +50,7 @@ class FlatEncoding:
     ids: np.ndarray  # [T] int32
     word_starts: np.ndarray  # [T] bool
     lengths: np.ndarray  # [S] int64, tokens of each text
+    unknown_bytes: int  # UTF-8, of what became the unknown token
 
 
 @final
@@ -154,13 +155,21 @@ class Tokenizer:
         ends = np.cumsum(lengths)
         starts[(ends - lengths)[lengths > 0]] = True
         if not self._is_barred[ids].any():
-            return FlatEncoding(ids, starts, lengths)
-        pieces = [(piece.ids, piece.word_starts) for piece in self.encode_batch(texts)]
+            with_unknown = np.unique(np.searchsorted(ends, np.flatnonzero(ids == self.unk_id), side="right"))
+            some = ((texts[place], raws[place].ids, raws[place].offsets) for place in with_unknown.tolist())
+            return FlatEncoding(ids, starts, lengths, sum(self.unknown_bytes(*one) for one in some))
+        pieces = [(piece.ids, piece.word_starts, piece.offsets) for piece in self.encode_batch(texts)]
         return FlatEncoding(
-            np.concatenate([piece for piece, _ in pieces]),
-            np.concatenate([flags for _, flags in pieces]),
-            np.array([len(piece) for piece, _ in pieces], dtype=np.int64),
+            np.concatenate([ids for ids, _, _ in pieces]),
+            np.concatenate([flags for _, flags, _ in pieces]),
+            np.array([len(ids) for ids, _, _ in pieces], dtype=np.int64),
+            sum(self.unknown_bytes(text, ids, offsets) for text, (ids, _, offsets) in zip(texts, pieces, strict=True)),
         )
+
+    def unknown_bytes(self, text: str, ids: Iterable[int], offsets: Iterable[Sequence[int]]) -> int:
+        """How much of a text became the unknown token, in bytes of UTF-8: a token may stand for a word, or for more."""
+        spans = (span for token_id, span in zip(ids, offsets, strict=True) if token_id == self.unk_id)
+        return sum(len(replace_surrogates(text[begin:end]).encode()) for begin, end in spans)
 
     def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode words that someone else has split, as tagging needs.

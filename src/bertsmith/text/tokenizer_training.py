@@ -16,8 +16,11 @@ import hashlib
 import heapq
 import json
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,8 +30,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bertsmith.errors import CorpusError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, refuse_replacing, write_json
+from bertsmith.screen import progress_screen, say
 from bertsmith.text.definition import OF_A_TOKENIZER, SpecialTokens, bert_definition, finish_definition
-from bertsmith.text.sources import DocumentSeparator, iter_documents
+from bertsmith.text.sources import DocumentSeparator, find_sources, iter_documents
 from bertsmith.text.tokenizer import Tokenizer
 
 Kind = Literal["wordpiece", "bpe", "unigram"]
@@ -39,6 +43,9 @@ _COVERAGE = 0.9999
 _BLOCK_CHARACTERS = 65536
 _MOST_TOKENS = 1 << 31
 _LONGEST_WORD = 100
+_MANY_LOST = 0.02  # from this share of the text on, something is said
+_SHOWN = 5
+_MEASURED_BYTES = 1 << 20
 _UNSPACED = re.compile(rf"\S{{{_LONGEST_WORD}}}")
 
 
@@ -51,6 +58,16 @@ class Sample:
     seen_bytes: int
     used_bytes: int
 
+    @cached_property
+    def code_points(self) -> dict[str, int]:
+        """How often each character occurs."""
+        counts = np.zeros(0x110000, dtype=np.int64)
+        for text in self.texts:
+            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+            present = np.bincount(points)
+            counts[: len(present)] += present
+        return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
+
 
 def train_tokenizer(
     sources: Sequence[str],
@@ -61,6 +78,8 @@ def train_tokenizer(
     lowercase: bool = True,
     text_column: str = "text",
     document_separator: DocumentSeparator = "file",
+    delimiter: str | None = None,
+    quoting: bool | None = None,
     min_frequency: int = 2,
     limit_bytes: int | None = None,
     overwrite: bool = False,
@@ -78,6 +97,9 @@ def train_tokenizer(
         lowercase: lower-case and strip accents, as BERT's uncased models.
         text_column: where rows keep their text.
         document_separator: whether a text file is a document, or blank lines part its documents.
+        delimiter: what parts the fields of tables: one character, or tab. By default what a first line `sep=;` says,
+            else a comma in .csv and a tab in .tsv.
+        quoting: whether fields of tables may stand in quotes; by default in .csv and not in .tsv.
         min_frequency: pairs seen less often are not joined.
         limit_bytes: how much text to keep in memory, in UTF-8 bytes; of more, a sample is taken.
             By default 256 MiB, and 16 MiB for "unigram", which needs far longer. What was seen and
@@ -92,26 +114,23 @@ def train_tokenizer(
     """
     if kind not in get_args(Kind):
         raise SettingsError(f'unknown kind of tokenizer "{kind}". {did_you_mean(kind, get_args(Kind))}')
-    # Bytes for BPE; else ASCII, which WordPiece has twice where it joins.
-    smallest = _NUM_SPECIAL + {"wordpiece": 160, "bpe": 256, "unigram": 100}[kind]
-    if vocab_size < smallest:
-        raise SettingsError(f"vocab_size {vocab_size} is too small: {kind} needs at least {smallest}")
-    if vocab_size > _MOST_TOKENS or not 1 <= min_frequency <= _MOST_TOKENS:
-        raise SettingsError(f"vocab_size must be at most {_MOST_TOKENS:,}, and min_frequency from 1 to that.")
-    if limit_bytes is not None and limit_bytes < 1:
-        raise SettingsError(f"limit_bytes must be at least 1, not {limit_bytes}.")
+    _check_numbers(kind, vocab_size, min_frequency, limit_bytes)
     if overwrite:
         refuse_replacing(Path(out), OF_A_TOKENIZER, "a tokenizer", sources)
     with atomic_folder(Path(out), replace=overwrite) as folder:
-        documents = (
-            document.text
-            for document in iter_documents(sources, text_column=text_column, document_separator=document_separator)
+        documents = iter_documents(
+            find_sources(sources),
+            text_column=text_column,
+            document_separator=document_separator,
+            delimiter=delimiter,
+            quoting=quoting,
         )
         limit = limit_bytes or (16 if kind == "unigram" else 256) * 1024**2
-        sample = sample_texts(documents, limit)
-        if not any(text.strip() for text in sample.texts):
-            raise CorpusError(f"no text to train a tokenizer on in {', '.join(sources)}")
+        sample = sample_texts((document.text for document in documents), limit)
         learn = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}[kind]
+        # WordPiece and Unigram drop control characters.
+        if not any(char.isprintable() or kind == "bpe" for char in sample.code_points if not char.isspace()):
+            raise CorpusError(f"no text to train a tokenizer on in {', '.join(sources)}")
         tokenizer = Tokenizer(learn(sample, vocab_size, lowercase, min_frequency), _SPECIAL)
         tokenizer.save(folder)
         record = {
@@ -125,7 +144,51 @@ def train_tokenizer(
             "limit_bytes": limit,
         }
         write_json(folder / "training.json", record)
+    screen = progress_screen()
+    for note in [*(_marks_lost(sample) if lowercase else []), *_text_lost(sample, tokenizer, kind)]:
+        say(screen, f"! {note}")
     return tokenizer
+
+
+def _check_numbers(kind: Kind, vocab_size: int, min_frequency: int, limit_bytes: int | None) -> None:
+    # Bytes for BPE; else ASCII, which WordPiece has twice where it joins.
+    smallest = _NUM_SPECIAL + {"wordpiece": 160, "bpe": 256, "unigram": 100}[kind]
+    if vocab_size < smallest:
+        raise SettingsError(f"vocab_size {vocab_size} is too small: {kind} needs at least {smallest}")
+    if vocab_size > _MOST_TOKENS or not 1 <= min_frequency <= _MOST_TOKENS:
+        raise SettingsError(f"vocab_size must be at most {_MOST_TOKENS:,}, and min_frequency from 1 to that.")
+    if limit_bytes is not None and limit_bytes < 1:
+        raise SettingsError(f"limit_bytes must be at least 1, not {limit_bytes}.")
+
+
+def _marks_lost(sample: Sample) -> Iterator[str]:
+    """A line where stripping accents takes more from a text than a few of them: vowels, in many scripts."""
+    counts = {char: count for char, count in sample.code_points.items() if not char.isspace()}
+    lost: Counter[str] = Counter()
+    for char, count in counts.items():
+        for part in unicodedata.normalize("NFD", char):
+            if unicodedata.category(part) == "Mn":
+                lost[part] += count
+    share = lost.total() / sum(counts.values())
+    if share >= _MANY_LOST:
+        shown = " ".join(f"\u25cc{mark}" for mark, _ in lost.most_common(_SHOWN))
+        yield (
+            f"Lower-casing takes {100 * share:.1f} marks ({shown}) off every 100 characters of this text. "
+            "Where they are vowels (Thai, Hindi, Arabic) or tell words apart, train with --no-lowercase."
+        )
+
+
+def _text_lost(sample: Sample, tokenizer: Tokenizer, kind: Kind) -> Iterator[str]:
+    """A line where the vocabulary cannot write more than a little of the text."""
+    texts = sample.texts[:: 1 + sample.used_bytes // _MEASURED_BYTES]
+    share = tokenizer.encode_flat(texts).unknown_bytes / max(1, sum(len(text.encode()) for text in texts))
+    if share >= _MANY_LOST:
+        rare = "its rarer characters"
+        what = rare if kind == "unigram" else f"{rare}, and words of more than {_LONGEST_WORD} characters"
+        yield (
+            f"{share:.1%} of this text becomes the unknown token: {what}. Text without spaces (Thai, Lao, Khmer, "
+            "Burmese) wants --kind unigram, many characters a larger --vocab-size."
+        )
 
 
 def sample_texts(documents: Iterable[str], limit_bytes: int) -> Sample:
@@ -249,6 +312,11 @@ def _unigram(sample: Sample, vocab_size: int, lowercase: bool, min_frequency: in
     )
     backend.train_from_iterator(_pieces(sample, _rare(sample, backend.normalizer, set(alphabet))), trainer)
     learnt = json.loads(backend.to_str())["model"]["vocab"][_NUM_SPECIAL:]
+    if not learnt:
+        raise CorpusError(
+            f"nothing can be learnt from this text: no character is seen {min_frequency} times. Give more text, or a "
+            "lower min_frequency."
+        )
     # The library sums, and numbers the characters that it has to keep, in the order of a hash table.
     # Rounded scores, one lowest score for those characters, and a full order do not show it.
     scores = {piece: round(score, 6) for piece, score in learnt}
@@ -270,23 +338,13 @@ def _pieces(sample: Sample, rare: str = "") -> Iterator[list[str]]:
         yield [spaced]
 
 
-def _code_points(sample: Sample) -> dict[str, int]:
-    """How often each character occurs."""
-    counts = np.zeros(0x110000, dtype=np.int64)
-    for text in sample.texts:
-        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-        present = np.bincount(points)
-        counts[: len(present)] += present
-    return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
-
-
 def _characters(sample: Sample, normalizer: Any) -> dict[str, int]:
     """How often each normalized character occurs, most frequent first, ties by code point.
 
     Printable ASCII is in it even where the text has none: other texts will.
     """
     counts: dict[str, int] = {}
-    for char, count in [*_code_points(sample).items(), *((chr(point), 0) for point in range(33, 127))]:
+    for char, count in [*sample.code_points.items(), *((chr(point), 0) for point in range(33, 127))]:
         for result in normalizer.normalize_str(char):
             if not result.isspace():
                 counts[result] = counts.get(result, 0) + count
@@ -312,6 +370,6 @@ def _rare(sample: Sample, normalizer: Any, alphabet: set[str]) -> str:
     """The characters of the text that normalize to something outside the alphabet."""
     return "".join(
         char
-        for char in _code_points(sample)
+        for char in sample.code_points
         if not alphabet.issuperset(result for result in normalizer.normalize_str(char) if not result.isspace())
     )

@@ -190,9 +190,12 @@ class Loader:
             with _Noting(f"while batching examples {own[first:last]} of epoch {epoch}{thread}"):
                 batch = self._collate(rows[first:last])
                 micro_batches.append(batch.pinned() if self._pins_memory else batch)
-        steps_done = -(-end // self._batch_size)
+        # Counted from the end: where batches grew within the epoch, its steps do not begin at multiples of their size.
         steps_in_epoch = -(-size // self._batch_size)
-        return Step(epoch, end, epoch + steps_done / steps_in_epoch, micro_batches, sample_ids, self._share)
+        steps_left = -(-(size - end) // self._batch_size)
+        return Step(
+            epoch, end, epoch + (steps_in_epoch - steps_left) / steps_in_epoch, micro_batches, sample_ids, self._share
+        )
 
     def _take(self, sample_ids: list[int], epoch: int) -> Sequence[Any]:
         """The examples of a step; if that fails, one by one, to say in which of them the fault is."""

@@ -13,10 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID
 
-from bertsmith.files import atomic_write
+from bertsmith.errors import StorageError
+from bertsmith.files import atomic_write, refusals_explained
 from bertsmith.screen import progress_screen, say
 
 _PLAIN_LINE_SECONDS = 10.0
+_CUT_OFF = "With --resume the run goes on from its last checkpoint."
 
 
 class Reporter:
@@ -48,13 +50,12 @@ class Reporter:
         self._last_line = -math.inf
         self._bar: Progress | None = None
         self._bar_id = TaskID(0)
-        if run_folder is None:
-            self._file = open(os.devnull, "w", encoding="utf-8")
-            return
-        path = run_folder / "metrics.jsonl"
-        kept = path.read_bytes()[:keep_bytes] if path.exists() else b""
-        atomic_write(path, kept[: kept.rfind(b"\n") + 1])
-        self._file = path.open("a", encoding="utf-8")
+        self._path = Path(os.devnull) if run_folder is None else run_folder / "metrics.jsonl"
+        if run_folder is not None:
+            kept = self._path.read_bytes()[:keep_bytes] if self._path.exists() else b""
+            atomic_write(self._path, kept[: kept.rfind(b"\n") + 1])
+        with refusals_explained(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Reporter":
         self._bar = _bars(self._console)
@@ -68,7 +69,12 @@ class Reporter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._file.close()
+        try:
+            with refusals_explained(self._path, after=_CUT_OFF):
+                self._file.close()
+        except (OSError, StorageError):  # of a line that was refused before, for that is tried again
+            if error is None:
+                raise
 
     @property
     def position(self) -> int:
@@ -76,9 +82,15 @@ class Reporter:
         return self._file.tell()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, and nothing else. Numbers that are not finite become null."""
-        self._file.write(_to_json({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        """One line of metrics.jsonl, and nothing else. Numbers that are not finite become null.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        line = _to_json({"kind": kind, "step": step, **values}) + "\n"
+        with refusals_explained(self._path, len(line.encode()), after=_CUT_OFF):
+            self._file.write(line)
+            self._file.flush()
 
     def train(self, step: int, progress: float, values: Mapping[str, Any]) -> None:
         """Figures of the steps since the last call; wants "loss", "tokens_per_second" and "seconds"."""

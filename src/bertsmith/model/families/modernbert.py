@@ -28,9 +28,21 @@ def _understand(raw: dict[str, Any]) -> dict[str, Any]:
     """The nested spellings of Transformers 5 -> the flat ones of ModernBERT's own config.json.
 
     Raises:
-        ModelError: a pattern of layers that is not "every n-th is global", scaled rotary positions, or none.
+        ModelError: a pattern of layers that is not "every n-th is global", two windows, scaled rotary positions, or
+            none.
     """
     plain = dict(raw)
+    side = plain.pop("sliding_window", None)
+    if side is not None:
+        # What Transformers 5 calls half of the window. Where both are there and differ, it depends on the version which
+        # one a model has learnt with.
+        if type(side) is not int:
+            raise ModelError(f"sliding_window must be a whole number, not {json.dumps(side)}")
+        both = plain.setdefault("local_attention", 2 * side)
+        if isinstance(both, int) and both // 2 != side:
+            raise ModelError(
+                f"sliding_window is {side}, and half of local_attention is {both // 2}; they must be equal"
+            )
     kinds = plain.pop("layer_types", None)
     if kinds is not None:
         if not isinstance(kinds, list):
