@@ -211,8 +211,9 @@ def _warnings(splits: Mapping[Split, SplitReport], shared: float) -> Iterator[st
         yield f"{train.duplicate_document_share:.0%} of the documents are copies of others. Build with --deduplicate."
     if train.long_sentence_share >= _MANY_LONG:
         yield (
-            f"{train.long_sentence_share:.1%} of the sentences have over {_LONGEST_SEQUENCE} tokens and will be cut. "
-            "Is the language of the sentence splitter right, is this prose?"
+            f"{train.long_sentence_share:.1%} of the sentences have over {_LONGEST_SEQUENCE} tokens: they are learnt "
+            "stretch by stretch and make few pairs, and data_mode original never shows most of them. Is the language "
+            "of the sentence splitter right, is this prose?"
         )
     if shared >= _MANY_SHARED:
         yield f"{shared:.0%} of the held-out sentences also occur in training: held-out results will look too good."
