@@ -18,7 +18,7 @@ from bertsmith.tasks.data_check import CheckSettings, check_data
 from bertsmith.text import reading
 from bertsmith.text.reading import open_text
 from bertsmith.text.sources import iter_documents, iter_rows
-from bertsmith.text.tokenizer_training import Kind, Sample, _code_points, train_tokenizer
+from bertsmith.text.tokenizer_training import Kind, Sample, train_tokenizer
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
 
@@ -214,7 +214,7 @@ def test_counts_have_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a character that is there 2 ** 33 times: numpy is told so, as text of that size takes too long."""
     bincount = np.bincount
     monkeypatch.setattr(np, "bincount", lambda points: bincount(points) * 2**32)
-    assert _code_points(Sample(["aab"], 1, 3, 3)) == {"a": 2**33, "b": 2**32}
+    assert Sample(["aab"], 1, 3, 3).code_points == {"a": 2**33, "b": 2**32}
 
 
 @LINUX

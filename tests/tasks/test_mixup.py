@@ -74,7 +74,8 @@ def batch_of(task: Any) -> Batch:
 def mixed_target_loss(kind: str, logits: Tensor, own: Tensor, other: Tensor, share: float) -> Tensor:
     """The loss with mixed targets (Zhang et al. 2018, equation 1), by torch."""
     if kind == "regression":
-        return F.mse_loss(logits[:, 0], share * own + (1 - share) * other, reduction="sum")
+        squares = F.mse_loss(logits[:, 0], share * own + (1 - share) * other, reduction="sum")
+        return squares / own.var(correction=0)
     if kind == "several labels":
         return F.binary_cross_entropy_with_logits(logits, share * own + (1 - share) * other, reduction="sum")
     soft = share * F.one_hot(own, 3).float() + (1 - share) * F.one_hot(other, 3).float()

@@ -134,9 +134,8 @@ def clean_reading(store: Store, index: int, epoch: int, seed: int, short: float,
     is_single = behind_last - first_sentence == 1
     target = 2 + int(uniform[1] * (ROOM - 1)) if uniform[0] < short else ROOM
     length = sentences[holder + 1] - sentences[holder]
-    longest = ROOM if sentences[-1] / (len(sentences) - 1) <= ROOM / 2 else ROOM // 2
     is_near_end = anchor >= sentences[holder + 1] - ROOM
-    if is_single or (length > longest and not (is_near_end and draws[0] % 2 == 1)):
+    if is_single or (length > ROOM and not (is_near_end and draws[0] % 2 == 1)):
         room = 1 + (ROOM if is_single else target)
         begin, behind = sentences[holder], sentences[behind_last]
         if length > room:
@@ -391,7 +390,9 @@ def test_every_token_is_shown_sooner_or_later_however_long_sentences_are(length:
             np.add.at(steps, starts, 1)
             np.add.at(steps, ends, -1)
     times = np.cumsum(steps)[:-1]
-    assert times.all()
+    has_half = mode in ("nsp", "sop") and ROOM < 2 * length[0] and length[1] <= ROOM + 1
+    # Beside another sentence that is longer than half a sample, one of these has only its half, as in original.
+    assert (times > 0).mean() > 0.6 if has_half else times.all()
     if length[0] > 2 * ROOM:
         # All of a long sentence about as often, but for its ends.
         assert np.percentile(times, 1) > 0.5 * times.mean() and np.percentile(times, 99) < 2 * times.mean()

@@ -236,8 +236,10 @@ def test_masks_are_jiebas_words(segmenter: Jieba, cutter: Any, source: Path, cha
     for example, cut in zip(examples.take(indices, 0), examples.pairs.cuts(indices, 0), strict=True):
         masked = example.masked
         first, second = word_of[cut.first_start : cut.first_end], word_of[cut.second_start : cut.second_end]
-        assert cut.label != NO_PAIR
-        shown = np.concatenate([[-1], first, [-2], second + len(text), [-3]])
+        behind = (
+            [] if cut.label == NO_PAIR else [second + len(text), [-3]]
+        )  # of a sentence that is longer than a sample
+        shown = np.concatenate([[-1], first, [-2], *behind])
         hidden = np.isin(shown, shown[masked.positions])
         assert np.flatnonzero(hidden).tolist() == masked.positions.tolist(), "whole words and nothing else"
         several += int((np.unique(shown[hidden], return_counts=True)[1] > 1).sum())

@@ -95,10 +95,6 @@ class CleanPairs:
         # A next pair uses up a whole sample of running text, a random pair about half of one.
         share_used = 1.0 if sentence_order else 0.75
         self._stride = max(1.0, share_used * self._room * (1 - short_sequence_probability / 2))
-        # Beside a longer text only half a sample is sure. What that takes from the ends of a sentence is shown beside
-        # shorter ones; where most are long, there are none.
-        has_short = 2 * corpus.num_tokens <= self._room * (len(corpus.sentence_offsets) - 1)
-        self._longest = self._room if has_short else self._room // 2
 
     def num_samples(self, epoch: int) -> int:
         """The same in every epoch: tokens of the corpus by tokens of running text in a sample."""
@@ -149,7 +145,7 @@ class CleanPairs:
         # that what is shown does not tell.
         whole = Ranges(sentences[holder], sentences[holder + 1])
         is_end = (anchor >= whole.end - self._room) & (draws[:, 0] & np.uint64(1) == 1)  # a bit that no draw looks at
-        is_alone = is_single | (whole.lengths > self._longest) & ~is_end
+        is_alone = is_single | (whole.lengths > self._room) & ~is_end
         rooms = np.where(is_single, self._room, target) + 1  # one [SEP] less
         behind = sentences[document_end]
         begin = stretch_starts(anchor, whole, behind, rooms, self._seed, epoch)
