@@ -346,16 +346,21 @@ def test_a_folder_that_only_a_lock_is_in_is_empty_and_what_is_another_process_s_
         (tmp_path / "metrics.jsonl").touch()
 
 
+def pretraining(tokenizer: Path, documents: Path, run: Path) -> list[str]:
+    """The command of a small pre-training, but for its budget; its store is made beside the run."""
+    store = run.with_name("store")
+    build = ["--document-separator", "blank-lines", "--heldout-share", "0.1", "--out", str(store)]
+    assert main(["corpus", "build", str(documents), "--tokenizer", str(tokenizer), *build]) == 0
+    command = ["pretrain", "--corpus", str(store), "--out", str(run), "--size", "tiny", "--device", "cpu"]
+    return [*command, "--batch-size", "4", "--max-length", "32", "--evaluation-samples", "4"]
+
+
 @pytest.mark.slow
 def test_a_second_command_in_the_same_folder_is_refused_and_one_after_a_kill_goes_on(
     tiny_tokenizer: Path, tiny_documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, run = tmp_path / "store", tmp_path / "run"
-    build = ["--document-separator", "blank-lines", "--heldout-share", "0.1", "--out", str(store)]
-    assert main(["corpus", "build", str(tiny_documents), "--tokenizer", str(tiny_tokenizer), *build]) == 0
-    command = ["pretrain", "--corpus", str(store), "--out", str(run), "--size", "tiny", "--device", "cpu"]
-    command += ["--budget", "40 steps", "--batch-size", "4", "--max-length", "32", "--evaluation-samples", "4"]
-    command += ["--save-every", "1 step"]
+    run = tmp_path / "run"
+    command = [*pretraining(tiny_tokenizer, tiny_documents, run), "--budget", "40 steps", "--save-every", "1 step"]
     words = [sys.executable, "-m", "bertsmith", *command]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         try:
@@ -382,11 +387,8 @@ def test_a_second_command_in_the_same_folder_is_refused_and_one_after_a_kill_goe
 def test_a_command_whose_metrics_may_not_grow_ends_with_2_and_can_be_resumed(
     tiny_tokenizer: Path, tiny_documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, run = tmp_path / "store", tmp_path / "run"
-    build = ["--document-separator", "blank-lines", "--heldout-share", "0.1", "--out", str(store)]
-    assert main(["corpus", "build", str(tiny_documents), "--tokenizer", str(tiny_tokenizer), *build]) == 0
-    command = ["pretrain", "--corpus", str(store), "--out", str(run), "--size", "tiny", "--budget", "9 steps"]
-    command += ["--batch-size", "4", "--max-length", "32", "--evaluation-samples", "4", "--evaluate-every", "1 step"]
+    run = tmp_path / "run"
+    command = [*pretraining(tiny_tokenizer, tiny_documents, run), "--budget", "9 steps", "--evaluate-every", "1 step"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     capsys.readouterr()
     try:
