@@ -21,10 +21,9 @@ from bertsmith.tasks.classify_data import (
     ClassificationRow,
     ClassificationSettings,
     find_columns,
-    find_labels,
     read_rows,
 )
-from bertsmith.tasks.classify_targets import ClassificationAnswer, ClassificationExample, calibration
+from bertsmith.tasks.classify_targets import ClassificationAnswer, ClassificationExample, calibration, find_labels
 from bertsmith.tasks.rows import sub_batches
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.report import Curves, Matrix, Table
@@ -219,8 +218,12 @@ def test_settings_that_do_not_go_together() -> None:
         ClassificationSettings(regression=True, label_smoothing=0.1)
     with pytest.raises(SettingsError, match=r"label_smoothing must be in \[0, 1\)"):
         ClassificationSettings(label_smoothing=1.0)
-    with pytest.raises(SettingsError, match="doc_stride and window_pooling are for windows"):
+    with pytest.raises(SettingsError, match="doc_stride, max_windows and window_pooling are for windows"):
         ClassificationSettings(doc_stride=64)
+    with pytest.raises(SettingsError, match="doc_stride, max_windows and window_pooling are for windows"):
+        ClassificationSettings(max_windows=4)
+    with pytest.raises(SettingsError, match="max_windows is 0; give 1 or more"):
+        ClassificationSettings(long="windows", max_windows=0)
     with pytest.raises(SettingsError, match="doc_stride is 0; windows must move forward"):
         ClassificationSettings(long="windows", doc_stride=0)
 
@@ -268,6 +271,28 @@ def read(tokenizer: Tokenizer, item: ClassificationExample) -> list[str]:
             ["cat dog bird fish tree", "fish tree river king red"],
             0,
         ),
+        (
+            "cat dog bird fish tree river king red blue house queen",
+            None,
+            {"long": "windows", "max_windows": 2},
+            ["cat dog bird fish tree", "queen"],
+            5,
+        ),
+        (
+            "cat dog bird fish tree river king red blue house queen",
+            None,
+            {"long": "windows", "max_windows": 2, "doc_stride": 3},
+            ["cat dog bird fish tree", "king red blue house queen"],
+            1,
+        ),
+        (
+            "cat dog bird fish tree river",
+            None,
+            {"long": "windows", "max_windows": 2},
+            ["cat dog bird fish tree", "river"],
+            0,
+        ),
+        ("red", "cat dog bird fish", {"long": "windows", "max_windows": 1}, ["red [SEP] cat dog bird"], 1),
         ("red", "cat dog bird fish", {"long": "windows"}, ["red [SEP] cat dog bird", "red [SEP] fish"], 0),
         ("cat dog bird fish", "red", {"long": "windows"}, ["cat dog bird [SEP] red", "fish [SEP] red"], 0),
         ("cat dog", "red king", {"long": "windows"}, ["cat dog [SEP] red king"], 0),
@@ -380,7 +405,7 @@ def test_notes_count_what_windows_cut_of_pairs(tokenizer: Tokenizer) -> None:
     task = Classification(tokenizer, ("animal", "person"), settings, {"train": data})
     assert task.notes() == [
         "5 of 5 train texts (100.0%) are longer than max_length 8 and are read in 10 windows, the longest in "
-        "2 at once, but lose 8 tokens of the shorter text of a pair."
+        "2 at once, but lose 8 tokens that no window shows."
     ]
 
 

@@ -24,8 +24,8 @@ from bertsmith.cli import main
 from bertsmith.deploy.predict import load
 from bertsmith.errors import InputError, ModelError, SettingsError
 from bertsmith.tasks.classify import Classification
-from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, find_labels, read_rows
-from bertsmith.tasks.classify_targets import ClassificationExample
+from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, read_rows
+from bertsmith.tasks.classify_targets import ClassificationExample, find_labels
 from bertsmith.tasks.distill import distil
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
@@ -156,6 +156,39 @@ def test_figures_are_those_of_scikit_learn(tiny_tokenizer: Path, shape: tuple[in
         assert row[1:] == pytest.approx(figures)
 
 
+@pytest.mark.parametrize("metric", ["micro_f1", "macro_f1", "samples_f1", "subset_accuracy"])
+def test_a_threshold_that_is_left_open_is_the_best_one(tiny_tokenizer: Path, metric: Any) -> None:
+    generator = np.random.default_rng(5)
+    labels = ("a", "b", "c")
+    task = Classification(load_tokenizer(tiny_tokenizer), labels, replace(OPTIONS, metric=metric), {})
+    gold = generator.random((60, 3)) < 0.4
+    scores = (0.6 * generator.random((60, 3)) * np.where(gold, 1.0, 0.5)).astype(np.float32)  # none is sure
+    examples = [
+        ClassificationExample(one, (np.zeros(2),), (np.zeros(2),), tuple(np.flatnonzero(row)), 0)
+        for one, row in zip(rows(*[()] * 60), gold, strict=True)
+    ]
+    answers = task.target.decode(scores)
+    decided, changed = task.decided_on(answers, examples)
+    threshold = decided.settings.threshold
+    figures = {
+        "micro_f1": lambda found: metrics.f1_score(gold, found, average="micro", zero_division=0.0),
+        "macro_f1": lambda found: metrics.f1_score(gold, found, average="macro", zero_division=0.0),
+        "samples_f1": lambda found: metrics.f1_score(gold, found, average="samples", zero_division=0.0),
+        "subset_accuracy": lambda found: metrics.accuracy_score(gold, found),
+    }
+    by_threshold = {one / 100: figures[metric](scores >= one / 100) for one in range(1, 100)}
+    best = max(by_threshold.values())
+    assert threshold is not None and by_threshold[threshold] == best > by_threshold[0.5]
+    nearest = min(abs(one - 0.5) for one, value in by_threshold.items() if value == best)
+    assert abs(threshold - 0.5) == pytest.approx(nearest)
+    assert decided.score(changed, examples)[metric] == pytest.approx(best)
+    assert [one.labels for one in changed] == [one.labels for one in decided.target.decode(scores)]
+    given = Classification(task.tokenizer, labels, replace(OPTIONS, metric=metric, threshold=0.5), {})
+    assert given.decided_on(answers, examples) == (given, answers)
+    one_label = Classification(task.tokenizer, labels, ClassificationSettings(), {})
+    assert one_label.decided_on(answers, examples)[0] is one_label
+
+
 def test_the_report_shows_the_surest_mistakes_first(tiny_tokenizer: Path) -> None:
     task = Classification(load_tokenizer(tiny_tokenizer), ("a", "b"), OPTIONS, {})
     scores = [[0.6, 0.1], [0.9, 0.9], [0.2, 0.1]]
@@ -209,6 +242,8 @@ def test_it_learns_each_label_by_itself(run: FinetuneResult, data: Path, tmp_pat
     assert [one["labels"] for one in said].count([]) >= 1
     report = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "By label" in report and "samples_f1" in report
+    saved = json.loads((run.model / "bertsmith.json").read_text())["settings"]["threshold"]
+    assert 0 < saved < 1 and f"from a probability of {saved:g} on" in report
     # Whatever is above the threshold: of a very low one, everything.
     low = evaluate(run.folder, str(data / "test.jsonl"), overrides={"threshold": 1e-6}, precision="fp32")
     assert low["micro_f1"] == pytest.approx(2 * 24 / (24 + 48))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertsmith.errors import SettingsError
-from bertsmith.text.windows import Kept, Window, keep, max_context, overlap, surround, truncate_pair, windows
+from bertsmith.text.windows import Kept, Window, keep, max_context, overlap, spread, surround, truncate_pair, windows
 
 lengths = st.integers(0, 700)
 sizes = st.integers(1, 400)
@@ -53,6 +53,17 @@ def test_windows_cover_every_token_and_are_never_too_long(length, size, step):
     assert all(len(part) <= size for part in parts)
     assert all(len(part) == size for part in parts[:-1])
     assert [part.start for part in parts] == sorted({part.start for part in parts})
+
+
+@given(lengths, st.integers(1, 30), st.integers(1, 30), st.integers(1, 40))
+def test_windows_that_are_too_many_are_spread(length, size, step, most):
+    """The first and the last stay, and of those left out between two there are never two more than between others."""
+    parts = windows(length, size, step)
+    found = [parts.index(one) for one in spread(parts, most)]
+    assert len(found) == min(most, len(parts)) and spread(parts, None) == parts
+    assert found[0] == 0 and (most == 1 or found[-1] == len(parts) - 1)
+    gaps = np.diff(found)
+    assert not len(gaps) or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
 
 
 @given(st.integers(1, 300), st.integers(1, 90), st.integers(1, 90))

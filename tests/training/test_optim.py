@@ -191,3 +191,11 @@ def test_unknown_names_are_refused_with_the_nearest(wrong: dict[str, Any], messa
 def test_settings_out_of_range_are_named(field: str, value: float) -> None:
     with pytest.raises(SettingsError, match=f"^{field} is "):
         OptimizerSettings(**{field: value})
+
+
+def test_a_share_of_a_schedule_that_has_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match="decay_share is of the schedule wsd, and this one is cosine"):
+        OptimizerSettings(schedule="cosine", decay_share=0.5)
+    with pytest.raises(SettingsError, match="this one is linear"):
+        OptimizerSettings(decay_share=0.5)
+    assert OptimizerSettings(optimizer="muon", schedule="wsd", decay_share=0.5).decay_share == 0.5

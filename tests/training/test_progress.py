@@ -22,6 +22,29 @@ def plain() -> tuple[Console, io.StringIO]:
     return Console(file=out, width=100), out
 
 
+def test_time_left_is_by_the_pace_of_this_process(tmp_path: Path) -> None:
+    """A run that took an hour for its first half is resumed, and now does one per cent in ten seconds."""
+    console, out = plain()
+    clock = iter(range(0, 1000, 10))
+    with Reporter(tmp_path, console=console, clock=lambda: float(next(clock))) as reporter:
+        for number in range(20):
+            figures = {**FIGURES, "seconds": 3600.0 + 10 * number}
+            reporter.train(100 + number, 0.5 + number / 100, figures)
+    left = [line.split()[-2] for line in out.getvalue().splitlines()]
+    assert left[0] == "1h00m"
+    assert left[2:] == [duration(10 * (50 - number)) for number in range(2, 20)]
+
+
+def test_time_left_follows_a_machine_that_becomes_slower(tmp_path: Path) -> None:
+    console, out = plain()
+    clock = iter(range(0, 10000, 10))
+    with Reporter(tmp_path, console=console, clock=lambda: float(next(clock))) as reporter:
+        for number in range(16):  # one per cent a second, then one in eleven
+            seconds = float(number if number < 4 else 4 + (number - 4) * 11)
+            reporter.train(number, number / 100, {**FIGURES, "seconds": seconds})
+    assert out.getvalue().splitlines()[-1].split()[-2] == duration(85 * 11)
+
+
 def test_lines_are_json_whatever_the_numbers(tmp_path: Path) -> None:
     with Reporter(tmp_path, console=plain()[0]) as reporter:
         reporter.train(5, 0.25, {**FIGURES, "loss": math.inf, "losses": {"mlm": math.nan}})

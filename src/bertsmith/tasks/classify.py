@@ -7,6 +7,8 @@ Shape letters: T tokens, S sequences (one an example, if it has no windows), E e
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from bertsmith.tasks.label_sets import LabelSetTarget
 from bertsmith.tasks.pairs import assemble, num_pair_specials
 from bertsmith.tasks.rows import ListExamples, check_max_length, given_as, sub_batches
 from bertsmith.text.tokenizer import Tokenizer
-from bertsmith.text.windows import Kept, keep, truncate_pair, windows
+from bertsmith.text.windows import Kept, keep, spread, truncate_pair, windows
 from bertsmith.training.report import Section
 from bertsmith.training.task import Batch
 
@@ -113,13 +115,22 @@ class Classification:
             texts = (_kept(first, kept[0], part), None if second is None else _kept(second, kept[1], part))
             return [texts], sum(lengths) - sum(kept)
         if second is None or sum(lengths) <= room or lengths[1] == 0:
-            return [(first[one.start : one.end], second) for one in windows(len(first), room, step or room)], 0
+            shown, unseen = self._windows(first, room, step)
+            return [(piece, second) for piece in shown], unseen
         # The shorter text stands beside each window of the longer one, and leaves it at least half of the room.
         shorter, longer = sorted((first, second), key=len)
         beside = shorter[: room // 2]
-        pieces = [longer[one.start : one.end] for one in windows(len(longer), room - len(beside), step or room)]
+        pieces, unseen = self._windows(longer, room - len(beside), step)
         pairs: list[_Texts] = [(beside, piece) if longer is second else (piece, beside) for piece in pieces]
-        return pairs, len(shorter) - len(beside)
+        return pairs, unseen + len(shorter) - len(beside)
+
+    def _windows(self, ids: np.ndarray, room: int, step: int | None) -> tuple[list[np.ndarray], int]:
+        """The windows of a text, and how many of its tokens are in none of them."""
+        parts = spread(windows(len(ids), room, step or room), self.settings.max_windows)
+        is_seen = np.zeros(len(ids), dtype=bool)
+        for one in parts:
+            is_seen[one.start : one.end] = True
+        return [ids[one.start : one.end] for one in parts], int((~is_seen).sum())
 
     def examples(self, split: str) -> ListExamples[ClassificationExample]:
         """The tokenized rows of one split."""
@@ -190,6 +201,20 @@ class Classification:
         results = self.target.score(answers, examples)
         return {self.metric: results[self.metric], **results}
 
+    def decided_on(
+        self, answers: Sequence[Any], examples: Sequence[ClassificationExample]
+    ) -> tuple["Classification", list[Any]]:
+        """The task with the threshold that is best on these, and its answers; as it is where there is none to choose.
+
+        There is where a text may have several labels, and the settings leave the threshold open.
+        """
+        if not isinstance(self.target, LabelSetTarget) or self.settings.threshold is not None:
+            return self, list(answers)
+        decided = copy(self)
+        decided.settings = replace(self.settings, threshold=self.target.best_threshold(answers, examples, self.metric))
+        decided.target = LabelSetTarget(self.labels, decided.settings)
+        return decided, decided.target.decode(np.stack([answer.scores for answer in answers]))
+
     def notes(self) -> list[str]:
         """How many texts of each split are longer than `max_length`, and what becomes of them."""
         part = self.settings.long
@@ -200,7 +225,7 @@ class Classification:
             if not long:
                 continue
             cut_tokens = sum(item.cut_tokens for item in long)
-            what = f"lose {cut_tokens:,} tokens {lost.get(part, 'of the shorter text of a pair')}"
+            what = f"lose {cut_tokens:,} tokens {lost.get(part, 'that no window shows')}"
             if part == "windows":
                 numbers = [len(item.token_ids) for item in long]
                 what = f"are read in {sum(numbers):,} windows, the longest in {max(numbers):,} at once" + (

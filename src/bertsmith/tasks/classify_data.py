@@ -10,7 +10,7 @@ import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.settings import settle_types
-from bertsmith.tasks.rows import is_gap, iter_settled, nothing_read, sorted_labels, usual_column, value_of
+from bertsmith.tasks.rows import is_gap, iter_settled, nothing_read, usual_column, value_of
 from bertsmith.text.tables import header_hint, understood_column
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "comment", "message", "tweet", "document", "question", "title")
@@ -42,9 +42,6 @@ _SET_METRICS = ("micro_f1", "macro_f1", "samples_f1", "subset_accuracy")
 Metric = Literal[
     "accuracy", "macro_f1", "micro_f1", "mcc", "r2", "spearman", "pearson", "mse", "samples_f1", "subset_accuracy"
 ]
-_FEWEST_NUMBERS = 10  # that make a regression likely
-_MOST_LABELS = 0.9  # for each row,
-_FEWEST_ROWS = 50  # where there are so many
 _SHOWN = 40  # characters of a label
 _LARGEST_NUMBER = float(np.finfo(np.float32).max)
 
@@ -71,14 +68,16 @@ class ClassificationSettings:
     """A row may have several labels, or none: a list, or a text parted by label_separator."""
     label_separator: str = ","
     """What stands between the labels of a row, where they are one text; for multi_label."""
-    threshold: float = 0.5
-    """From which probability on a label is predicted; for multi_label."""
+    threshold: float | None = None
+    """From which probability on a label is predicted; by default what is best on dev, else 0.5; for multi_label."""
     max_length: int = 128
     """Tokens in a sequence, [CLS] and [SEP] included."""
     long: Literal["head", "tail", "head-tail", "windows"] = "head"
     """What is read of a longer text: its beginning, its end, a quarter and three quarters of both, or all of it."""
     doc_stride: int | None = None
     """Tokens from the start of one window to the next; by default windows do not overlap."""
+    max_windows: int | None = None
+    """Windows that are read of a text at most, as far from each other as they can be; by default all."""
     window_pooling: Literal["mean", "max"] = "mean"
     """What becomes of the logits of a text's windows."""
     class_weights: str = "none"
@@ -114,13 +113,16 @@ class ClassificationSettings:
             )
         if not self.label_separator:
             raise SettingsError("label_separator is empty; give what stands between labels.")
-        if self.long != "windows" and (self.doc_stride is not None or self.window_pooling != "mean"):
-            raise SettingsError("doc_stride and window_pooling are for windows: say long windows.")
+        windowed = (self.doc_stride, self.max_windows, self.window_pooling)
+        if self.long != "windows" and windowed != (None, None, "mean"):
+            raise SettingsError("doc_stride, max_windows and window_pooling are for windows: say long windows.")
+        if self.max_windows is not None and self.max_windows < 1:
+            raise SettingsError(f"max_windows is {self.max_windows}; give 1 or more.")
         if self.doc_stride is not None and self.doc_stride < 1:
             raise SettingsError(f"doc_stride is {self.doc_stride}; windows must move forward by at least 1 token.")
-        if not 0 < self.threshold < 1:
+        if self.threshold is not None and not 0 < self.threshold < 1:
             raise SettingsError(f"threshold must be in (0, 1), not {self.threshold}.")
-        if not self.multi_label and (self.label_separator != "," or self.threshold != 0.5):
+        if not self.multi_label and (self.label_separator != "," or self.threshold is not None):
             raise SettingsError(
                 "label_separator and threshold are for multi_label, where a row may have several labels."
             )
@@ -337,63 +339,3 @@ def text_columns(values: Mapping[str, Any], settings: ClassificationSettings, wh
     pair = settings.pair_column or ("pair" if settings.text_column is None and "pair" in values else None)
     text = understood_column(settings.text_column, "text", values, where)
     return text, None if pair is None else understood_column(pair, "pair", values, where)
-
-
-def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSettings) -> tuple[str, ...]:
-    """The labels of the training rows in the order of their ids; none for a regression.
-
-    Raises:
-        InputError: only one label or number, or the same labels in every row; labels that are numbers with fractions,
-            or nearly as many as there are rows.
-    """
-    if settings.regression:
-        numbers = {float(label) if _is_number(label) else label for row in rows if (label := row.label) is not None}
-        if len(rows) > 1 and len(numbers) < 2:
-            raise InputError(f"every row has the number {rows[0].label}: nothing to tell apart.", rows[0].where)
-        return ()
-    if settings.multi_label:
-        sets = {frozenset(row.labels or ()) for row in rows}
-        if len(sets) < 2:
-            same = ", ".join(sorted(next(iter(sets)))) or "none"
-            raise InputError(f"every row has the same labels ({same}): nothing to tell apart.", rows[0].where)
-        if frozenset().union(*sets) == {"0", "1"}:
-            raise InputError(
-                "the labels are 0 and 1, as if each place of a list were a label. Give the names of those that a row "
-                'has, such as ["history", "rivers"].',
-                rows[0].where,
-            )
-        return sorted_labels(frozenset().union(*sets))
-    labels = sorted_labels(row.label for row in rows if row.label is not None)
-    if len(labels) < 2:
-        raise InputError(f'every row has the label "{labels[0]}": nothing to tell apart.', rows[0].where)
-    if len(labels) > _FEWEST_NUMBERS and all(_is_fraction(label) for label in labels):
-        raise InputError(
-            f"the labels look like numbers ({', '.join(labels[:3])}, ...). Say regression to learn them as numbers, "
-            f"or choose another label_column than {settings.label_column}.",
-            rows[0].where,
-        )
-    if len(rows) >= _FEWEST_ROWS and len(labels) > _MOST_LABELS * len(rows):
-        raise _no_classes(labels, len(rows), settings, rows[0].where)
-    return labels
-
-
-def _no_classes(labels: Sequence[str], num_rows: int, settings: ClassificationSettings, where: str) -> InputError:
-    shown = ", ".join(f'"{label if len(label) <= _SHOWN else label[:_SHOWN] + "..."}"' for label in labels[:3])
-    number = " If they are numbers to learn, say regression." if all(map(_is_number, labels)) else ""
-    return InputError(
-        f'{len(labels):,} labels in {num_rows:,} rows: hardly any of the column "{settings.label_column}" stands twice '
-        f"({shown}, ...), so it seems to hold something else. Choose another label_column; if the file has no header "
-        f"line, give columns in the order in which they stand in it, else leave them out.{number}",
-        where,
-    )
-
-
-def _is_number(label: str) -> bool:
-    try:
-        return math.isfinite(float(label))
-    except ValueError:
-        return False
-
-
-def _is_fraction(label: str) -> bool:
-    return "." in label and _is_number(label)

@@ -1,4 +1,5 @@
-"""What classification learns of a text: one label, or a number; any number of labels are in `tasks/label_sets.py`.
+"""What classification learns of a text: which labels there are; one of them, or a number. Any number of labels are in
+`tasks/label_sets.py`.
 
 Each has its loss, its answers, its figures and what the report shows of it.
 Shape letters: S examples, C labels.
@@ -15,14 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bertsmith.errors import InputError
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, number_of
 from bertsmith.tasks.cross_entropy import weighted_cross_entropy
-from bertsmith.tasks.rows import class_weights, label_id
+from bertsmith.tasks.rows import class_weights, label_id, sorted_labels
 from bertsmith.training.report import LARGEST_MATRIX, Curves, Matrix, Section, Table, no_matrix
 
 SHOWN_MISTAKES = 20
 _SHOWN_CHARACTERS = 300
 _CALIBRATION_BINS = 10
+_FEWEST_NUMBERS = 10  # that make a regression likely
+_MOST_LABELS = 0.9  # for each row,
+_FEWEST_ROWS = 50  # where there are so many
+_SHOWN_LABEL = 40  # characters
 
 
 @dataclass(frozen=True)
@@ -264,6 +270,68 @@ class NumberTarget:
         )
         rows = [(e.target, a.score, shown(e.row), e.row.where) for a, e in pairs[:SHOWN_MISTAKES]]
         return [Table("Largest errors", ("value", "predicted", "text", "row"), rows)]
+
+
+def find_labels(rows: Sequence[ClassificationRow], settings: ClassificationSettings) -> tuple[str, ...]:
+    """The labels of the training rows in the order of their ids; none for a regression.
+
+    Raises:
+        InputError: only one label or number, or the same labels in every row; labels that are numbers with fractions,
+            or nearly as many as there are rows.
+    """
+    if settings.regression:
+        numbers = {float(label) if _is_number(label) else label for row in rows if (label := row.label) is not None}
+        if len(rows) > 1 and len(numbers) < 2:
+            raise InputError(f"every row has the number {rows[0].label}: nothing to tell apart.", rows[0].where)
+        return ()
+    if settings.multi_label:
+        sets = {frozenset(row.labels or ()) for row in rows}
+        if len(sets) < 2:
+            same = ", ".join(sorted(next(iter(sets)))) or "none"
+            raise InputError(f"every row has the same labels ({same}): nothing to tell apart.", rows[0].where)
+        if frozenset().union(*sets) == {"0", "1"}:
+            raise InputError(
+                "the labels are 0 and 1, as if each place of a list were a label. Give the names of those that a row "
+                'has, such as ["history", "rivers"].',
+                rows[0].where,
+            )
+        return sorted_labels(frozenset().union(*sets))
+    labels = sorted_labels(row.label for row in rows if row.label is not None)
+    if len(labels) < 2:
+        raise InputError(f'every row has the label "{labels[0]}": nothing to tell apart.', rows[0].where)
+    if len(labels) > _FEWEST_NUMBERS and all(_is_fraction(label) for label in labels):
+        raise InputError(
+            f"the labels look like numbers ({', '.join(labels[:3])}, ...). Say regression to learn them as numbers, "
+            f"or choose another label_column than {settings.label_column}.",
+            rows[0].where,
+        )
+    if len(rows) >= _FEWEST_ROWS and len(labels) > _MOST_LABELS * len(rows):
+        raise _no_classes(labels, len(rows), settings, rows[0].where)
+    return labels
+
+
+def _no_classes(labels: Sequence[str], num_rows: int, settings: ClassificationSettings, where: str) -> InputError:
+    shown = ", ".join(
+        f'"{label if len(label) <= _SHOWN_LABEL else label[:_SHOWN_LABEL] + "..."}"' for label in labels[:3]
+    )
+    number = " If they are numbers to learn, say regression." if all(map(_is_number, labels)) else ""
+    return InputError(
+        f'{len(labels):,} labels in {num_rows:,} rows: hardly any of the column "{settings.label_column}" stands twice '
+        f"({shown}, ...), so it seems to hold something else. Choose another label_column; if the file has no header "
+        f"line, give columns in the order in which they stand in it, else leave them out.{number}",
+        where,
+    )
+
+
+def _is_number(label: str) -> bool:
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False
+
+
+def _is_fraction(label: str) -> bool:
+    return "." in label and _is_number(label)
 
 
 def calibration(scores: Sequence[float], is_right: np.ndarray) -> Curves:

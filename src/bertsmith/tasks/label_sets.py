@@ -17,6 +17,9 @@ from bertsmith.tasks.classify_targets import SHOWN_MISTAKES, ClassificationExamp
 from bertsmith.tasks.rows import label_id
 from bertsmith.training.report import Section, Table
 
+_USUAL_THRESHOLD = 0.5
+_THRESHOLDS = sorted((percent / 100 for percent in range(1, 100)), key=lambda one: abs(one - _USUAL_THRESHOLD))
+
 
 @dataclass(frozen=True)
 class LabelSetAnswer:
@@ -34,7 +37,7 @@ class LabelSetTarget:
 
     def __init__(self, labels: Sequence[str], settings: ClassificationSettings) -> None:
         self._labels = tuple(labels)
-        self._threshold = settings.threshold
+        self._threshold = _USUAL_THRESHOLD if settings.threshold is None else settings.threshold
         self._ids = {label: index for index, label in enumerate(labels)}
 
     def encode(self, row: ClassificationRow) -> tuple[int, ...] | None:
@@ -65,13 +68,15 @@ class LabelSetTarget:
     def score(self, answers: Sequence[LabelSetAnswer], examples: Sequence[ClassificationExample]) -> dict[str, float]:
         """Those of scikit-learn with `zero_division=0`: F1 over all decisions, the mean over labels, and over texts;
         the share of texts all of whose labels are right. A text that has no label and gets none has an F1 of 0."""
-        gold_SC, found_SC = self._gold_and_found(answers, examples)
-        return {
-            "micro_f1": float(_f1(gold_SC, found_SC, None)),
-            "macro_f1": float(_f1(gold_SC, found_SC, 0).mean()),
-            "samples_f1": float(_f1(gold_SC, found_SC, 1).mean()),
-            "subset_accuracy": float((gold_SC == found_SC).all(1).mean()),
-        }
+        return _figures(*self._gold_and_found(answers, examples))
+
+    def best_threshold(
+        self, answers: Sequence[LabelSetAnswer], examples: Sequence[ClassificationExample], metric: str
+    ) -> float:
+        """The whole per cent at which the metric is best on these; of equal ones the nearest to 0.5."""
+        gold_SC = self._indicators([example.target for example in examples])
+        scores_SC = np.stack([answer.scores for answer in answers])
+        return max(_THRESHOLDS, key=lambda one: _figures(gold_SC, scores_SC >= one)[metric])
 
     def to_json(self, answer: LabelSetAnswer) -> dict[str, Any]:
         """`{"labels": [...], "scores": {label: probability}}`."""
@@ -118,6 +123,15 @@ class LabelSetTarget:
     ) -> tuple[np.ndarray, np.ndarray]:
         found = [tuple(self._ids[label] for label in answer.labels) for answer in answers]
         return self._indicators([example.target for example in examples]), self._indicators(found)
+
+
+def _figures(gold_SC: np.ndarray, found_SC: np.ndarray) -> dict[str, float]:
+    return {
+        "micro_f1": float(_f1(gold_SC, found_SC, None)),
+        "macro_f1": float(_f1(gold_SC, found_SC, 0).mean()),
+        "samples_f1": float(_f1(gold_SC, found_SC, 1).mean()),
+        "subset_accuracy": float((gold_SC == found_SC).all(1).mean()),
+    }
 
 
 def _f1(gold_SC: np.ndarray, found_SC: np.ndarray, axis: int | None) -> np.ndarray:

@@ -20,7 +20,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import FAMILIES, family
 from bertsmith.model.folder import load_weights, read_config, resolve, save_model
 from bertsmith.settings import from_mapping, to_mapping
-from bertsmith.tasks import answer, answer_data, choice_data, classify_data, embed_data, tag_data
+from bertsmith.tasks import answer, answer_data, choice_data, classify_data, classify_targets, embed_data, tag_data
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.card import SIMILARITY
 from bertsmith.tasks.choose import Choosing
@@ -45,6 +45,7 @@ from bertsmith.training.task import Batch, Examples, Task
 
 _FORMAT = 1
 _OF_THE_HEAD = ("regression", "multi_label", "crf")
+_OF_WINDOWS = ("doc_stride", "max_windows", "window_pooling")
 _LONGEST_WINDOW = 384  # tokens, of run_squad.py, for folders that do not say how they were trained
 
 
@@ -110,7 +111,7 @@ TASKS: Mapping[str, Kind] = {
     Classification.name: Kind(
         classify_data.ClassificationSettings,
         classify_data.read_rows,
-        classify_data.find_labels,
+        classify_targets.find_labels,
         Classification,
         Classification.architecture,
         "text-classification",
@@ -260,7 +261,9 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     kind = TASKS[name]
     changes = dict(overrides or {})
     if "window_pooling" in values and changes.get("long") not in (None, "windows"):
-        values = {key: value for key, value in values.items() if key not in ("doc_stride", "window_pooling")}
+        values = {
+            key: value for key, value in values.items() if key not in ("doc_stride", "max_windows", "window_pooling")
+        }
     settings = from_mapping(kind.settings, {**values, **changes}, f"settings of {place}")
     for one in _OF_THE_HEAD:
         if one in values and getattr(settings, one) != values[one]:

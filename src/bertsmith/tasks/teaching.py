@@ -23,6 +23,7 @@ from bertsmith.tasks import seeds
 from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import code_span, model_card
+from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.data_check import given_answer
 from bertsmith.tasks.distill import Distillation, source_name, teacher_names, weight_hashes
 from bertsmith.tasks.embed import Embedding, smallest_micro_batch
@@ -194,14 +195,15 @@ def evaluated(
 ) -> tuple[FinetuneTask, dict[str, Evaluation]]:
     """The evaluations of "dev" and "test" as far as there are any; and the task, with what dev decides.
 
-    That is the no-answer threshold, where the settings leave it open: dev's own figures are with it, too.
+    That is the threshold of "no answer" or of a text's labels, where the settings leave it open: dev's own figures are
+    with it, too.
     """
     evaluations: dict[str, Evaluation] = {}
     for split in ("dev", "test"):
         if not task.examples(split).num_examples(0):
             continue
         found = evaluate_task(model, task, split, device=device, precision=precision)
-        if split == "dev" and isinstance(task, Answering):
+        if split == "dev" and isinstance(task, Answering | Classification):
             decided, answers = task.decided_on(found.answers, found.examples)
             if decided is not task:
                 task, found = decided, Evaluation(decided.score(answers, found.examples), answers, found.examples)
@@ -211,6 +213,8 @@ def evaluated(
 
 def decision(task: FinetuneTask) -> str:
     """What `evaluated` has found, in a sentence."""
+    if isinstance(task, Classification):
+        return f"A text has the labels whose probability is {task.settings.threshold:.2f} or more: by dev."
     return f"There is no answer where that scores {task.settings.no_answer_threshold:.2f} above the best: by dev."
 
 

@@ -53,6 +53,17 @@ def windows(length: int, size: int, step: int) -> list[Window]:
     return [Window(start, min(start + size, length)) for start in starts]
 
 
+def spread(parts: Sequence[Window], most: int | None) -> list[Window]:
+    """At most `most` of the windows, as far apart as they can be; None: all.
+
+    >>> spread(windows(10, size=2, step=2), most=3)
+    [Window(start=0, end=2), Window(start=4, end=6), Window(start=8, end=10)]
+    """
+    if most is None or len(parts) <= most:
+        return list(parts)
+    return [parts[int(place)] for place in np.linspace(0, len(parts) - 1, most)]
+
+
 def keep(length: int, room: int, part: Kept) -> list[Window]:
     """What stays of `length` tokens where there is room for fewer: one range, or with "head-tail" two.
 

@@ -102,6 +102,11 @@ class OptimizerSettings:
             raise SettingsError(f"epsilon is {self.epsilon}; it must be above 0.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise SettingsError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
+        if self.decay_share != OptimizerSettings.decay_share and self.preset.schedule != "wsd":
+            raise SettingsError(
+                f"decay_share is of the schedule wsd, and this one is {self.preset.schedule}: say schedule wsd, or "
+                "leave decay_share out."
+            )
 
     @property
     def preset(self) -> Preset:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,6 +48,7 @@ class Reporter:
         self._console = console or progress_screen()
         self._clock = clock
         self._last_line = -math.inf
+        self._pace = _Pace()
         self._bar: Progress | None = None
         self._bar_id = TaskID(0)
         self._path = Path(os.devnull) if run_folder is None else run_folder / "metrics.jsonl"
@@ -95,7 +96,7 @@ class Reporter:
     def train(self, step: int, progress: float, values: Mapping[str, Any]) -> None:
         """Figures of the steps since the last call; wants "loss", "tokens_per_second" and "seconds"."""
         self.write("train", step, {"progress": progress, **values})
-        text = _state_of(step, progress, values)
+        text = _state_of(step, progress, values, self._pace)
         if self._bar is not None:
             self._bar.update(self._bar_id, completed=progress, description=text)
         elif self._clock() - self._last_line >= _PLAIN_LINE_SECONDS:
@@ -159,7 +160,7 @@ class Watcher:
     def _show(self, name: str, watched: "_Watched", line: Mapping[str, Any]) -> None:
         step = line["step"]
         if line["kind"] == "train":
-            text = _state_of(step, line["progress"], line)
+            text = _state_of(step, line["progress"], line, watched.pace)
             if self._bars is not None:
                 self._bars.update(watched.bar_id, completed=line["progress"], description=text)
             elif self._clock() - watched.last_line >= _PLAIN_LINE_SECONDS:
@@ -171,6 +172,28 @@ class Watcher:
             say(self._console, f"{name}        step {step:,}  {line['text']}")
 
 
+class _Pace:
+    """How long a run still takes, by how fast it was in the last half to three quarters of what this process has seen.
+
+    What was before a run was resumed may have been another machine, and short sequences may come first; by the last few
+    steps alone, an evaluation would weigh too much.
+    """
+
+    def __init__(self) -> None:
+        self._begin: float | None = None
+        self._since = self._next = (0.0, 0.0)
+
+    def left(self, seconds: float, progress: float) -> float:
+        """Seconds, from `progress` in [0, 1], which took `seconds`, to 1."""
+        if self._begin is None:
+            self._begin = seconds
+            self._next = (seconds, progress)
+        elif seconds - self._begin >= 2 * (self._next[0] - self._begin):
+            self._since, self._next = self._next, (seconds, progress)
+        since_seconds, since_progress = self._since if progress > self._since[1] else (0.0, 0.0)
+        return (seconds - since_seconds) * (1 - progress) / max(progress - since_progress, 1e-9)
+
+
 @dataclass
 class _Watched:
     """How much of a run's metrics.jsonl has been seen."""
@@ -179,6 +202,7 @@ class _Watched:
     position: int
     bar_id: TaskID
     last_line: float = -math.inf
+    pace: _Pace = field(default_factory=_Pace)
 
     def new_lines(self) -> list[dict[str, Any]]:
         """Whole lines that were added. A run that is resumed first removes some: what follows them is new."""
@@ -207,9 +231,9 @@ def _bars(console: Console, *before: str) -> Progress | None:
     return Progress(*before, bar, "{task.percentage:3.0f} %", "{task.description}", console=console, transient=True)
 
 
-def _state_of(step: int, progress: float, values: Mapping[str, Any]) -> str:
+def _state_of(step: int, progress: float, values: Mapping[str, Any], pace: _Pace) -> str:
     """A line of kind "train" for people. A figure that is not finite is None in the file."""
-    left = values["seconds"] * (1 - progress) / max(progress, 1e-9)
+    left = pace.left(values["seconds"], progress)
     loss = math.nan if values["loss"] is None else values["loss"]
     return f"step {step:,}  loss {loss:.4f}  {values['tokens_per_second']:,.0f} tokens/s  {duration(left)} left"
 

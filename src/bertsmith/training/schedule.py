@@ -164,7 +164,9 @@ def _warmup(progress: float, step: int, settings: OptimizerSettings) -> float:
 
 def _used(progress: float, start: float) -> float:
     """How much of what follows `start` is used up, in [0, 1]; 1 at the end of the run."""
-    return max(0.0, 1.0 - max(0.0, 1.0 - progress) / max(1.0 - start, 1e-12))
+    if progress >= 1:
+        return 1.0
+    return 1.0 - (1.0 - progress) / max(1.0 - start, 1e-12) if progress > start else 0.0
 
 
 def _decay_start(warmup: float, settings: OptimizerSettings) -> float:
