@@ -568,6 +568,27 @@ def test_predict_passes_settings(run: Run, echo: Echo) -> None:
     assert code == 2 and "write KEY=VALUE" in err
 
 
+@pytest.mark.parametrize(
+    ("given", "setting"),
+    [
+        ("text_column=Review #1", "Review #1"),
+        ("text_column=#1", "#1"),
+        ("text_column=2020", "2020"),
+        ("text_column=@x: y", "@x: y"),
+        ('text_column="2020"', "2020"),
+        ("label_separator=, ", ", "),
+        ("columns=null", None),
+        ("text_column=", None),
+        ("tag_column=1", 1),
+        ("threshold=0.3", 0.3),
+    ],
+)
+def test_what_is_set_is_text_where_the_setting_is(run: Run, echo: Echo, given: str, setting: object) -> None:
+    code, _, err = run("predict", "model", "a", "--set", given)
+    assert code == 0, err
+    assert list(echo.overrides.values()) == [setting]
+
+
 def test_predict_reads_tables_of_choices_as_the_fine_tuning_did(
     run: Run, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -266,6 +266,12 @@ def test_what_is_neither_text_nor_row_names_its_number(
         next(answers)
 
 
+def test_columns_of_pandas_without_a_header_have_no_names(classifier: Path) -> None:
+    rows: Any = [{0: "the cat", 1: "a dog"}]
+    with pytest.raises(InputError, match=r"^row 1: the name of a column is 0, which is no text.*names=\[\.\.\.\]"):
+        next(load(classifier, device="cpu").predict(rows))
+
+
 def test_gaps_of_pandas_are_no_texts(classifier: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^row 1, text: nothing here"):
         next(load(classifier, device="cpu").predict([{"text": math.nan}]))

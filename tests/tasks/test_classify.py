@@ -189,7 +189,7 @@ def test_nearly_as_many_labels_as_rows_are_no_classes() -> None:
 def test_named_columns_of_a_file_with_a_header_are_refused(make_files: MakeFiles) -> None:
     path = str(make_files({"a.tsv": "Text\tLabel\nwho was he\tperson\nlabel\ttext\n"}) / "a.tsv")
     for columns in ("label,text", "text, label"):
-        with pytest.raises(InputError, match=r"a\.tsv:1: the first row equals the column names \(Text, Label\).*Leave"):
+        with pytest.raises(InputError, match=r"a\.tsv:1: the first row equals the column names \(Text, Label\).*leave"):
             read_rows(path, ClassificationSettings(columns=columns))
     assert len(read_rows(path, ClassificationSettings())[1]) == 2
     assert len(read_rows(path, ClassificationSettings(columns="text,topic", label_column="topic"))[1]) == 3

@@ -23,6 +23,7 @@ from transformers import (
 from bertsmith.cli import main
 from bertsmith.deploy.predict import load
 from bertsmith.errors import InputError, ModelError, SettingsError
+from bertsmith.settings import to_mapping
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, read_rows
 from bertsmith.tasks.classify_targets import ClassificationExample, find_labels
@@ -123,6 +124,13 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str)
         ClassificationSettings(**changes)
 
 
+def test_folders_that_name_a_threshold_which_nobody_asks_for_are_read() -> None:
+    """As all did while it could not be left open; a run that was begun then can still be resumed."""
+    assert ClassificationSettings(threshold=0.5) == ClassificationSettings()
+    assert to_mapping(ClassificationSettings())["threshold"] == 0.5
+    assert to_mapping(ClassificationSettings(multi_label=True))["threshold"] is None
+
+
 # Figures
 
 
@@ -187,6 +195,22 @@ def test_a_threshold_that_is_left_open_is_the_best_one(tiny_tokenizer: Path, met
     assert given.decided_on(answers, examples) == (given, answers)
     one_label = Classification(task.tokenizer, labels, ClassificationSettings(), {})
     assert one_label.decided_on(answers, examples)[0] is one_label
+
+
+def test_a_checkpoint_is_judged_by_the_threshold_that_dev_would_choose(tiny_tokenizer: Path) -> None:
+    """While it learns, no label of few rows reaches 0.5: all checkpoints would be equal, and the first one kept."""
+    dev = rows(("a",), (), ("b",), ("a", "b"))
+    task = Classification(load_tokenizer(tiny_tokenizer), ("a", "b"), OPTIONS, {"dev": dev})
+    examples = task.examples("dev").items
+    better = task.target.decode(np.array([[0.3, 0.1], [0.1, 0.1], [0.1, 0.3], [0.3, 0.3]], dtype=np.float32))
+    worse = task.target.decode(np.array([[0.1, 0.3], [0.1, 0.1], [0.1, 0.3], [0.3, 0.3]], dtype=np.float32))
+    assert task.score(better, examples)["micro_f1"] == 1.0
+    assert 0 < task.score(worse, examples)["micro_f1"] < 1.0
+    decided, answers = task.decided_on(better, examples)
+    assert decided.score(answers, examples) == task.score(better, examples)
+    # A threshold is for others than it was chosen on: of these a model without dev scores what it answers.
+    alone = Classification(task.tokenizer, ("a", "b"), OPTIONS, {"test": dev})
+    assert alone.score(better, examples)["micro_f1"] == 0.0
 
 
 def test_the_report_shows_the_surest_mistakes_first(tiny_tokenizer: Path) -> None:

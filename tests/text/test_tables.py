@@ -57,3 +57,15 @@ def test_other_delimiters_are_one_character(make_files: MakeFiles, name: str) ->
     path = make_files({"a.csv": "text,label\na,1\n"}) / "a.csv"
     with pytest.raises(SettingsError, match="one character wanted, or tab"):
         rows(path, delimiter=name)
+
+
+def test_a_header_line_is_no_row_of_named_columns(make_files: MakeFiles) -> None:
+    """Of data to answer as of labelled ones: a model that was trained with names for the columns keeps them."""
+    folder = make_files({"a.csv": "Text , label\ngood,1\n", "b.csv": "text\ntext\n", "c.csv": "good,1\ntext,label\n"})
+    for columns in (["text", "label"], ["label", "text"]):
+        with pytest.raises(InputError, match=r"a\.csv:1: the first row equals .*--set columns=null"):
+            rows(folder / "a.csv", columns=columns)
+    assert len(rows(folder / "b.csv", columns=["text"])) == 2  # a single word may be one
+    assert len(rows(folder / "c.csv", columns=["text", "label"])) == 2
+    with pytest.raises(InputError, match=r"a\.csv:1: 2 fields here, but 3 columns: .*--set columns=null"):
+        rows(folder / "a.csv", columns=["id", "text", "label"])

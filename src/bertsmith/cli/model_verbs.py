@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -35,6 +36,7 @@ from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
 from bertsmith.tasks.run_folder import model_folder, own_files
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
+from bertsmith.tasks.saved import TASKS
 from bertsmith.tasks.seeds import Spread, spread
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.tasks.together import TogetherSettings
@@ -46,6 +48,8 @@ from bertsmith.training.device import Precision
 from bertsmith.training.launch import read_launch
 
 _FLAT = Parameter(name="*")
+_TEXTS = {one.name for kind in TASKS.values() for one in fields(kind.settings) if one.type in (str, str | None)}
+"""Settings of tasks that are text, whatever it looks like."""
 
 
 def corpus_check(
@@ -310,8 +314,11 @@ def _key_and_value(item: str) -> tuple[str, Any]:
     name, equals, value = item.partition("=")
     if not equals:
         raise SettingsError(f'--set "{item}": write KEY=VALUE.')
-    is_mark = len(value) == 1 and not value.isalnum() and value != "~"  # a delimiter; to YAML some mean other things
-    return name.strip().replace("-", "_"), value if is_mark else read_value(value)
+    name = name.strip().replace("-", "_")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    # To YAML a column "Review #1" is "Review", "2020" a number, and a delimiter "|" the begin of a text.
+    is_literal = name in _TEXTS and not is_quoted and value not in ("", "null", "~")
+    return name, value if is_literal else read_value(value)
 
 
 def _show_finetuned(result: FinetuneResult, text: str, more: str = "") -> None:

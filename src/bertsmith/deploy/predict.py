@@ -354,6 +354,15 @@ def _placed(row: Value | Placed, number: int) -> tuple[Value, str]:
     value, where = (row.value, row.where) if isinstance(row, Placed) else (row, f"row {number}")
     if not isinstance(value, str | Mapping):
         raise InputError(f'a text wanted, or a row such as {{"text": ...}}; {type(value).__name__} found.', where)
+    if isinstance(value, Mapping):
+        names: Iterable[Any] = value
+        nameless = next((name for name in names if not isinstance(name, str)), None)
+        if nameless is not None:
+            raise InputError(
+                f"the name of a column is {nameless!r}, which is no text. Give columns names (in pandas: header=None "
+                "makes numbers of them; names=[...] gives names).",
+                where,
+            )
     return value, where
 
 

@@ -71,6 +71,7 @@ class Classification:
         self.greater_is_better = self.metric != "mse"
         self.loss_weights: Mapping[str, float] = {self.name: 1.0}
         self._splits = {name: ListExamples(self.encode(rows)) for name, rows in splits.items()}
+        self._has_dev = bool(splits.get("dev"))
 
     def row(self, value: str | Mapping[str, Any], where: str) -> ClassificationRow:
         """A row to predict: a text, or a mapping with this task's columns (or `text` and `pair`).
@@ -197,8 +198,12 @@ class Classification:
         return self.target.decode(output.numpy())
 
     def score(self, answers: Sequence[Any], examples: Sequence[ClassificationExample]) -> dict[str, float]:
-        """The target's metrics, the objective first."""
-        results = self.target.score(answers, examples)
+        """The target's metrics, the objective first; with the threshold that is best, if dev is to choose it."""
+        if self._has_dev:
+            decided, answers = self.decided_on(answers, examples)
+            results = decided.target.score(answers, examples)
+        else:
+            results = self.target.score(answers, examples)
         return {self.metric: results[self.metric], **results}
 
     def decided_on(

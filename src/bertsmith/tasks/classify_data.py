@@ -122,10 +122,12 @@ class ClassificationSettings:
             raise SettingsError(f"doc_stride is {self.doc_stride}; windows must move forward by at least 1 token.")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise SettingsError(f"threshold must be in (0, 1), not {self.threshold}.")
-        if not self.multi_label and (self.label_separator != "," or self.threshold is not None):
+        if not self.multi_label and (self.label_separator != "," or self.threshold not in (None, 0.5)):
             raise SettingsError(
                 "label_separator and threshold are for multi_label, where a row may have several labels."
             )
+        if not self.multi_label:  # as folders and checkpoints have it that are from before it could be left open
+            object.__setattr__(self, "threshold", 0.5)
 
 
 @dataclass(frozen=True)
@@ -168,24 +170,11 @@ def read_rows(
     records = iter_settled(source, settings, find_columns, bad)
     with collecting(bad):
         for where, values, settings in records:
-            if not rows:
-                _check_first(values, settings, where)
             with collecting(bad):
                 rows.append(_labelled_row(values, settings, where))
     if not rows:
         raise nothing_read(source, "rows", bad)
     return settings, rows
-
-
-def _check_first(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> None:
-    """Raise InputError if columns were named and the first row holds these very names: it is a header line."""
-    first = {str(value).strip().lower() for value in values.values()}
-    if settings.columns is not None and len(values) > 1 and first == {str(name).lower() for name in values}:
-        raise InputError(
-            f"the first row equals the column names ({', '.join(map(str, values.values()))}): the file has a header "
-            "line, which gives each column its name. Leave columns out.",
-            where,
-        )
 
 
 def _labelled_row(values: Mapping[str, Any], settings: ClassificationSettings, where: str) -> ClassificationRow:

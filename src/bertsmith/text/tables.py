@@ -13,6 +13,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 _DELIMITERS = ",;\t|"
 _TAB_NAMES = ("tab", "\\t")  # the second are two characters, as a shell gives them
 _SEPARATOR_LINE = re.compile(r'sep=([^"\r\n])', re.IGNORECASE)  # Excel's, before the header
+_WITHOUT_NAMES = "leave columns out (evaluate and predict: --set columns=null)"
 # Enough for any field; a quote that is never closed must not swallow a file larger than memory.
 _FIELD_LIMIT = 1 << 27
 
@@ -34,6 +35,7 @@ def table_rows(
         records = _records(file, delimiter, usual, quoting, bad)
         names = list(columns) if columns is not None else None
         num_bad = len(bad or ())
+        is_first = True
         for line_number, fields in records:
             where = f"{path}:{line_number}"
             if names is None:
@@ -44,14 +46,18 @@ def table_rows(
                 names = _header(fields, where)
             elif len(fields) != len(names):
                 quotes = "" if quoting else " Quotes have no meaning here; if they should, set quoting."
+                given = "" if columns is None else f" If the file has a header line, {_WITHOUT_NAMES}."
                 with collecting(bad):
                     raise InputError(
                         f"{len(fields)} fields here, but {len(names)} columns: {', '.join(names)}."
-                        f"{header_hint(names) or quotes}",
+                        f"{header_hint(names) or quotes}{given}",
                         where,
                     )
             else:
+                if is_first and columns is not None:
+                    _refuse_header(fields, names, where)
                 yield where, dict(zip(names, fields, strict=True))
+            is_first = False
 
 
 def one_delimiter(given: str) -> str:
@@ -138,6 +144,16 @@ def refuse_several(
         raise InputError(
             f"cannot tell which column is the {kind}, {names} could be: give {kind}_column. Columns: "
             f"{', '.join(map(str, columns))}.",
+            where,
+        )
+
+
+def _refuse_header(fields: Sequence[str], names: Sequence[str], where: str) -> None:
+    """See that the first line does not hold the very names that were given: it is a header line, and no row."""
+    if len(fields) > 1 and {one.strip().lower() for one in fields} == {one.lower() for one in names}:
+        raise InputError(
+            f"the first row equals the column names ({', '.join(fields)}): the file has a header line, which gives "
+            f"each column its name; {_WITHOUT_NAMES}.",
             where,
         )
 
