@@ -26,7 +26,7 @@ from bertsmith.model.folder import save_model
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks import advise as advise_module
 from bertsmith.tasks.advice_rules import DataFigures, Least, recommend, remarks
-from bertsmith.tasks.advice_text import advice_sheets, render
+from bertsmith.tasks.advice_text import advice_sheets, no_advice, render
 from bertsmith.tasks.advise import Advice, AdviceSettings, advise
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.child import in_child
@@ -290,6 +290,81 @@ def test_memory_takes_time_then_embeddings_then_all_but_small_matrices(
     assert any("does not fit" in value for sheet in advice_sheets(advice) for _, value, _ in sheet.lines)
 
 
+def test_memory_takes_windows_before_anything_that_is_learnt(
+    make_files: MakeFiles, model: Path, machine: Machine
+) -> None:
+    """Of 200 rows a twentieth has up to 20 windows of 46 tokens, the others one or two."""
+    texts = [
+        "the cat " * (40 * (row % 11) if row % 25 == 0 else 40 if row % 4 == 0 else 5) + str(row) for row in range(200)
+    ]
+    rows = [f"{text},{'bad' if row % 10 == 0 else 'good'}" for row, text in enumerate(texts)]
+    folder = make_files({"a.csv": "text,label\n" + "\n".join(rows) + "\n"})
+    settings = AdviceSettings(model=str(model), train=str(folder / "a.csv"))
+    machine.fits = lambda run: run.lora is not None
+    advice = advise("classification", settings)
+    assert [(options.max_windows, run.freeze, run.lora) for run, options in machine.asked[::2]] == [
+        (None, None, None),
+        (2, None, None),
+        (2, 0, None),
+        (2, None, 8),
+    ]
+    assert chosen(advice)["max_windows"] == advice.options.max_windows == 2
+    machine.asked.clear()
+    advise("classification", settings, ClassificationSettings(long="windows", max_windows=3))
+    assert {options.max_windows for _, options in machine.asked} == {3}
+    machine.fits = lambda run: False
+    assert "read less of the longest texts (--long)" in no_advice(advise("classification", settings))
+
+
+def test_a_large_test_set_does_not_make_dev_smaller(
+    make_files: MakeFiles, model: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_files({"a.csv": reviews()})
+    measure = machine.measure
+
+    def with_test(*given: Any, **options: Any) -> FinetuneMeasured:
+        found = measure(*given, **options)
+        return replace(found, num_tokens={"train": 900, "dev": 10, "test": 1000})
+
+    monkeypatch.setattr(advise_module, "measure_finetune", with_test)
+    advice = advise("classification", AdviceSettings(model=str(model), train=str(folder / "a.csv"), budget="25s"))
+    assert advice.forecast is not None and advice.forecast.evaluation_seconds > 0.2 * 25
+    assert (chosen(advice)["dev_share"], advice.is_evaluated_less) == (0.1, False)
+
+
+def test_answers_that_are_longer_than_is_usual(make_files: MakeFiles, model: Path, machine: Machine) -> None:
+    context = "the king sat by the river " * 8
+    rows = [
+        {"question": "who sat?", "context": context, "answers": [{"text": context[: 4 * n].strip(), "answer_start": 0}]}
+        for n in range(2, 52)
+    ]
+    folder = make_files({"a.jsonl": "".join(f"{json.dumps(row)}\n" for row in rows)})
+    advice = advise("answering", AdviceSettings(model=str(model), train=str(folder / "a.jsonl")))
+    tokenizer = load_tokenizer(model)
+    lengths = [len(tokenizer.encode(row["answers"][0]["text"]).ids) for row in rows]
+    expected = int(np.percentile(lengths, 99, method="lower"))
+    assert expected > 30 and chosen(advice)["max_answer_length"] == advice.options.max_answer_length == expected
+
+
+def test_windows_of_answering_follow_a_length_that_is_given() -> None:
+    config = named_size("mini", 100, max_length=512)
+    data = figures(500, [300], "answering")
+    given = length_rules(data, AnsweringSettings(max_length=128), config)
+    assert given == {"max_length": 128, "max_query_length": 21, "doc_stride": 42}
+    assert length_rules(data, AnsweringSettings(), config) == {"max_length": 384}
+
+
+@pytest.mark.parametrize("place", ["file/advice.yaml", "folder.yaml"])
+def test_a_place_where_nothing_can_be_written_is_said_before_it_is_measured(
+    make_files: MakeFiles, model: Path, machine: Machine, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    folder = make_files({"a.csv": reviews(20), "file": "text"})
+    (folder / "folder.yaml").mkdir()
+    words = ["advise", "classification", "--model", str(model), "--train", str(folder / "a.csv")]
+    assert main([*words, "--out", str(folder / place)]) == 2
+    assert "folder" in capsys.readouterr().err and not machine.asked
+
+
 def test_less_evaluation_is_measured_anew_from_what_was_asked(
     make_files: MakeFiles, model: Path, machine: Machine
 ) -> None:
@@ -353,7 +428,7 @@ def test_a_length_that_is_given_is_what_the_other_rules_see() -> None:
 
 def test_a_sentence_has_room_for_its_document() -> None:
     in_documents = TaggingSettings(context="document")
-    assert length_rules(figures(500, [40], "tagging"), in_documents) == {"max_length": 256, "doc_stride": 64}
+    assert length_rules(figures(500, [40], "tagging"), in_documents) == {"max_length": 256, "doc_stride": 128}
     assert length_rules(figures(500, [300], "tagging"), in_documents)["max_length"] == 304
     data = figures(500, [40], "tagging")
     (why,) = [c.why for c in recommend(data, named_size("mini", 100), in_documents, is_random=False)][:1]

@@ -535,6 +535,19 @@ def test_scores_with_and_without_questions_that_have_no_answer(tokenizer):
     assert next(iter(other.score(answers[:2], examples[:2]))) == "exact_match"
 
 
+def test_answers_that_are_never_given_are_said(tokenizer):
+    short, long = question("king"), question(CONTEXT[: CONTEXT.index("king") + 4])
+    tokens = len(tokenizer.encode(long.answers[0].text).ids)
+    chosen = replace(SMALL, max_answer_length=tokens - 1)
+    (note,) = [one for one in make(tokenizer, short, long, split="train", chosen=chosen).notes() if "never" in one]
+    assert note == (
+        f"1 of 2 training questions have an answer of more than {tokens - 1} tokens, the longest of {tokens}: "
+        f"max_answer_length {tokens - 1} never gives them."
+    )
+    enough = make(tokenizer, short, long, split="train", chosen=replace(SMALL, max_answer_length=tokens))
+    assert not any("never" in one for one in enough.notes())
+
+
 @given(st.lists(st.tuples(st.sampled_from(["king", "blue bird", ""]), st.integers(-3, 3)), min_size=2, max_size=8))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_the_threshold_that_is_left_open_is_the_best_one(tokenizer, rows):

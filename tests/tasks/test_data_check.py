@@ -176,6 +176,46 @@ def test_faults_of_questions(make_files: MakeFiles, tiny_tokenizer: Path) -> Non
     ]
 
 
+def test_pairs_and_choices_are_known_again_whatever_stands_beside_them(make_files: MakeFiles) -> None:
+    pairs = ["anchor,positive,negative", "the cat,a dog,red", "who ?,the king,blue"]
+    others = ["anchor,positive,negative", "A dog,the cat,queen", "Who  ?,the king,", "the cat,the king,a fish"]
+    folder = make_files({"a.csv": "\n".join(pairs) + "\n", "b.csv": "\n".join(others) + "\n"})
+    settings = CheckSettings(train=str(folder / "a.csv"), test=str(folder / "b.csv"))
+    columns = EmbeddingSettings(text_column="anchor", pair_column="positive")
+    assert found(check_data("embedding", settings, columns), folder) == [
+        ("test", "leak", "b.csv:2 = a.csv:2 | b.csv:3 = a.csv:3"),
+    ]
+    rows = [
+        {"text": text, "question": f"{question} ?", "choices": choices, "label": 0}
+        for text, question, choices in (
+            ("the red house", "which", ["a", "b"]),
+            ("", "who sat", ["cat", "dog"]),
+            ("The red  house", "what", ["c", "d"]),
+            ("", "who sat", ["dog", "cat"]),
+            ("a river", "which", ["a", "b"]),
+        )
+    ]
+    lines = [f"{json.dumps(row)}\n" for row in rows]
+    folder = make_files({"c.jsonl": "".join(lines[:2]), "d.jsonl": "".join(lines[2:])})
+    settings = CheckSettings(train=str(folder / "c.jsonl"), test=str(folder / "d.jsonl"))
+    assert found(check_data("choice", settings), folder) == [
+        ("test", "leak", "d.jsonl:1 = c.jsonl:1 | d.jsonl:2 = c.jsonl:2"),
+    ]
+
+
+def test_answers_that_are_too_long_to_be_given(make_files: MakeFiles, tiny_tokenizer: Path) -> None:
+    text = "the king and the queen of the city"
+    rows = [
+        {"question": "who ?", "context": text, "answers": [{"text": one, "answer_start": text.index(one)}]}
+        for one in (text, "the city")
+    ]
+    folder = make_files({"a.jsonl": "".join(f"{json.dumps(row)}\n" for row in rows)})
+    settings = CheckSettings(train=str(folder / "a.jsonl"), tokenizer=str(tiny_tokenizer))
+    (report,) = check_data("answering", settings, AnsweringSettings(max_answer_length=7)).findings
+    assert report.message == "1 of 2 rows (50.0%) have an answer longer than max_answer_length 7: it is never given."
+    assert check_data("answering", settings, AnsweringSettings(max_answer_length=8)).findings == ()
+
+
 def test_a_bad_sentence_does_not_hide_those_behind_it(make_files: MakeFiles) -> None:
     sentences = [f"the\tO\nking\tB-PER\n{number}\tO\n" for number in range(10)]
     later = [sentences[3], "the\tO\n", "a\tO\nb\n", sentences[0]]  # lines 48, 52, 54, 57

@@ -260,10 +260,15 @@ def test_labels_that_only_one_fold_has_are_named(tiny_tokenizer: Path, make_file
     options, found = read_rows(str(path), ClassificationSettings())
     for column, expected in (("part", list("xyz")), ("text", [])):
         chosen = settings(path, tiny_tokenizer, path.parent / "run", fold_column=column)
-        said = folds.notes(folds.split(found, chosen, options), options)
+        said = folds.notes(folds.split(found, chosen, options), chosen, options)
         assert said == [
             f'Fold {name} alone has the label "{name}", which its model therefore cannot learn.' for name in expected
         ]
+        taught = replace(chosen, teacher="runs/teacher")
+        assert folds.notes(folds.split(found, chosen, options), taught, options)[0].startswith(
+            "If the teacher has learnt"
+        )
+        assert folds.notes([], taught, options) == []
 
 
 def test_sentences_of_documents_and_types_that_are_not_in_every_fold(

@@ -429,6 +429,45 @@ def test_dev_may_be_of_another_format_than_train(make_files):
     assert [row.tags for row in read_rows(str(folder / "rows.jsonl"), by_number)[1]] == [("O", "B-X")]
 
 
+def test_dev_may_have_other_usual_names_than_train(make_files):
+    folder = make_files({
+        "train.jsonl": json.dumps({"words": ["a", "b"], "tags": ["O", "B-X"]}) + "\n",
+        "dev.jsonl": json.dumps({"tokens": ["a"], "ner_tags": ["O"]}) + "\n",
+        "two.jsonl": json.dumps({"words": ["a"], "ner_tags": ["O"], "pos_tags": ["DET"]}) + "\n",
+    })  # fmt: skip
+    found, _ = read_training_rows(TASKS["tagging"], str(folder / "train.jsonl"), TaggingSettings())
+    settled, (row,) = read_rows(str(folder / "dev.jsonl"), found)
+    assert (row.words, row.tags) == (("a",), ("O",))
+    assert (settled.token_column, settled.tag_column) == ("tokens", "ner_tags")
+    with pytest.raises(InputError, match=r'two.jsonl:1: this row has no field "tags"'):
+        read_rows(str(folder / "two.jsonl"), found)
+    with pytest.raises(InputError, match=r'there is no column "tokens"\. token_column: did you mean "words"'):
+        read_training_rows(TASKS["tagging"], str(folder / "train.jsonl"), TaggingSettings(token_column="tokens"))
+
+
+def test_tags_before_their_words_are_not_learnt_as_words(make_files):
+    """The layout of the MIT movie and restaurant data."""
+    pairs = [("O", "what"), ("O", "is"), ("B-Title", "B-52"), ("I-Title", "O"), ("O", "I"), ("B-Year", "1990")] * 9
+    first = "".join(f"{tag}\t{word}\n" for tag, word in [*pairs, ("O", "rated"), ("O", "good")])
+    numbered = "".join(f"1\t{line}\n" for line in first.splitlines())
+    letters = "O\tINTJ\nI\tPRON\nE\tNOUN\n"  # a text of nothing else
+    folder = make_files({"mit.bio": first, "mit.iob2": numbered, "letters.conll": letters})
+    with pytest.raises(
+        InputError, match=r"mit.bio:1: words and tags .* Say --token-column -1 --tag-column 0 \(evaluate"
+    ):
+        read_rows(str(folder / "mit.bio"), TaggingSettings())
+    with pytest.raises(InputError, match=r"Say --token-column 1 --tag-column 0 "):
+        read_rows(str(folder / "mit.bio"), TaggingSettings(tag_column=1), [])
+    with pytest.raises(InputError, match=r"mit.iob2:1: .* Say --token-column 2 --tag-column 1 "):
+        read_rows(str(folder / "mit.iob2"), TaggingSettings())
+    found, (row,) = read_rows(str(folder / "mit.bio"), TaggingSettings(token_column=-1, tag_column=0))
+    assert (found.scheme, row.words[:3], row.tags[:3]) == ("iob2", ("what", "is", "B-52"), ("O", "O", "B-Title"))
+    # Who says so has it so, and a text is none of tags for a few letters.
+    both = TaggingSettings(token_column=0, tag_column=1, scheme="none")
+    assert read_rows(str(folder / "mit.bio"), both)[1][0].words[0] == "O"
+    assert read_rows(str(folder / "letters.conll"), TaggingSettings())[1][0].words == ("O", "I", "E")
+
+
 @pytest.mark.parametrize(("name", "column"), [("columns.conll", "upos"), ("treebank.conllu", "ner_tags")])
 def test_a_column_of_training_data_that_was_named_and_has_no_such_name_is_refused(make_files, name, column):
     folder = make_files(
@@ -509,8 +548,22 @@ def test_rows_to_predict(tokenizer):
         task.row({"txt": "a b"}, "x")
     with pytest.raises(InputError, match="x: give a row with"):
         task.row({"words": None}, "x")
-    with pytest.raises(InputError, match="x, words: a list wanted"):
+    with pytest.raises(InputError, match=r"x, words: a list wanted, str found. If this is .* --set text_column=words"):
         task.row({"words": "a b"}, "x")
+
+
+def test_what_is_called_words_and_is_no_list_does_not_hide_the_text(tokenizer):
+    task = make(tokenizer, chosen=replace(SMALL, token_column="tokens"))
+    for count in ("2", 2, 2.0):
+        assert task.row({"id": 1, "text": "a b", "tokens": count}, "x") == task.row("a b", "x")
+        assert task.row({"Review": "a b", "words": count}, "x") == task.row("a b", "x")
+        assert task.row({"text": "a b", "tokens": count, "words": ["a", "b"]}, "x").words == ("a", "b")
+        with pytest.raises(
+            InputError, match=r"x, tokens: a list wanted, \w+ found. If .* --set text_column=tokens; if"
+        ):
+            task.row({"id": 1, "body": "a b", "tokens": count}, "x")
+    with pytest.raises(InputError, match="x, tokens: a list wanted, dict found"):
+        task.row({"text": "a b", "tokens": {}}, "x")
 
 
 @pytest.mark.parametrize(

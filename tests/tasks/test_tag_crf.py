@@ -26,7 +26,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.heads import reorder_outputs
 from bertsmith.tasks import rows as rows_module
 from bertsmith.tasks.distill import distil
-from bertsmith.tasks.entities import allowed_neighbours, read_spans, write_iob2
+from bertsmith.tasks.entities import allowed_neighbours, over_parts, read_spans, write_iob2
 from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.regularise import Adversarial, RDrop
@@ -113,6 +113,53 @@ def test_answers_never_begin_an_entity_in_its_middle(tokenizer: Tokenizer, seed:
     assert ((scores > 0) & (scores <= 1 + 1e-6)).all()
     by_word = [LABELS[index] for index in free.tolist()]
     assert write_iob2(read_spans(by_word), len(by_word)) != tuple(by_word)  # a head alone does it
+
+
+@pytest.mark.parametrize(
+    ("labels", "scheme"), [(LABELS, "iob2"), (("O", "B", "I"), "iob2"), (("NOUN", "VERB", "X"), "none")]
+)
+def test_words_of_several_parts_are_answered_by_the_best_labels_of_words(
+    tokenizer: Tokenizer, labels: Sequence[str], scheme: str
+) -> None:
+    """Beside all labels of the words one by one; parts that are labelled each by itself put `I-` behind `O`."""
+    chosen = replace(CRF, scheme=scheme)
+    task = Tagging(tokenizer, labels, chosen, {})
+    rows = [task.row({"words": words.split()}, "x") for words in ("人民 在 北京人", "cat", "中国 人民 the cat")]
+    batch = task.collate(task.encode(rows))
+    parts = [example.words.tolist() for example in batch.examples]
+    assert parts == [[0, 0, 1, 2, 2, 2], [0], [0, 0, 1, 1, 2, 3]]
+    has_entities, num_odd = scheme != "none", 0
+    for seed in range(12):
+        model = model_of(task, spread=0.5)
+        nn.init.normal_(model.tokens.out.weight, std=0.5, generator=torch.Generator().manual_seed(seed))
+        crf = model.crf
+        assert crf is not None
+        with torch.inference_mode():
+            logits = torch.split(task.logits(model, batch), [len(one) for one in parts])
+            answers = task.decode(task.predict(model, batch), batch)
+            free = [crf.best(one, [len(one)]).tolist() for one in logits]
+        for answer, logits_PC, words, ids in zip(answers, logits, parts, free, strict=True):
+            named = {}
+            for tags in itertools.product(labels, repeat=words[-1] + 1):
+                of_parts = torch.tensor(
+                    [labels.index(tag) for tag in over_parts(tags, words, has_entities=has_entities)]
+                )
+                if not has_entities or write_iob2(read_spans(tags), len(tags)) == tags:
+                    named[tags] = -crf_loss(crf, logits_PC, of_parts)
+            totals = torch.stack(list(named.values())).softmax(0)
+            assert answer.labels == max(named, key=lambda tags: named[tags].item())
+            for place, (label, score) in enumerate(zip(answer.labels, answer.scores, strict=True)):
+                expected = sum(one for tags, one in zip(named, totals.tolist(), strict=True) if tags[place] == label)
+                assert score == pytest.approx(expected, abs=1e-5)
+            alone = tuple(labels[ids[words.index(word)]] for word in range(words[-1] + 1))
+            num_odd += has_entities and write_iob2(read_spans(alone), len(alone)) != alone
+    assert num_odd > 0 or not has_entities
+
+
+def crf_loss(crf: Crf, logits_PC: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
+    """Without the sum over all other labels, which is the same for all."""
+    pairs = crf.transitions[labels_P[:-1], labels_P[1:]].sum() + crf.start[labels_P[0]] + crf.end[labels_P[-1]]
+    return -(pairs + logits_PC.gather(1, labels_P[:, None]).sum()).detach()
 
 
 # Loss and prediction

@@ -1,5 +1,6 @@
 """Several tasks over one encoder: which step learns what, losses as of each alone, a run, its folders, refusals."""
 
+import io
 import json
 import signal
 from collections import Counter
@@ -253,6 +254,14 @@ def test_all_tasks_are_learnt_and_each_has_a_folder(run: TogetherResult, folder:
     assert all({"mean", "kinds/accuracy", "living/f1"} <= one.keys() for one in evaluations)
     means = [one["mean"] for one in evaluations]
     assert run.training.metrics["mean"] == max(means)  # of the best checkpoint, not the last
+
+
+def test_a_task_that_has_learnt_nothing_is_named(folder: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    out = io.StringIO()
+    changes = {"out": tmp_path / "run", "epochs": 1, "learning_rate": 1e-9}
+    run = finetune_together(settings_of(folder, tiny_tokenizer, **changes), console=Console(file=out, width=200))
+    assert "kinds learnt nothing: every prediction is " in out.getvalue()
+    assert "kinds learnt nothing: every prediction is " in (run.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_runs_of_one_task_and_of_several_are_not_resumed_as_each_other(

@@ -13,8 +13,8 @@ from bertsmith.text.labelled import (
     question_row,
     read_columns,
     read_squad,
-    string_list,
 )
+from bertsmith.text.tables import string_list
 
 CONLL = (
     "-DOCSTART- -X- -X- O\n\n"
@@ -82,6 +82,20 @@ def test_iob2_files_number_their_words_and_have_comments(make_files):
     assert second.where.endswith(":7")
 
 
+def test_iob2_files_whose_words_are_not_numbered_keep_words_that_begin_with_a_hash(make_files):
+    text = "#one\tB-X\n#\tO\n2\tO\n\n# sent_id = 2\n#two\tO\n"
+    path = make_files({"tweets.iob2": text}) / "tweets.iob2"
+    for token_column, tag_column in ((0, 1), (0, None)):
+        first, second = read_columns(path, token_column, tag_column)
+        assert (first.words, first.tags) == (("#one", "#", "2"), ("B-X", "O", "O"))
+        assert (second.words, second.where) == (("#two",), f"{path}:6")
+    # Three columns could be read as numbered words, were it not for the first one.
+    text = "# free comment\n#one\tNN\tO\ntwo\tNN\tO\n"
+    path = make_files({"pos.iob2": text}) / "pos.iob2"
+    with pytest.raises(InputError, match=r'pos.iob2:3: "two" stands where .* say --token-column 0 --tag-column 2\.'):
+        list(read_columns(path))
+
+
 def test_comments_before_a_sentence_of_an_ordinary_column_file(make_files):
     path = make_files({"a.conll": "# newdoc id = 3\n# sent_id = 7\nx O\n# O\n"}) / "a.conll"
     (sentence,) = read_columns(path)
@@ -117,6 +131,17 @@ def test_conllu_columns_by_name_without_ranges_and_empty_nodes(make_files):
         ("a.conll", "word\n", r"a.conll:1: 1 columns here, 2 wanted"),
         ("a.conllu", "1\tx\tO\n", r"a.conllu:1: 3 columns here"),
         ("a.iob2", "1\tx\n", r"a.iob2:1: there are 2 columns"),
+        (
+            "a.conll",
+            "x\tO\t\n",
+            r"a.conll:1: the tag column is empty. If column 1 has the tags, say --tag-column 1 \(ev",
+        ),
+        (
+            "a.conll",
+            "x\tNN\tO\t \n",
+            r"a.conll:1: the tag column is empty. If column 2 has the tags, say --tag-column 2 \(ev",
+        ),
+        ("a.conll", "x\tO\ny\t\n", r"a.conll:2: the tag column is empty. Give the word a tag, .* --tag-column N"),
         ("a.conll", b"x O\n\xff\xfe O\n", r"a.conll:2: .*not UTF-8"),
         ("a.xlsx", b"PK\x03\x04\xff", r"a.xlsx: spreadsheets are not read. Save it as text, in UTF-8"),
     ],

@@ -34,9 +34,13 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 ODD = "first\u2028still first\x85 \u0151\x0c\x1c 你好 \U0001f600"
 
 
-def parquet(rows: list[dict[str, Any]]) -> bytes:
+def parquet(rows: list[dict[str, Any]], noted: str | None = None) -> bytes:
+    """With what Hugging Face's `datasets` notes of the columns, if given."""
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink, row_group_size=2)
+    table = pyarrow.Table.from_pylist(rows)
+    if noted is not None:
+        table = table.replace_schema_metadata({"huggingface": noted})
+    pyarrow.parquet.write_table(table, sink, row_group_size=2)
     return bytes(sink.getvalue())
 
 
@@ -438,6 +442,64 @@ def test_an_error_in_the_stream_names_the_data_set(monkeypatch: pytest.MonkeyPat
     assert next(documents).text == "one"
     with pytest.raises(InputError, match=r'hub:org/name: data set "org/name".*connection lost'):
         next(documents)
+
+
+@pytest.mark.parametrize(
+    "wrapped", ['{"feature": %s, "length": -1, "_type": "Sequence"}', '{"feature": %s, "_type": "List"}', "[%s]"]
+)
+def test_class_labels_of_parquet_have_the_names_that_its_writer_noted(make_files: MakeFiles, wrapped: str) -> None:
+    label = '{"num_classes": 2, "names": ["neg", "pos"], "id": null, "_type": "ClassLabel"}'
+    features = (
+        f'{{"label": {label}, "tags": {wrapped % label}, "n": {{"dtype": "int64", "_type": "Value"}}, "gone": {label}}}'
+    )
+    written = [
+        {"label": 1, "tags": [0, 1], "n": 1},
+        {"label": -1, "tags": None, "n": 0},
+        {"label": None, "tags": [-1, 1], "n": None},
+    ]
+    path = make_files({"a.parquet": parquet(written, f'{{"info": {{"features": {features}}}}}')}) / "a.parquet"
+    assert rows(path) == [
+        {"label": "pos", "tags": ["neg", "pos"], "n": 1},
+        {"label": None, "tags": None, "n": 0},
+        {"label": None, "tags": [None, "pos"], "n": None},
+    ]
+    path = make_files({"b.parquet": parquet([{"label": 2}], f'{{"info": {{"features": {features}}}}}')}) / "b.parquet"
+    with pytest.raises(
+        InputError, match=r"b.parquet:1, label: there is no class label 2; the data set has names for 2"
+    ):
+        rows(path)
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [
+        "{",
+        "[" * 100_000,
+        "[]",
+        "null",
+        '{"info": {}}',
+        '{"info": {"features": [1]}}',
+        '{"info": {"features": {"label": null, "tags": [], "other": {"_type": "ClassLabel", "names": ["a"]}}}}',
+        '{"info": {"features": {"label": {"_type": "ClassLabel"}, "tags": {"feature": "x", "_type": "List"}}}}',
+    ],
+)
+def test_notes_of_a_parquet_writer_that_say_nothing_of_labels_change_nothing(make_files: MakeFiles, noted: str) -> None:
+    written = [{"label": 1, "tags": [0, 1]}]
+    assert rows(make_files({"a.parquet": parquet(written, noted)}) / "a.parquet") == written
+
+
+def test_parquet_of_datasets_is_read_as_the_hub_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    label = datasets.ClassLabel(names=["O", "B-PER"])
+    features = datasets.Features(
+        {"words": datasets.List(datasets.Value("string")), "tags": datasets.List(label), "label": label}
+    )
+    written = {"words": [["a"], ["b", "c"]], "tags": [[0], [1, 0]], "label": [1, -1]}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(written, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    found = rows(tmp_path / "set" / "train.parquet")
+    assert found == rows(f"hub:{tmp_path}/set")
+    assert [(row["tags"], row["label"]) for row in found] == [(["O"], "B-PER"), (["B-PER", "O"], None)]
 
 
 # Real data

@@ -16,6 +16,7 @@ from bertsmith.model.sizes import named_size
 from bertsmith.training import calibrate as calibrate_module
 from bertsmith.training import memory
 from bertsmith.training.calibrate import Calibration, Pace, calibrate
+from bertsmith.training.loader import Loader
 from bertsmith.training.loop import Stage
 from bertsmith.training.optim import OptimizerSettings
 from bertsmith.training.plan import TrainSettings
@@ -140,6 +141,27 @@ def test_whole_steps_that_want_more_are_cut_further(toy: SimpleNamespace, tmp_pa
     peak[0] = 0
     calibration = run(toy, tmp_path, 225, batch_size=16, smallest_micro_batch=8)
     assert (calibration.fits, calibration.peak_bytes) == (False, int(1.25 * 185))
+
+
+def test_the_largest_micro_batch_of_the_run_is_what_must_fit(
+    toy: SimpleNamespace, tmp_path: Path, machine: Any
+) -> None:
+    """A step takes 10 bytes for each token at once: of all epochs, and wherever in a batch the longest texts stand."""
+    machine(lambda step: 10 * max(sum(batch.inputs.lengths) for batch in step.micro_batches))
+    task = toy.Task()
+    examples, size = task.examples("train"), stage_size(toy)
+    for number, limit in enumerate((10**6, 600, 420, 240)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (stage,) = run(toy, folder, limit, batch_size=16, budget="5 epochs", seed=0).stages
+        loader = Loader(examples, task.collate, batch_size=16, micro_batch_size=stage.micro_batch_size, seed=0)
+        largest = max(
+            sum(map(examples.num_tokens, loader.sample_ids(epoch, start, min(start + stage.micro_batch_size, size))))
+            for epoch in range(5)
+            for start in range(0, size, stage.micro_batch_size)
+        )
+        assert stage.peak_bytes == int(1.25 * 10 * largest) <= limit
+        machine(lambda step: 10 * max(sum(batch.inputs.lengths) for batch in step.micro_batches))
 
 
 def test_memory_that_runs_out_is_no_error(

@@ -5,7 +5,7 @@ figure, or a paper. What is only a habit says so.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -62,6 +62,8 @@ class DataFigures:
     scripts: Mapping[str, float]
     unknown_share: float
     """Of the tokens of training."""
+    answer_tokens: int = 0
+    """Which 99 % of the answers to training questions have at most; 0 for other tasks."""
 
     @property
     def percentiles(self) -> tuple[int, int, int]:
@@ -84,6 +86,22 @@ def recommend(data: DataFigures, config: EncoderConfig, options: Any, *, is_rand
         for choice in choices
     ]
     return [*kept, *_of_learning(data, config, is_random)]
+
+
+def fewer_windows(data: DataFigures, choices: Sequence[Choice], options: Any) -> Choice | None:
+    """As many windows of a text as 95 % of the rows have, where memory is short and the others have more."""
+    chosen = {choice.name: choice.value for choice in choices}
+    is_windowed = chosen.get("long", getattr(options, "long", None)) == "windows"
+    if not is_windowed or options.max_windows is not None:
+        return None
+    room = chosen.get("max_length", options.max_length) - 2
+    step = min(room, options.doc_stride or room)
+    windows = 1 + np.maximum(0, -(-(data.lengths - 2 - room) // step))
+    usual, most = int(np.percentile(windows, 95, method="lower")), int(windows.max())
+    if usual == most:
+        return None
+    why = f"Memory is short, and the windows of a text are learnt at once: one has {most:,}, 95 % of the rows no more."
+    return Choice("max_windows", usual, why)
 
 
 def by_size(task: str, number: int, config: EncoderConfig, *, is_random: bool) -> list[Choice]:
@@ -117,7 +135,7 @@ def for_lora(rate: Choice) -> Choice:
 def _of_task(data: DataFigures, config: EncoderConfig, options: Any) -> Iterator[Choice]:
     limit = min(config.max_sequence_length, _LONGEST)
     if isinstance(options, AnsweringSettings):
-        yield from _of_answering(limit)
+        yield from _of_answering(data, limit, options)
         return
     longest, usual = max(data.percentiles[2], data.longest_evaluated), type(options).max_length
     in_documents = isinstance(options, TaggingSettings) and options.context == "document"
@@ -135,18 +153,22 @@ def _of_task(data: DataFigures, config: EncoderConfig, options: Any) -> Iterator
     max_length = min(limit, fitting) if options.max_length == usual else options.max_length
     yield Choice("max_length", max_length, why)
     if isinstance(options, TaggingSettings):
-        stride = min(TaggingSettings.doc_stride, max_length // 2)
-        yield Choice("doc_stride", stride, "Longer sentences are read in windows that overlap by half, or more.")
+        why = "Longer sentences are read in windows that overlap by half; by more takes more time."
+        yield Choice("doc_stride", max(1, max_length // 2), why)
     if isinstance(options, ClassificationSettings):
         yield from _of_classification(data, max_length, options)
 
 
-def _of_answering(limit: int) -> Iterator[Choice]:
-    length = min(_SQUAD_LENGTH, limit)
+def _of_answering(data: DataFigures, limit: int, options: AnsweringSettings) -> Iterator[Choice]:
+    is_given = options.max_length != AnsweringSettings.max_length
+    length = options.max_length if is_given else min(_SQUAD_LENGTH, limit)
     yield Choice("max_length", length, "That of run_squad.py (Devlin et al. 2018), by which SQuAD is 72.5 % F1 here.")
     if length < _SQUAD_LENGTH:
         yield Choice("max_query_length", length // 6, "A sixth of a sequence, as 64 of 384, so that text has room.")
         yield Choice("doc_stride", length // 3, "A third of a sequence, as 128 of 384.")
+    if data.answer_tokens > AnsweringSettings.max_answer_length:
+        why = "99 % of the answers have at most so many tokens, and longer ones are never given."
+        yield Choice("max_answer_length", data.answer_tokens, why)
 
 
 def _of_classification(data: DataFigures, max_length: int, options: ClassificationSettings) -> Iterator[Choice]:
@@ -218,7 +240,8 @@ def _epochs(task: str, number: int) -> Choice:
 
 @dataclass(frozen=True)
 class Least:
-    """What a run that is short of time has at least: two dozen steps and 8 rows a label, as far as there are rows.
+    """What a run that is short of time has at least, as far as there are rows: two dozen steps, and 8 rows a label on
+    average.
 
     Both are habits. A run of less is hardly past its warm-up at the end, and takes as long to start and to save.
     """
@@ -241,7 +264,7 @@ class Least:
     @property
     def why(self) -> str:
         """For those who would have less."""
-        return f"less than {_FEWEST_STEPS} steps and {_FEWEST_OF_LABEL} rows of a label would teach nothing."
+        return f"less than {_FEWEST_STEPS} steps and {_FEWEST_OF_LABEL} rows a label would teach nothing."
 
 
 def family_reason(data: DataFigures, config: EncoderConfig) -> str:

@@ -17,6 +17,7 @@ from bertsmith.tasks.plan_run import RunPlan
 
 _SHOWN_LABELS = 6
 _SHOWN_SCRIPTS = 3
+_SAME = 0.01  # share of the time by which two sizes differ at least
 _MEGA, _GIGA, _PETA = 1e6, 1e9, 1e15
 
 
@@ -71,10 +72,11 @@ def no_advice(advice: Advice) -> str:
     unwritten = "" if advice.settings_file is None else f", and {advice.settings_file} is not written"
     if advice.forecast is None or least is None:
         time = "" if limit is None else f" Whether {_seconds(limit)} would be enough cannot be measured before it does."
-        what = (
-            f"nothing fits the memory of {format_size(advice.memory_limit_bytes)}.{time} Take a smaller model, or give"
+        less = ", read less of the longest texts (--long)" if getattr(advice.options, "long", "") == "windows" else ""
+        return (
+            f"nothing fits the memory of {format_size(advice.memory_limit_bytes)}.{time} Take a smaller model{less}, "
+            f"or give more memory. No command is given{unwritten}."
         )
-        return f"{what} more memory. No command is given{unwritten}."
     beside = advice.forecast.start_seconds + advice.forecast.saving_seconds
     return (
         f"nothing fits the time of {_seconds(limit or 0.0)}. The least that may teach anything takes some "
@@ -200,8 +202,8 @@ def _size_reason(advice: Advice) -> str:
     if advice.forecast is None:
         return parameters
     sizes, own = advice.seconds_of_sizes(), advice.forecast.seconds
-    larger = {size: seconds for size, seconds in sizes.items() if seconds > own}
-    smaller = {size: seconds for size, seconds in sizes.items() if seconds < own}
+    larger = {size: seconds for size, seconds in sizes.items() if seconds > own * (1 + _SAME)}
+    smaller = {size: seconds for size, seconds in sizes.items() if seconds < own * (1 - _SAME)}
     limit = advice.time_limit_seconds
     if advice.is_cut_short:
         nearest = [f" {size} would take some {_seconds(seconds)} by operations." for size, seconds in smaller.items()]

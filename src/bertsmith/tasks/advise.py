@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from bertsmith.errors import SettingsError
-from bertsmith.files import atomic_write
+from bertsmith.files import atomic_write, refuse_folder
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
 from bertsmith.model.operations import TextShape, encoder_operations
 from bertsmith.model.sizes import SIZES, named_size
 from bertsmith.settings import settle_types, to_yaml
-from bertsmith.tasks.advice_rules import Choice, DataFigures, Least, for_lora, recommend, remarks
+from bertsmith.tasks.advice_rules import Choice, DataFigures, Least, fewer_windows, for_lora, recommend, remarks
+from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.forecast import FinetuneMeasured, Forecast, measure_finetune, memory_limit, time_limit
 from bertsmith.tasks.label_check import label_counts
-from bertsmith.tasks.row_lengths import Encoded, row_lengths
+from bertsmith.tasks.row_lengths import Encoded, answer_lengths, row_lengths
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.saved import Kind, read_training_rows, task_kind
 from bertsmith.tasks.start import SIZE_PREFIX, starting_point
@@ -72,6 +73,11 @@ class AdviceSettings:
         time_limit(self.budget)
         if self.out is not None and self.out.suffix not in (".yaml", ".yml"):
             raise SettingsError(f"out {self.out}: the settings are YAML; give a name that ends in .yaml.")
+        if self.out is not None:  # now, and not after all has been measured
+            refuse_folder(self.out)
+            existing = next(one for one in self.out.absolute().parents if one.exists())
+            if not existing.is_dir():
+                raise SettingsError(f"out {self.out}: {existing} is a file, and would have to be a folder.")
 
 
 @dataclass(frozen=True)
@@ -175,11 +181,11 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
     family(config.model_type).architecture(kind.architecture)  # refuses a head that the family has not
     data = read_figures(kind, task, run, options, tokenizer)
     asked = recommend(data, config, options, is_random=weights is None)
-    choices, measured = _fitting_memory(task, run, options, asked, limit_bytes)
+    choices, measured = _fitting_memory(data, run, options, asked, limit_bytes)
     wanted, less = choices, asked
     if measured.calibration.fits and limit_seconds is not None:
         if (less := _with_less_evaluation(asked, measured, limit_seconds)) != asked:  # other batches, so other memory
-            choices, measured = _fitting_memory(task, run, options, less, limit_bytes)
+            choices, measured = _fitting_memory(data, run, options, less, limit_bytes)
         if measured.calibration.fits:
             choices = _fitting_time(choices, measured, len(data.labels), limit_seconds)
     run, options = _chosen(run, options, choices)
@@ -224,6 +230,7 @@ def read_figures(kind: Kind, task: str, settings: FinetuneSettings, options: Any
             sizes[split] = len(others)
             longest = max(longest, *row_lengths(others, Encoded.of(others, tokenizer), tokenizer))
     encoded = Encoded.of(rows, tokenizer)
+    answers = answer_lengths(rows, tokenizer) if task == Answering.name else [0]
     total = sum(map(sum, encoded.lengths))
     return DataFigures(
         task=task,
@@ -233,6 +240,7 @@ def read_figures(kind: Kind, task: str, settings: FinetuneSettings, options: Any
         labels=label_counts(rows, options),
         scripts=script_shares(text for row in rows for text in row.texts),
         unknown_share=encoded.num_unknown / max(1, total),
+        answer_tokens=int(np.percentile(answers, 99, method="lower")),
     )
 
 
@@ -245,19 +253,19 @@ def _chosen(run: FinetuneSettings, options: Any, choices: list[Choice]) -> tuple
 
 
 def _fitting_memory(
-    task: str, run: FinetuneSettings, options: Any, choices: list[Choice], limit_bytes: int
+    data: DataFigures, run: FinetuneSettings, options: Any, choices: list[Choice], limit_bytes: int
 ) -> tuple[list[Choice], FinetuneMeasured]:
     """Measure with smaller micro-batches, then in other ways that want less memory (`_leaner`), until it fits."""
-    for more in _leaner(run, choices):
+    for more in _leaner(run, choices, fewer_windows(data, choices, options)):
         tried = _changed(choices, *more)
-        measured = measure_finetune(task, *_chosen(run, options, tried), memory_limit_bytes=limit_bytes)
+        measured = measure_finetune(data.task, *_chosen(run, options, tried), memory_limit_bytes=limit_bytes)
         if measured.calibration.fits:
             break
     for cost in measured.calibration.stages:
         if cost.micro_batch_size < cost.batch_size:
             same = (
                 "others of it to be told from are fewer"
-                if task == "embedding"
+                if data.task == "embedding"
                 else "but for dropout, updates are equal"
             )
             why = f"More at once does not fit the memory; {same}."
@@ -265,7 +273,7 @@ def _fitting_memory(
     return tried, measured
 
 
-def _leaner(run: FinetuneSettings, choices: list[Choice]) -> Iterator[tuple[Choice, ...]]:
+def _leaner(run: FinetuneSettings, choices: list[Choice], windows: Choice | None) -> Iterator[tuple[Choice, ...]]:
     """What to change for want of memory, in the order in which it is tried: as little as can be of what is learnt.
 
     With each, layers are first kept and then computed again: time is given up before anything that is learnt is.
@@ -288,15 +296,20 @@ def _leaner(run: FinetuneSettings, choices: list[Choice]) -> Iterator[tuple[Choi
     faster = for_lora(next(choice for choice in choices if choice.name == "learning_rate"))
     # Random weights have all to learn.
     learning: list[tuple[Choice, ...]] = [()] if run.model.startswith(SIZE_PREFIX) else [(), (freeze,), (lora, faster)]
+    if windows is not None:
+        learning = [(), *((windows, *changes) for changes in learning)]
     for changes in learning:
         yield changes
         yield (*changes, again)
 
 
 def _with_less_evaluation(choices: list[Choice], measured: FinetuneMeasured, limit_seconds: float) -> list[Choice]:
-    """Less held back, where evaluating it would take more than a fifth of the time there is, in a run of one epoch."""
+    """Less held back, where evaluating that would take more than a fifth of the time there is, in a run of one epoch.
+
+    A test set is evaluated once, however large it is.
+    """
     share = next((choice.value for choice in choices if choice.name == "dev_share"), None)
-    evaluating = measured.forecast(1).evaluation_seconds
+    evaluating = measured.evaluation_seconds("dev", 1)
     epochs = next(choice.value for choice in choices if choice.name == "epochs")
     fits = measured.forecast(epochs).seconds <= limit_seconds
     if share is None or fits or evaluating <= _EVALUATION_SHARE * limit_seconds:

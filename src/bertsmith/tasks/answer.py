@@ -40,6 +40,7 @@ from bertsmith.training.task import Batch
 
 _SHOWN_ANSWERS = 12
 _SHOWN_CHARACTERS = 160  # of the context on either side of an answer
+_MANY_LONG = 0.01  # of the answers, from which on it is said
 _LENGTH_BOUNDS = (1, 2, 4, 8, 16)  # words of the first reference answer, for the report
 
 
@@ -80,6 +81,8 @@ class Answering:
         self.loss_weights: Mapping[str, float] = {self.name: 1.0}
         self.num_skipped = 0
         """Training questions that are left out because the place of their answer is not known."""
+        self._answer_tokens: list[int] = []
+        """Of each training question that has an answer at a known place."""
         self._splits: dict[str, ListExamples[AnsweringExample] | TrainingWindows] = {}
         for split_name, rows in splits.items():
             if split_name != "train":
@@ -87,6 +90,8 @@ class Answering:
                 continue
             by_question = [training_examples(example) for example in self.encode(rows)]
             self.num_skipped = sum(not windows for windows in by_question)
+            targets = [[target for window in windows for target in window.targets] for windows in by_question]
+            self._answer_tokens = [max(end - start + 1 for start, end in spans) for spans in targets if spans]
             examples = [example for windows in by_question for example in windows]
             if not examples:
                 raise InputError("no question has an answer at a known place: nothing to learn.")
@@ -120,6 +125,13 @@ class Answering:
         train = self._splits.get("train")
         if isinstance(train, TrainingWindows):
             notes.append(train.describe())
+        most = self.settings.max_answer_length
+        number = sum(length > most for length in self._answer_tokens)
+        if number >= _MANY_LONG * max(1, len(self._answer_tokens)):
+            notes.append(
+                f"{number:,} of {len(self._answer_tokens):,} training questions have an answer of more than {most} "
+                f"tokens, the longest of {max(self._answer_tokens):,}: max_answer_length {most} never gives them."
+            )
         if self.num_skipped:
             notes.append(f"{self.num_skipped:,} training questions are left out: their answers are not where they say.")
         return notes

@@ -18,7 +18,7 @@ from bertsmith.settings import settle_types
 from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.choice_data import ChoiceRow
 from bertsmith.tasks.classify_data import ClassificationRow
-from bertsmith.tasks.embed_data import EmbeddingSettings, refuse_scores
+from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, refuse_scores
 from bertsmith.tasks.findings import Finding, finding, share
 from bertsmith.tasks.label_check import (
     alike_labels,
@@ -33,7 +33,7 @@ from bertsmith.tasks.label_check import (
     unread_entities,
     unseen_labels,
 )
-from bertsmith.tasks.row_lengths import Encoded, if_longer, sequence_length
+from bertsmith.tasks.row_lengths import Encoded, answer_lengths, if_longer, sequence_length
 from bertsmith.tasks.run_folder import model_folder
 from bertsmith.tasks.saved import read_training_rows, task_kind
 from bertsmith.tasks.tag_data import TaggingRow
@@ -298,6 +298,15 @@ def _tokens(rows: Sequence[Any], encoded: Encoded, tokenizer: Tokenizer, options
         f"{share(len(long), len(rows))} are longer than {name} {limit}: {if_longer(rows[0])}.",
         [f"{where}: {length:,} tokens" for length, where in long],
     )
+    if isinstance(options, AnsweringSettings):
+        most = options.max_answer_length
+        of_answers = zip(rows, answer_lengths(rows, tokenizer), strict=True)
+        cut = sorted(((length, row.where) for row, length in of_answers if length > most), key=lambda item: -item[0])
+        yield from finding(
+            "long",
+            f"{share(len(cut), len(rows))} have an answer longer than max_answer_length {most}: it is never given.",
+            [f"{where}: {length:,} tokens" for length, where in cut],
+        )
     total = sum(map(sum, encoded.lengths))
     if encoded.num_unknown >= _MANY_UNKNOWN * max(1, total):
         yield Finding(
@@ -316,11 +325,26 @@ def _leaks(rows: Mapping[str, Sequence[Any]]) -> Iterator[Finding]:
             continue
         known = {_key(_identity(row)): row.where for row in reversed(rows[before])}
         found = [f"{row.where} = {known[key]}" for row in rows[split] if (key := _key(_identity(row))) in known]
-        what = "are about a context that is" if isinstance(rows[split][0], Question) else "are"
-        message = f"{share(len(found), len(rows[split]))} {what} in {before} as well: figures will look too good."
+        what = f"{share(len(found), len(rows[split]))} {_what(rows[split][0])}"
+        message = f"{what} in {before} as well: figures will look too good."
         yield from (replace(one, split=split) for one in finding("leak", message, found))
 
 
-def _identity(row: Any) -> tuple[str, ...]:
-    """What must not be seen before evaluation: the texts, or the context of a question."""
-    return (row.context,) if isinstance(row, Question) else row.texts
+def _identity(row: Any) -> Sequence[str]:
+    """What must not be seen before evaluation: the texts; the context of a question, whatever is asked; the text about
+    which there are choices; two texts that belong together, in whatever order, and beside whatever negative."""
+    if isinstance(row, Question):
+        return (row.context,)
+    if isinstance(row, ChoiceRow):
+        return (row.group,)
+    if isinstance(row, EmbeddingRow):
+        return sorted(_key([text]) for text in (row.text, str(row.pair)))
+    texts: Sequence[str] = row.texts
+    return texts
+
+
+def _what(row: Any) -> str:
+    """Which rows have their `_identity` in another split."""
+    if isinstance(row, Question):
+        return "are about a context that is"
+    return "are about a text or question that is" if isinstance(row, ChoiceRow) else "are"

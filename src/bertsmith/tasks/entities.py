@@ -164,6 +164,19 @@ def over_parts(tags: Sequence[str], words: Sequence[int], *, has_entities: bool)
     return tuple(found)
 
 
+def further_labels(labels: Sequence[str], *, has_entities: bool) -> np.ndarray:
+    """Which label the next part of a word has behind a part with which, as `over_parts` has them.
+
+    >>> further_labels(["O", "B-PER", "I-PER"], has_entities=True).astype(int).tolist()  # I-PER behind both of PER
+    [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+
+    Returns:
+        bool [C, C], the label before and the one behind it.
+    """
+    further = [over_parts((label,), (0, 0), has_entities=has_entities)[1] for label in labels]
+    return np.array([[label == one for label in labels] for one in further])
+
+
 def in_words_of(labels: Collection[str], tags: Sequence[str]) -> tuple[str, ...]:
     """IOB2 tags as a model with these labels writes them: ours as they are, those of others in IOB1 or BIOES.
 

@@ -170,7 +170,7 @@ def _finetune(
 
     ranks.first(begin)
     screen = ranks.console(console)
-    notes = [*work.notes(), *(taught.notes() if taught else []), *folds.notes(parts, read.options)]
+    notes = [*work.notes(), *(taught.notes() if taught else []), *folds.notes(parts, settings, read.options)]
     for line in [*summary(work, settings), *chosen, *notes]:
         say(screen, line)
     adapted = None

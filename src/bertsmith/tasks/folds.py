@@ -194,9 +194,15 @@ def write_out_of_fold(runs: Sequence[SeedRun], folds: Sequence[Fold], rows: Sequ
     atomic_write(path, "".join(f"{found[id(row)]}\n" for row in rows))
 
 
-def notes(folds: Sequence[Fold], options: Any) -> list[str]:
-    """A sentence for each fold with labels that no other row has: its model cannot know them."""
+def notes(folds: Sequence[Fold], settings: FinetuneSettings, options: Any) -> list[str]:
+    """A sentence for each fold with labels that no other row has: its model cannot know them; and one about a teacher
+    that may know them too well."""
     found = []
+    if folds and settings.teacher is not None:
+        found.append(
+            "If the teacher has learnt from these rows, it tells each fold's model about the others: figures will look "
+            "too good."
+        )
     for fold in folds:
         alone = set(_labels(fold.scored, options)) - set(_labels(fold.learnt, options))
         if alone:

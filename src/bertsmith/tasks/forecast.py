@@ -74,13 +74,16 @@ class FinetuneMeasured:
         examples = round(share * self.num_examples["train"], 3)  # a share of a third has a rest
         return stage.pace.seconds(math.ceil(examples / stage.batch_size), share * self.num_tokens["train"])
 
+    def evaluation_seconds(self, split: str, epochs: float) -> float:
+        """Of the evaluations of "dev" or "test" in a run of so many epochs."""
+        times = {"dev": math.ceil(epochs) + 1, "test": 1}  # dev once more with the weights that are kept
+        (stage,) = self.calibration.stages
+        return times[split] * self.num_tokens[split] * stage.seconds_per_evaluated_token
+
     def forecast(self, epochs: float, share: float = 1.0) -> Forecast:
         """Of a run of so many epochs on a share of the training examples, evaluated after each."""
         cost = self.calibration
-        (stage,) = cost.stages
         learning = epochs * self.epoch_seconds(share)
-        times = {"dev": math.ceil(epochs) + 1, "test": 1}  # dev once more with the weights that are kept
-        tokens = sum(times[split] * self.num_tokens[split] for split in times)
         num_best = math.ceil(epochs) if self.num_tokens["dev"] else 0
         # The model's folder is written as well, and what was best is read again.
         num_saves = 1 + num_times(FinetuneSettings.save_every, Spent(seconds=learning))
@@ -88,7 +91,7 @@ class FinetuneMeasured:
         return Forecast(
             start_seconds=self.start_seconds,
             learning_seconds=learning,
-            evaluation_seconds=tokens * stage.seconds_per_evaluated_token,
+            evaluation_seconds=sum(self.evaluation_seconds(split, epochs) for split in ("dev", "test")),
             saving_seconds=saving,
             peak_bytes=cost.peak_bytes,
             disk_bytes=cost.save_bytes + (2 if num_best else 1) * cost.best_bytes,

@@ -37,6 +37,12 @@ class Encoded:
         return cls(lengths, num_unknown)
 
 
+def answer_lengths(rows: Sequence[Question], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of the first answer to each question; 0 where there is none."""
+    texts = [row.answers[0].text if row.answers else "" for row in rows]
+    return [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+
+
 def sequence_length(row: Any, lengths: Sequence[int], tokenizer: Tokenizer) -> int:
     """Tokens of the sequence of a row, by the tokens of its texts; of a question without its context."""
     if isinstance(row, Question):

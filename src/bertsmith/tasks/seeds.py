@@ -139,15 +139,22 @@ def find_failure(
     lines = [line for line in read_metrics(run_folder / "metrics.jsonl") if line["kind"] == "train"]
     if lines and (lines[-1]["step"], lines[-1]["learning_rate"]) == (1, 0):  # from which it would have risen
         return "its only step had a learning rate of 0: give more epochs, or a smaller batch_size"
+    if same := equal_answers(task, evaluations):
+        return same
+    losses = [line["loss"] for line in lines if line["loss"] is not None]
+    last = losses[1:][-max(1, int(len(losses) * _LAST_SHARE)) :]
+    if last and np.mean(last) >= losses[0] and not goes_on:
+        return f"the training loss went from {losses[0]:.4f} to {np.mean(last):.4f}"
+    return None
+
+
+def equal_answers(task: FinetuneTask, evaluations: Mapping[str, Evaluation]) -> str | None:
+    """What all answers to a split of eight examples or more are, where the data's are not the same; else None."""
     for split, evaluation in evaluations.items():
         if len(evaluation.answers) < _FEWEST_ANSWERS:
             continue
         if same := _same_answers(task, evaluation):
             return f"{same} on {split}"
-    losses = [line["loss"] for line in lines if line["loss"] is not None]
-    last = losses[1:][-max(1, int(len(losses) * _LAST_SHARE)) :]
-    if last and np.mean(last) >= losses[0] and not goes_on:
-        return f"the training loss went from {losses[0]:.4f} to {np.mean(last):.4f}"
     return None
 
 

@@ -27,6 +27,7 @@ from bertsmith.tasks.entities import (
     Span,
     allowed_neighbours,
     detect_scheme,
+    further_labels,
     in_words_of,
     over_parts,
     read_spans,
@@ -35,7 +36,7 @@ from bertsmith.tasks.entities import (
 )
 from bertsmith.tasks.rows import ListExamples, check_max_length, class_weights, label_id, sub_batches
 from bertsmith.tasks.tag_data import TaggingRow, TaggingSettings, in_documents, row_of
-from bertsmith.tasks.tag_words import Words, around, words_of
+from bertsmith.tasks.tag_words import TaggingExample, Words, around, words_of
 from bertsmith.text.tokenizer import Tokenizer
 from bertsmith.text.windows import max_context, overlap, windows
 from bertsmith.training.report import LARGEST_MATRIX, Matrix, Section, Table, no_matrix
@@ -45,28 +46,6 @@ _NUM_SPECIAL_TOKENS = 2  # [CLS] sentence [SEP]
 _SHOWN_SENTENCES = 15
 _SHOWN_CHARACTERS = 400
 _LONGEST_ENTITY = 4  # words; longer ones are counted together
-
-
-@dataclass(frozen=True)
-class TaggingExample:
-    """A sentence as the model gets it.
-
-    `text` is the user's own, or the words joined by single spaces; `word_spans` are its words in code points. Most have
-    one part; `word_positions` is where each part's first piece stands when the sequences are laid end to end.
-    """
-
-    row: TaggingRow
-    text: str
-    word_spans: np.ndarray  # int64 [words, 2]
-    token_ids: tuple[np.ndarray, ...]  # one sequence a window, [CLS], [SEP] and context included
-    word_positions: np.ndarray  # int64 [parts]
-    words: np.ndarray  # int64 [parts], which word each is of
-    targets: np.ndarray | None  # int64 [parts], None to predict
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all its sequences."""
-        return sum(map(len, self.token_ids))
 
 
 @dataclass(frozen=True)
@@ -230,7 +209,10 @@ class Tagging:
             SettingsError: `max_length` is longer than the encoder's position table.
         """
         check_max_length(self.settings.max_length, encoder)
-        crf = Crf(*allowed_neighbours(self.labels, self.has_entities)) if self.settings.crf else None
+        crf = None
+        if self.settings.crf:
+            may_start_C, may_follow_CC = allowed_neighbours(self.labels, self.has_entities)
+            crf = Crf(may_start_C, may_follow_CC, further_labels(self.labels, has_entities=self.has_entities))
         return TokenClassificationModel(encoder, len(self.labels), crf)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -263,8 +245,10 @@ class Tagging:
             scores_W, ids_W = found_WC.softmax(-1).max(-1)
             return scores_W, ids_W
         found_WC, lengths = found_WC.to(positions_W.device), _lengths(batch)
-        ids_W = model.crf.best(found_WC, lengths)
-        scores_W = model.crf.marginals(found_WC, lengths).gather(1, ids_W[:, None])[:, 0]
+        is_first_W = torch.from_numpy(np.concatenate([example.is_first for example in batch.examples]))
+        is_further_W = ~is_first_W.to(positions_W.device)
+        ids_W = model.crf.best(found_WC, lengths, is_further_W)
+        scores_W = model.crf.marginals(found_WC, lengths, is_further_W).gather(1, ids_W[:, None])[:, 0]
         return scores_W.cpu(), ids_W.cpu()
 
     def decode(self, output: tuple[Tensor, Tensor], batch: Batch) -> list[TaggingAnswer]:
@@ -274,8 +258,8 @@ class Tagging:
         return [self._answer(example, scores.numpy(), ids.numpy()) for example, scores, ids in parts]
 
     def _answer(self, example: TaggingExample, scores: np.ndarray, ids: np.ndarray) -> TaggingAnswer:
-        is_first = np.diff(example.words, prepend=-1) > 0  # the label of a word is that of its first part
-        scores, labels = scores[is_first], tuple(self.labels[index] for index in ids[is_first])
+        scores, ids = scores[example.is_first], ids[example.is_first]
+        labels = tuple(self.labels[index] for index in ids)
         text, places = example.text, example.word_spans.tolist()
         entities = []
         for span in read_spans(labels) if self.has_entities else []:

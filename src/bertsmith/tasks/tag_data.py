@@ -1,5 +1,6 @@
 """What tagging learns from: settings, sentences with one tag a word, and the labels they make."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -9,11 +10,20 @@ from typing import Any, Literal
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
 from bertsmith.tasks.classify_data import TEXT_COLUMNS
-from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, misfits, read_spans, to_iob2
-from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_records, nothing_read, sorted_labels, value_of
-from bertsmith.text.labelled import CONLLU_COLUMNS, TaggedSentence, holds_rows, read_columns, string_list
+from bertsmith.tasks.entities import OUTSIDE, Scheme, detect_scheme, misfits, read_spans, split_tag, to_iob2
+from bertsmith.tasks.rows import (
+    detect_column,
+    given_as,
+    is_gap,
+    iter_records,
+    nothing_read,
+    sorted_labels,
+    usual_column,
+    value_of,
+)
+from bertsmith.text.labelled import CONLLU_COLUMNS, TaggedSentence, conll_columns, holds_rows, read_columns
 from bertsmith.text.reading import suffix_of
-from bertsmith.text.tables import header_hint
+from bertsmith.text.tables import header_hint, string_list
 
 WORD_COLUMNS = ("words", "tokens")
 """Names that are taken for the words, in rows, when `token_column` is not given."""
@@ -114,6 +124,8 @@ def read_rows(
             sentences.extend(read_columns(Path(source), token, tag, bad))
     if not any(sentence.words for sentence in sentences):
         raise nothing_read(source, "sentences with words", bad)
+    if not holds_rows(source) and suffix_of(source) != ".conllu":
+        _refuse_exchanged(Path(source), settings, sentences)
     scheme: Scheme = (
         detect_scheme(sentence.tags for sentence in sentences) if settings.scheme == "auto" else settings.scheme
     )
@@ -155,6 +167,33 @@ def _read_fields(
     return settings
 
 
+def _refuse_exchanged(path: Path, settings: TaggingSettings, sentences: Sequence[TaggedSentence]) -> None:
+    """Raise InputError if a file of columns has its tags before its words and nobody said so: each word would be taken
+    for a label.
+
+    A text may have an "O", an "I" or a "B-52"; in tags there is little else, and few different ones.
+    """
+    token, tag = (one if isinstance(one, int) else None for one in (settings.token_column, settings.tag_column))
+    if token is not None and tag is not None:
+        return
+    words = Counter(word for sentence in sentences for word in sentence.words)
+    tags = Counter(tag for sentence in sentences for tag in sentence.tags)
+    of_words, of_tags = (
+        sum(count for one, count in found.items() if split_tag(one) is not None) / found.total()
+        for found in (words, tags)
+    )
+    if of_words < 0.95 or of_tags > 0.5 or OUTSIDE not in words or len(words) >= len(tags):
+        return
+    token, tag = conll_columns(path, token, tag)
+    first = sentences[0]
+    raise InputError(
+        f'words and tags seem to be exchanged: "{first.words[0]}" is read as a word, and "{first.tags[0]}" as its tag. '
+        f"Say --token-column {tag} --tag-column {token} (evaluate: --set token_column={tag} --set tag_column={token}); "
+        "columns are counted from 0, and -1 is the last.",
+        first.where,
+    )
+
+
 def _document(values: Mapping[str, Any]) -> str:
     """The name of the document of a row, which may be of any kind."""
     name = values.get(DOCUMENT_COLUMN)
@@ -162,9 +201,13 @@ def _document(values: Mapping[str, Any]) -> str:
 
 
 def _find_fields(settings: TaggingSettings, columns: Sequence[str], where: str) -> TaggingSettings:
-    """Settings whose columns are names, found where they were not given; a number is of a file of columns."""
-    tokens = settings.token_column if isinstance(settings.token_column, str) else detect_column(columns, WORD_COLUMNS)
-    tags = settings.tag_column if isinstance(settings.tag_column, str) else detect_column(columns, TAG_COLUMNS)
+    """Settings whose columns are names, found where they were not given; a number is of a file of columns.
+
+    A usual name that this file lacks stands for its kind: dev may call "tokens" what train calls "words".
+    """
+    given = [column if isinstance(column, str) else None for column in (settings.token_column, settings.tag_column)]
+    tokens = usual_column(given[0], columns, WORD_COLUMNS)
+    tags = usual_column(given[1], columns, TAG_COLUMNS)
     for name, column in (("token_column", tokens), ("tag_column", tags)):
         if column is None:
             raise InputError(f"cannot tell the {name}: give its name. Columns: {', '.join(map(str, columns))}.", where)
@@ -191,6 +234,8 @@ def find_labels(rows: Sequence[TaggingRow], settings: TaggingSettings) -> tuple[
 def row_of(value: str | Mapping[str, Any], settings: TaggingSettings, where: str) -> TaggingRow:
     """A sentence to predict: raw text, or a mapping with a list of words, or with `text` or another usual name.
 
+    What has the name of the words and is no list, such as how many there are, is passed over where there is a text.
+
     Raises:
         InputError: neither is there, or beside it what is for another task.
     """
@@ -202,17 +247,24 @@ def row_of(value: str | Mapping[str, Any], settings: TaggingSettings, where: str
     if isinstance(value, str):
         return TaggingRow(where, None, value, None)
     names = (settings.token_column, *WORD_COLUMNS) if isinstance(settings.token_column, str) else WORD_COLUMNS
-    column = next((str(name) for name in names if not is_gap(value.get(str(name)))), None)
-    if column is not None:
-        return TaggingRow(where, string_list(value, column, where), None, None, _document(value))
-    column = "text" if "text" in value else detect_column(value, TEXT_COLUMNS, taken=(DOCUMENT_COLUMN,))
-    if column is None:
+    given = [str(name) for name in names if not is_gap(value.get(str(name)))]
+    for column in given:
+        if not isinstance(value[column], str | int | float):
+            return TaggingRow(where, string_list(value, column, where), None, None, _document(value))
+    text = "text" if "text" in value else detect_column(value, TEXT_COLUMNS, taken=(DOCUMENT_COLUMN,))
+    if text is None and given:
+        raise InputError(
+            f"a list wanted, {type(value[given[0]]).__name__} found. If this is the text, say --set "
+            f"text_column={given[0]}; if another column is, name that.",
+            f"{where}, {given[0]}",
+        )
+    if text is None:
         raise InputError(
             'give a row with "text", or with a list of "words"; if the text stands in another column, say --set '
             f"text_column=NAME. Columns: {', '.join(map(str, value))}.{header_hint(map(str, value))}",
             where,
         )
-    return as_text(value, column, where)
+    return as_text(value, text, where)
 
 
 def as_text(values: Mapping[str, Any], column: str, where: str) -> TaggingRow:

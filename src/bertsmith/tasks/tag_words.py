@@ -28,6 +28,33 @@ class Words:
     words: np.ndarray  # int64 [P] which word a part is of
 
 
+@dataclass(frozen=True)
+class TaggingExample:
+    """A sentence as the model gets it.
+
+    `text` is the user's own, or the words joined by single spaces; `word_spans` are its words in code points. Most have
+    one part; `word_positions` is where each part's first piece stands when the sequences are laid end to end.
+    """
+
+    row: TaggingRow
+    text: str
+    word_spans: np.ndarray  # int64 [words, 2]
+    token_ids: tuple[np.ndarray, ...]  # one sequence a window, [CLS], [SEP] and context included
+    word_positions: np.ndarray  # int64 [parts]
+    words: np.ndarray  # int64 [parts], which word each is of
+    targets: np.ndarray | None  # int64 [parts], None to predict
+
+    @property
+    def is_first(self) -> np.ndarray:
+        """bool [parts], whether each is the first of its word; the word answers with its label."""
+        return np.diff(self.words, prepend=-1) > 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return sum(map(len, self.token_ids))
+
+
 def words_of(row: TaggingRow, tokenizer: Tokenizer) -> Words:
     """Tokenize a sentence. The words of raw text are those of the tokenizer, without white space at their ends.
 

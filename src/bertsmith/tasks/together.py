@@ -36,6 +36,7 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_folder import clear_run_folder, run_folder_held, write_config
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, task_kind
+from bertsmith.tasks.seeds import equal_answers
 from bertsmith.tasks.sentence_folder import with_pooling
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import (
@@ -205,16 +206,20 @@ def _finetune_together(settings: TogetherSettings, parts: dict[str, _Part], cons
         )
         write_config(settings, "finetune together", _configuration(settings), has_ended=True)
         metrics: dict[str, Metrics] = {}
+        failures: dict[str, str] = {}
         precision = resolve_precision(settings.precision, device)
         for name, task in tasks.items():
             own = model_of(model, name)
             tasks[name], evaluations = evaluated(own, task, device=device, precision=precision)
             if tasks[name] is not task:
                 say(screen, f"{name}: {decision(tasks[name])}")
+            if same := equal_answers(tasks[name], evaluations):
+                failures[name] = same
+                say(screen, f"{name} learnt nothing: {same}.")
             metrics[name] = {split: evaluation.metrics for split, evaluation in evaluations.items()}
         new_tensors = {name: new for name, (_, new) in built.items()}
         _save(parts, tasks, model, config, metrics, data, new_tensors, settings.sampling)
-        _write_report(settings, parts, metrics, training)
+        _write_report(settings, parts, metrics, failures, training)
     return TogetherResult(metrics, settings.out, training)
 
 
@@ -311,9 +316,13 @@ def _save(
 
 
 def _write_report(
-    settings: TogetherSettings, parts: Mapping[str, _Part], metrics: Mapping[str, Metrics], training: TrainResult
+    settings: TogetherSettings,
+    parts: Mapping[str, _Part],
+    metrics: Mapping[str, Metrics],
+    failures: Mapping[str, str],
+    training: TrainResult,
 ) -> None:
-    """`report.html`: the figures of all tasks, curves, data."""
+    """`report.html`: the figures of all tasks, which have learnt nothing, curves, data."""
     rows = [
         (name, key, *(of_splits[split].get(key, "") if split in of_splits else "" for split in ("dev", "test")))
         for name, of_splits in metrics.items()
@@ -324,9 +333,10 @@ def _write_report(
         for name, of_splits in metrics.items()
         for split, values in of_splits.items()
     }
+    note = " ".join(f"{name} learnt nothing: {failure}." for name, failure in failures.items())
     facts |= {"steps": f"{training.step:,}", "seconds": f"{training.seconds:,.0f}"}
     sections = [
-        Table("Results", ("task", "metric", "dev", "test"), rows),
+        Table("Results", ("task", "metric", "dev", "test"), rows, note),
         *training_sections(settings.out / "metrics.jsonl"),
         data_table([path for part in parts.values() for path in data_files(part.settings)]),
     ]

@@ -6,19 +6,15 @@ as many tags as words, and every answer at its place in the context.
 
 import difflib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.text.reading import open_text, suffix_of
 from bertsmith.text.sentences import replace_surrogates
-from bertsmith.text.tables import no_column
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
@@ -116,16 +112,16 @@ def read_conll(
     `-DOCSTART-` lines and `# newdoc` begin a document; these and comments of the form `# key = value` are no words.
 
     Args:
-        token_column, tag_column: counted from 0, negative from the end. By default first and last;
-            1 and 2 for `.iob2` files, which number their words (universalner.org).
+        token_column, tag_column: counted from 0, negative from the end; see `conll_columns`. Words in column 0
+            of an `.iob2` file are not numbered, as those of universalner.org are.
         bad: see `read_columns`.
 
     Raises:
-        InputError: a line with another number of columns than the first one, with its line number.
+        InputError: a line with another number of columns than the first one, without a tag, or without the number
+            that an `.iob2` file has before its words; with its line number.
     """
-    numbered = suffix_of(path) == ".iob2"
-    token_column = token_column if token_column is not None else (1 if numbered else 0)
-    tag_column = tag_column if tag_column is not None else (2 if numbered else -1)
+    token_column, tag_column = conll_columns(path, token_column, tag_column)
+    numbered = suffix_of(path) == ".iob2" and token_column != 0
     num_columns = 0  # of the first line that has a token and a tag
     for document, lines in _blocks(path, bad, numbered=numbered):
         with_columns = [
@@ -141,15 +137,41 @@ def read_conll(
                         "parted by a tab or spaces).",
                         f"{path}:{number}",
                     )
+                if numbered and not columns[0][:1].isdigit():
+                    raise InputError(
+                        f'"{columns[0][:60]}" stands where .iob2 files have the number of the word. If the words stand '
+                        f"there, say --token-column 0 --tag-column {num_columns - 1}.",
+                        f"{path}:{number}",
+                    )
                 if not (-num_columns <= token_column < num_columns and -num_columns <= tag_column < num_columns):
                     raise InputError(
                         f"there are {num_columns} columns; token_column is {token_column} and tag_column {tag_column}.",
                         f"{path}:{number}",
                     )
+                if not columns[tag_column].strip(_BLANKS):
+                    raise _no_tag(columns, token_column % num_columns, f"{path}:{number}")
                 words.append(columns[token_column])
                 tags.append(columns[tag_column])
         if len(words) == len(lines):
             yield TaggedSentence(tuple(words), tuple(tags), f"{path}:{lines[0][0]}", document)
+
+
+def conll_columns(path: Path, token_column: int | None, tag_column: int | None) -> tuple[int, int]:
+    """Where a CoNLL file has words and tags: as given, else in the first and last column; in `.iob2` in 1 and 2."""
+    numbered = suffix_of(path) == ".iob2" and token_column != 0
+    return (
+        token_column if token_column is not None else (1 if numbered else 0),
+        tag_column if tag_column is not None else (2 if numbered else -1),
+    )
+
+
+def _no_tag(columns: list[str], token_column: int, where: str) -> InputError:
+    """What to say of a line with nothing where the tag should be, as behind a tab that ends it."""
+    last = max((index for index, column in enumerate(columns) if column.strip(_BLANKS)), default=token_column)
+    advice = "Give the word a tag, or say which column has the tags, counted from 0: --tag-column N."
+    if last != token_column:
+        advice = f"If column {last} has the tags, say --tag-column {last} (evaluate: --set tag_column={last})."
+    return InputError(f"the tag column is empty. {advice}", where)
 
 
 def read_conllu(
@@ -195,25 +217,6 @@ def _conllu_words(path: Path, lines: list[tuple[int, str]]) -> list[tuple[int, l
 def _between_tabs(line: str) -> list[str]:
     """The columns of a line, without the blanks around them; one of nothing else keeps them."""
     return [column.strip(_BLANKS) or column for column in line.split("\t")]
-
-
-def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
-    """A field of a row that is a list of words or tags; numbers become text.
-
-    Raises:
-        InputError: no such field, or it is not a list of texts or numbers.
-    """
-    if field not in row:
-        raise no_column(field, row, where)
-    value = row[field].tolist() if isinstance(row[field], np.ndarray) else row[field]
-    if not isinstance(value, list | tuple):
-        raise InputError(f"a list wanted, {type(value).__name__} found.", f"{where}, {field}")
-    for item in value:
-        is_gap = isinstance(item, float) and math.isnan(item)
-        if not isinstance(item, str | int | float) or is_gap:
-            found = "null" if item is None else "NaN" if is_gap else type(item).__name__
-            raise InputError(f"a list of texts wanted, {found} found in it.", f"{where}, {field}")
-    return tuple(str(item) for item in value)
 
 
 def question_row(

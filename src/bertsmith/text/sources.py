@@ -136,7 +136,8 @@ def iter_rows(
     """Stream rows with their place: ("file:line", {column: value}).
 
     Values of tables are strings. JSON Lines, Parquet and the Hub keep their types; class labels of the
-    Hub are given by name, and None where a row is not labelled. Parquet and the Hub count rows from 1.
+    Hub, and of Parquet that Hugging Face's `datasets` wrote, are given by name, and None where a row is
+    not labelled. Parquet and the Hub count rows from 1.
 
     Args:
         source: one file, folder, pattern or `hub:` name.
@@ -281,11 +282,13 @@ def _parquet_rows(path: str, only: str | None = None) -> Iterator[tuple[str, dic
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise InputError(f'the column "{twice}" is there twice; give each a name of its own.', path)
+            label_names = _label_names(_noted_features(file.schema_arrow.metadata or {}))
             row_number = 0
             for batch in file.iter_batches(batch_size=256, columns=names if only is None else [only]):
                 for row in batch.to_pylist():
                     row_number += 1
-                    yield f"{path}:{row_number}", row
+                    where = f"{path}:{row_number}"
+                    yield where, _with_names(row, label_names, where)
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # such as dates of no calendar
             raise InputError(f"cannot be read as Parquet: {error}", path) from None
 
@@ -317,10 +320,10 @@ def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     hub = _parse_hub(source)
     try:
         dataset = datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
-        features = dataset.features or {}
+        label_names = _label_names(dataset.features.to_dict() if dataset.features else {})
         for row_number, row in enumerate(dataset, start=1):
-            named = {column: _label_names(value, features.get(column)) for column, value in row.items()}
-            yield f"{source}:{row_number}", named
+            where = f"{source}:{row_number}"
+            yield where, _with_names(row, label_names, where)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f'data set "{hub.name}", configuration {hub.config or "not given"}, split "{hub.split}" cannot be read: '
@@ -329,12 +332,46 @@ def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from None
 
 
-def _label_names(value: Any, feature: Any) -> Any:
-    """Class labels, alone or in a list, by their names."""
-    import datasets
+def _noted_features(metadata: dict[bytes, bytes]) -> Any:
+    """What `datasets` noted of the columns when it wrote a Parquet file; none if it did not, or it cannot be read."""
+    try:
+        return json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return {}
 
-    if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
-        return feature.int2str(value) if value >= 0 else None
-    if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel) and value is not None:
-        return [_label_names(item, feature.feature) for item in value]
-    return value
+
+def _label_names(features: Any) -> dict[str, list[str]]:
+    """The names of the labels, in the order of their numbers, for each column of class labels.
+
+    Args:
+        features: of each column `{"_type": "ClassLabel", "names": [...]}`, or that in `{"feature": ...}` or `[...]` for
+            lists of labels, as `datasets` writes it; other columns and forms are passed over.
+    """
+    found = {}
+    for column, feature in features.items() if isinstance(features, dict) else ():
+        while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
+            feature = feature["feature"] if isinstance(feature, dict) else next(iter(feature), None)
+        names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+        if isinstance(names, list):
+            found[column] = names
+    return found
+
+
+def _with_names(row: dict[str, Any], label_names: dict[str, list[str]], where: str) -> dict[str, Any]:
+    """The row with class labels, alone or in a list, by their names."""
+    named = {
+        column: _name(row[column], names, f"{where}, {column}")
+        for column, names in label_names.items()
+        if column in row
+    }
+    return {**row, **named}
+
+
+def _name(value: Any, names: list[str], where: str) -> Any:
+    if isinstance(value, list):
+        return [_name(item, names, where) for item in value]
+    if not isinstance(value, int):
+        return value
+    if value >= len(names):
+        raise InputError(f"there is no class label {value}; the data set has names for {len(names)}.", where)
+    return str(names[value]) if value >= 0 else None

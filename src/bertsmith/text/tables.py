@@ -1,9 +1,12 @@
-"""Tables in text, with quotes and without, and what is said of columns that are not there."""
+"""Tables in text, with quotes and without, lists in fields, and what is said of columns that are not there."""
 
 import csv
+import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, collecting, did_you_mean
 from bertsmith.text.reading import TextReader, open_text, suffix_of
@@ -125,6 +128,25 @@ def understood_column(column: str | None, usual: str, columns: Collection[str], 
     if name not in columns:
         raise no_column(name, columns, where, f"{usual}_column")
     return name
+
+
+def string_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
+    """A field of a row that is a list of words or tags; numbers become text.
+
+    Raises:
+        InputError: no such field, or it is not a list of texts or numbers.
+    """
+    if field not in row:
+        raise no_column(field, row, where)
+    value = row[field].tolist() if isinstance(row[field], np.ndarray) else row[field]
+    if not isinstance(value, list | tuple):
+        raise InputError(f"a list wanted, {type(value).__name__} found.", f"{where}, {field}")
+    for item in value:
+        is_gap = isinstance(item, float) and math.isnan(item)
+        if not isinstance(item, str | int | float) or is_gap:
+            found = "null" if item is None else "NaN" if is_gap else type(item).__name__
+            raise InputError(f"a list of texts wanted, {found} found in it.", f"{where}, {field}")
+    return tuple(str(item) for item in value)
 
 
 def refuse_several(

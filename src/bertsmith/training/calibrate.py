@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from bertsmith.training.memory import Memory, keep_freed_memory
 from bertsmith.training.optim import build_optimizer
 from bertsmith.training.plan import Stage, TrainSettings
 from bertsmith.training.report import Curves, write_report
+from bertsmith.training.schedule import Budget
 from bertsmith.training.step import OutOfMemory, take_step
 from bertsmith.training.task import HeldOutPart, Task
 
@@ -219,13 +221,32 @@ class _Bench:
         Raises:
             DoesNotFit: one example in a step is too much.
         """
+        asked = self.micro_batch_size
         self.micro_batch_size = self._fitting(memory_limit_bytes)
+        if self.micro_batch_size < asked:
+            self._fit_largest(memory_limit_bytes)
         cost = self._cost(seconds)
         while cost.peak_bytes > memory_limit_bytes:  # whole steps, and scores, may want more than one micro-batch
             self._halve(cost.peak_bytes)
             self.memory.forget_peak()
+            self._fit_largest(memory_limit_bytes)
             cost = self._cost(seconds)
         return cost
+
+    def _fit_largest(self, limit_bytes: int) -> None:
+        """Cut on until the largest micro-batch fits: the longest text need not be among the first of its batch."""
+        while (needed_bytes := self._needed_bytes(self._largest_micro_batch(), limit_bytes)) > limit_bytes:
+            self._halve(needed_bytes)
+            self.memory.forget_peak()
+
+    def _needed_bytes(self, step: Step, limit_bytes: int) -> int:
+        """The most memory so far, once the step was taken; above the limit if it ran out."""
+        try:
+            for _ in range(1 + self.num_recorded):
+                self._take(step)
+        except OutOfMemory:
+            return limit_bytes + 1
+        return self.memory.expected_bytes()
 
     def _halve(self, needed_bytes: int) -> None:
         if self.micro_batch_size < 2 * self.settings.smallest_micro_batch:
@@ -272,12 +293,7 @@ class _Bench:
         for size in sizes:
             if len(known) > 1 and _extended(known, size) > limit_bytes:
                 break
-            try:
-                for _ in range(1 + self.num_recorded):
-                    self._take(_only(step, self.task, size))
-                known.append((size, self.memory.expected_bytes()))
-            except OutOfMemory:
-                known.append((size, limit_bytes + 1))
+            known.append((size, self._needed_bytes(_only(step, self.task, size), limit_bytes)))
             if known[-1][1] > limit_bytes:
                 self.memory.forget_peak()
                 break
@@ -289,16 +305,19 @@ class _Bench:
         return self._fitting(limit_bytes)
 
     def _largest_micro_batch(self) -> Step:
-        """A step of one micro-batch, the one with the most tokens of (the first 2,000 of) the first epoch."""
+        """A step of one micro-batch, the one with the most tokens of the first 2,000 of the run."""
         loader = self._loader(self.micro_batch_size)
-        size = self.examples.num_examples(0)
-        starts = range(0, size, self.micro_batch_size)[:_STEPS_LOOKED_AT]
+        budget = Budget.parse(self.settings.budget)
+        num_epochs = math.ceil(budget.amount) if budget.unit == "epochs" else 1
+        sizes = [self.examples.num_examples(epoch) for epoch in range(min(num_epochs, _STEPS_LOOKED_AT))]
+        begins = ((epoch, start) for epoch, size in enumerate(sizes) for start in range(0, size, self.micro_batch_size))
 
-        def tokens(start: int) -> int:
-            places = loader.sample_ids(0, start, min(start + self.micro_batch_size, size))
+        def tokens(begin: tuple[int, int]) -> int:
+            epoch, start = begin
+            places = loader.sample_ids(epoch, start, min(start + self.micro_batch_size, sizes[epoch]))
             return sum(self.examples.num_tokens(place) for place in places)
 
-        with closing(loader.steps(0, max(starts, key=tokens))) as steps:
+        with closing(loader.steps(*max(islice(begins, _STEPS_LOOKED_AT), key=tokens))) as steps:
             return next(steps)
 
     def _timed_steps(self, seconds: float) -> tuple[list[Step], list[float]]:
