@@ -152,7 +152,7 @@ def test_the_command_and_the_file_are_what_is_recommended(
     out = capsys.readouterr().out
     line = out.rstrip("\n").rpartition("\n")[2]
     (advice,) = said
-    assert line.startswith("bertsmith finetune classification ")
+    assert line.startswith("bertsmith finetune classification ") and "threshold" not in line
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(model_verbs, "finetune", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(model_verbs, "_show_finetuned", lambda *arguments: None)

@@ -23,7 +23,6 @@ from transformers import (
 from bertsmith.cli import main
 from bertsmith.deploy.predict import load
 from bertsmith.errors import InputError, ModelError, SettingsError
-from bertsmith.settings import to_mapping
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, read_rows
 from bertsmith.tasks.classify_targets import ClassificationExample, find_labels
@@ -32,6 +31,7 @@ from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.label_sets import LabelSetAnswer
 from bertsmith.tasks.saved import load_task
+from bertsmith.tasks.teaching import option_values
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.report import Table
 
@@ -127,8 +127,9 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str)
 def test_folders_that_name_a_threshold_which_nobody_asks_for_are_read() -> None:
     """As all did while it could not be left open; a run that was begun then can still be resumed."""
     assert ClassificationSettings(threshold=0.5) == ClassificationSettings()
-    assert to_mapping(ClassificationSettings())["threshold"] == 0.5
-    assert to_mapping(ClassificationSettings(multi_label=True))["threshold"] is None
+    assert option_values(ClassificationSettings())["threshold"] == 0.5
+    assert option_values(ClassificationSettings(multi_label=True))["threshold"] is None
+    assert ClassificationSettings(multi_label=True, threshold=0.5).threshold == 0.5
 
 
 # Figures

@@ -126,8 +126,8 @@ class ClassificationSettings:
             raise SettingsError(
                 "label_separator and threshold are for multi_label, where a row may have several labels."
             )
-        if not self.multi_label:  # as folders and checkpoints have it that are from before it could be left open
-            object.__setattr__(self, "threshold", 0.5)
+        if not self.multi_label:  # which folders say that are from before it could be left open
+            object.__setattr__(self, "threshold", None)
 
 
 @dataclass(frozen=True)

@@ -184,9 +184,12 @@ class Teaching:
 
 def option_values(options: Any) -> dict[str, str | int | float | bool | None]:
     """A task's settings for a fingerprint, one by one, so that what differs is said by its name."""
+    values = to_mapping(options)
+    if "threshold" in values and not values["multi_label"]:
+        values["threshold"] = 0.5  # as checkpoints have it that are from before it could be left open
     return {
         name: value if value is None or isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
-        for name, value in to_mapping(options).items()
+        for name, value in values.items()
     }
 
 
