@@ -25,6 +25,7 @@ from bertsmith.text.labelled import CONLLU_COLUMNS, TaggedSentence, conll_column
 from bertsmith.text.reading import suffix_of
 from bertsmith.text.tables import header_hint, string_list
 
+_NEARLY_ALL, _HALF = 0.95, 0.5  # of the words, and no more of the tags, read as tags where the two are exchanged
 WORD_COLUMNS = ("words", "tokens")
 """Names that are taken for the words, in rows, when `token_column` is not given."""
 TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "upos", "labels")
@@ -182,7 +183,7 @@ def _refuse_exchanged(path: Path, settings: TaggingSettings, sentences: Sequence
         sum(count for one, count in found.items() if split_tag(one) is not None) / found.total()
         for found in (words, tags)
     )
-    if of_words < 0.95 or of_tags > 0.5 or OUTSIDE not in words or len(words) >= len(tags):
+    if of_words < _NEARLY_ALL or of_tags > _HALF or OUTSIDE not in words or len(words) >= len(tags):
         return
     token, tag = conll_columns(path, token, tag)
     first = sentences[0]
