@@ -3,7 +3,7 @@
 Shape letters: S examples, C labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,8 @@ class LabelSetTarget:
     def score(self, answers: Sequence[LabelSetAnswer], examples: Sequence[ClassificationExample]) -> dict[str, float]:
         """Those of scikit-learn with `zero_division=0`: F1 over all decisions, the mean over labels, and over texts;
         the share of texts all of whose labels are right. A text that has no label and gets none has an F1 of 0."""
-        return _figures(*self._gold_and_found(answers, examples))
+        gold_SC, found_SC = self._gold_and_found(answers, examples)
+        return {name: figure(gold_SC, found_SC) for name, figure in _FIGURES.items()}
 
     def best_threshold(
         self, answers: Sequence[LabelSetAnswer], examples: Sequence[ClassificationExample], metric: str
@@ -76,7 +77,7 @@ class LabelSetTarget:
         """The whole per cent at which the metric is best on these; of equal ones the nearest to 0.5."""
         gold_SC = self._indicators([example.target for example in examples])
         scores_SC = np.stack([answer.scores for answer in answers])
-        return max(_THRESHOLDS, key=lambda one: _figures(gold_SC, scores_SC >= one)[metric])
+        return max(_THRESHOLDS, key=lambda one: _FIGURES[metric](gold_SC, scores_SC >= one))
 
     def to_json(self, answer: LabelSetAnswer) -> dict[str, Any]:
         """`{"labels": [...], "scores": {label: probability}}`."""
@@ -125,18 +126,17 @@ class LabelSetTarget:
         return self._indicators([example.target for example in examples]), self._indicators(found)
 
 
-def _figures(gold_SC: np.ndarray, found_SC: np.ndarray) -> dict[str, float]:
-    return {
-        "micro_f1": float(_f1(gold_SC, found_SC, None)),
-        "macro_f1": float(_f1(gold_SC, found_SC, 0).mean()),
-        "samples_f1": float(_f1(gold_SC, found_SC, 1).mean()),
-        "subset_accuracy": float((gold_SC == found_SC).all(1).mean()),
-    }
-
-
 def _f1(gold_SC: np.ndarray, found_SC: np.ndarray, axis: int | None) -> np.ndarray:
     """2 TP / (2 TP + FP + FN) along an axis, 0 where there is neither a label nor a prediction."""
     right = (gold_SC & found_SC).sum(axis)
     total = gold_SC.sum(axis) + found_SC.sum(axis)
     scores: np.ndarray = 2 * right / np.maximum(total, 1)
     return scores
+
+
+_FIGURES: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "micro_f1": lambda gold_SC, found_SC: float(_f1(gold_SC, found_SC, None)),
+    "macro_f1": lambda gold_SC, found_SC: float(_f1(gold_SC, found_SC, 0).mean()),
+    "samples_f1": lambda gold_SC, found_SC: float(_f1(gold_SC, found_SC, 1).mean()),
+    "subset_accuracy": lambda gold_SC, found_SC: float((gold_SC == found_SC).all(1).mean()),
+}
