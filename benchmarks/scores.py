@@ -42,7 +42,8 @@ from peer import padded, trainer_seconds
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
 from bertsmith.settings import from_mapping
-from bertsmith.tasks.finetune import evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import choose_rows
 from bertsmith.tasks.run_folder import model_folder

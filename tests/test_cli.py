@@ -405,7 +405,8 @@ def asked(output: str) -> list[Value]:
         (["A text, 中文."], "A text, 中文."),
         (["A", "--pair", "B"], {"text": "A", "pair": "B"}),
         (["Text.", "--question", "Q?"], {"question": "Q?", "context": "Text."}),
-        (['{"a": 1}'], '{"a": 1}'),
+        (['{"a": 1}'], {"a": 1}),
+        (["{a: 1}"], "{a: 1}"),
     ],
 )
 def test_predict_a_line(
@@ -484,7 +485,7 @@ def test_predict_reads_tables_as_the_fine_tuning_did(run: Run, classifier: TaskP
         ("classification", ["--pair", "b"], 'this model reads one text; leave "pair" out.'),
         ("classification", ["--question", "b"], "this model does not answer questions; give a text alone."),
         ("pairs", ["--question", "b"], 'does not answer questions; give a row with "text" and "pair".'),
-        ("pairs", [], 'this model reads pairs; give a row with "text" and "pair".'),
+        ("pairs", [], 'this model reads pairs; give a row with "text" and "pair" (on the command line --pair).'),
         ("tagging", ["--pair", "b"], 'this model reads one text; leave "pair" out.'),
         ("tagging", ["--question", "b"], "this model does not answer questions; give a text"),
         ("answering", ["--pair", "b"], 'this model answers questions; give a row with "question" and "context".'),

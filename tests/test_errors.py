@@ -83,7 +83,7 @@ FAULTS = [
     (f"{BUILD} latin.txt", "latin.txt:2: byte 0xe9 at offset 14 is not UTF-8"),
     (f"{PRETRAIN} --corpus one-document", "--objective mlm"),
     (f"{PRETRAIN} --corpus nothing", "nothing"),
-    (f"{PRETRAIN} --corpus store --max-length 600", "max_position_embeddings"),
+    (f"{PRETRAIN} --corpus store --from run --max-length 600", "max_position_embeddings"),
     (f"{PRETRAIN} --corpus store --size minni", 'Did you mean "mini"?'),
     (f"{PRETRAIN} --corpus store --budget soon", 'error: budget: cannot read "soon"'),
     (f"{PRETRAIN} --corpus store --evaluate-every often", 'error: evaluate_every: cannot read "often"'),

@@ -11,16 +11,17 @@ from bertsmith.errors import ModelError
 def test_the_named_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
 
-    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     assert hub.fetch("google-bert/bert-base-uncased", ("config.json",), "a model folder") == tmp_path
-    assert asked == [("google-bert/bert-base-uncased", ["config.json"])]
+    assert hub.fetch("google-bert/bert-base-uncased@refs/pr/3", ("config.json",), "a model folder") == tmp_path
+    assert asked == [("google-bert/bert-base-uncased", revision, ["config.json"]) for revision in (None, "refs/pr/3")]
 
 
-@pytest.mark.parametrize("name", ["bert", "/etc/models", "../up/there", "a/b/c", "-x/y", "a/b?"])
+@pytest.mark.parametrize("name", ["bert", "/etc/models", "../up/there", "a/b/c", "-x/y", "a/b?", "a/b@", "a/b@x@y"])
 def test_other_names_never_reach_the_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("the network was asked"))
     with pytest.raises(ModelError, match="a model folder, or the organisation/name"):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from bertsmith.tasks.advise import advise
     from bertsmith.tasks.benchmark import benchmark
     from bertsmith.tasks.data_check import check_data
-    from bertsmith.tasks.finetune import evaluate, finetune
+    from bertsmith.tasks.evaluate import evaluate
+    from bertsmith.tasks.finetune import finetune
     from bertsmith.tasks.plan_run import plan
     from bertsmith.tasks.pretrain import pretrain
     from bertsmith.tasks.together import finetune_together
@@ -54,7 +55,7 @@ _HOMES = {
     "benchmark": "bertsmith.tasks.benchmark",
     "build_corpus": "bertsmith.text.corpus_building",
     "check_data": "bertsmith.tasks.data_check",
-    "evaluate": "bertsmith.tasks.finetune",
+    "evaluate": "bertsmith.tasks.evaluate",
     "extend_tokenizer": "bertsmith.text.domain_words",
     "finetune": "bertsmith.tasks.finetune",
     "finetune_together": "bertsmith.tasks.together",

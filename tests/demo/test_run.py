@@ -10,7 +10,7 @@ from rich.console import Console
 from bertsmith.demo import DemoResult, DemoSettings, run_demo
 from bertsmith.demo.data import DataSettings
 from bertsmith.errors import SettingsError
-from bertsmith.tasks.finetune import evaluate
+from bertsmith.tasks.evaluate import evaluate
 from bertsmith.text.python_docs import PythonDoc
 
 _SETTINGS = DemoSettings(

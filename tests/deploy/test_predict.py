@@ -31,7 +31,7 @@ from bertsmith.model.batch import PackedBatch
 from bertsmith.model.encoder import Encoder
 from bertsmith.tasks.classify_data import find_columns
 from bertsmith.tasks.embed_data import EmbeddingSettings
-from bertsmith.tasks.saved import load_task, task_kind
+from bertsmith.tasks.saved import load_task, save_task, task_kind
 from bertsmith.tasks.tag_data import as_text
 from bertsmith.text.tokenizer import load_tokenizer
 
@@ -123,6 +123,31 @@ def test_a_regression_answers_with_its_number(tiny_tokenizer: Path, tmp_path: Pa
     with torch.inference_mode():
         expected = theirs(**AutoTokenizer.from_pretrained(where)("red", return_tensors="pt")).logits.item()
     assert list(load(where, device="cpu").predict(["red"])) == [{"value": pytest.approx(expected, abs=1e-5)}]
+    # Nobody has said that it is one: it may be the score of a label, as of a reranker.
+    (answer,) = load(where, device="cpu", overrides={"multi_label": True}).predict(["red"])
+    assert answer["scores"] == {"LABEL_0": pytest.approx(1 / (1 + math.exp(-expected)), abs=1e-5)}
+    config = json.loads((where / "config.json").read_text())
+    (where / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
+    with pytest.raises(SettingsError, match="choose one"):
+        load(where, overrides={"multi_label": True})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_long_text_is_cut_at_the_side_of_its_tokenizer(tiny_tokenizer: Path, tmp_path: Path, side: str) -> None:
+    where = folder(tiny_tokenizer, tmp_path, BertForSequenceClassification)
+    settings = json.loads((where / "tokenizer_config.json").read_text())
+    (where / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "truncation_side": side, "model_max_length": 12})
+    )
+    text = "the king " * 9 + "a red bird"
+    inputs = AutoTokenizer.from_pretrained(where)(text, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = BertForSequenceClassification.from_pretrained(where).eval()(**inputs).logits.softmax(-1)[0]
+    (answer,) = load(where, device="cpu").predict([text])
+    assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    task, model = load_task(where)
+    save_task(tmp_path / "again", task, model, model.encoder.config, "# card\n", {})
+    assert AutoTokenizer.from_pretrained(tmp_path / "again").truncation_side == side
 
 
 @pytest.mark.parametrize("read_ahead", [1, 2, 100])

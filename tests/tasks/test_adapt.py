@@ -1,5 +1,6 @@
 """Pre-training on a task's own texts before the task: what it reads, what the task starts from, and resuming."""
 
+import io
 import json
 import signal
 from dataclasses import replace
@@ -16,7 +17,7 @@ from bertsmith.errors import Interrupted, SettingsError, TrainingError
 from bertsmith.files import read_json
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
-from bertsmith.model.folder import save_model
+from bertsmith.model.folder import read_config, save_model
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks import adapt as adapt_module
 from bertsmith.tasks.classify import Classification
@@ -93,6 +94,21 @@ def test_each_family_learns_what_it_can(tiny_tokenizer: Path, tmp_path: Path, mo
     base = base_model(tiny_tokenizer, tmp_path / "base", model_type)
     finetune("classification", settings(tmp_path, base), OPTIONS, console=QUIET)
     assert read_json(tmp_path / "run" / "adapt" / "run" / "model" / "bertsmith.json")["objective"] == objective
+
+
+def test_a_head_that_the_model_lacks_is_said(base: Path, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    finetune("classification", settings(tmp_path, base), OPTIONS, console=Console(file=screen, width=200))
+    assert "base has no head for masked tokens: it is learnt from nothing." in screen.getvalue()
+
+
+def test_a_discriminator_learns_with_its_generator(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """Its own head for masked tokens it has not; without the generator there is none, and one is made."""
+    base = base_model(tiny_tokenizer, tmp_path / "model", "electra")
+    config = read_config(base)[0]
+    assert adapt_module._objective(str(base), config) == "mlm"
+    (tmp_path / "generator").mkdir()
+    assert adapt_module._objective(str(base), config) is None
 
 
 @pytest.mark.parametrize("stopped", [PretrainTask, Classification])

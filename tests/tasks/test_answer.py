@@ -28,6 +28,7 @@ from bertsmith.tasks.answer_data import (
 )
 from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer, choose_answer
 from bertsmith.tasks.rows import sub_batches
+from bertsmith.tasks.saved import load_task, save_task
 from bertsmith.text.labelled import Answer, Question, read_squad
 from bertsmith.text.tokenizer import Encoding, Tokenizer, load_tokenizer
 from bertsmith.text.tokenizer_training import train_tokenizer
@@ -570,6 +571,26 @@ def test_the_threshold_that_is_left_open_is_the_best_one(tokenizer, rows):
     assert [(one.best, one.probability) for one in said] == [(one.best, one.probability) for one in changed]
     given_one = make(tokenizer, *questions, chosen=replace(SMALL, unanswerable=True, no_answer_threshold=1.0))
     assert given_one.decided_on(answers, examples)[0] is given_one
+
+
+def test_a_model_whose_threshold_dev_chose_can_be_told_to_answer_always(tokenizer, tmp_path):
+    task = make(tokenizer, chosen=replace(SMALL, unanswerable=True, no_answer_threshold=1.5))
+    model = task.build(encoder(tokenizer))
+    save_task(tmp_path / "model", task, model, model.encoder.config, "# card\n", {})
+    assert load_task(tmp_path / "model")[0].settings.no_answer_threshold == 1.5
+    always = load_task(tmp_path / "model", {"unanswerable": False})[0].settings
+    assert always.unanswerable is False and always.no_answer_threshold is None
+    with pytest.raises(SettingsError, match="which there never is here"):
+        load_task(tmp_path / "model", {"unanswerable": False, "no_answer_threshold": 1.0})
+
+
+def test_questions_that_are_cut_are_said(tokenizer):
+    long = question("king", text="who sat by the river and saw the blue bird at night?")
+    notes = make(tokenizer, long, question("king", text="who sat?")).notes()
+    assert "Questions longer than max_query_length 6, which lose their end: 1 of dev." in notes
+    assert not any(
+        "max_query_length" in note for note in make(tokenizer, question("king", text="who sat?")).notes()[1:]
+    )
 
 
 def test_answers_as_json_point_into_the_context(tokenizer):

@@ -19,7 +19,8 @@ from bertsmith.model.sizes import named_size
 from bertsmith.tasks.choice_data import ChoiceRow, ChoiceSettings, read_rows
 from bertsmith.tasks.choose import ChoiceAnswer, Choosing
 from bertsmith.tasks.data_check import CheckSettings, check_data
-from bertsmith.tasks.finetune import evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import read_training_rows, task_kind
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
@@ -56,6 +57,14 @@ def make(tokenizer: Tokenizer, max_length: int = 32) -> Choosing:
         ("a.jsonl", '{"passage": "t", "question": "q", "options": ["x", "y"], "answer": "B"}'),
         ("a.jsonl", '{"context": "t", "question": "q", "choice": ["x", "y"], "answer": "y"}'),
         ("a.csv", "sent1,sent2,ending0,ending1,label\nt,q,x,y,1"),
+        (
+            "a.jsonl",
+            '{"text": "t", "question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}',
+        ),
+        (
+            "a.jsonl",
+            '{"text": "t", "question": "q", "choices": {"label": [1, 2], "text": ["x", "y"]}, "answerKey": "2"}',
+        ),
         ("a.tsv", "article\tquestion\toption1\toption2\tanswer\nt\tq\tx\ty\tb"),
     ],
 )
@@ -113,6 +122,12 @@ def test_what_a_model_has_not_learnt_to_read_is_not_sought_in_rows_to_predict(to
         ({"text": "", "choices": ["x", "y"], "label": 0}, 'give a "text", a "question", or both'),
         ({"text": ["t"], "choices": ["x", "y"], "label": 0}, "text wanted, list found"),
         ({"text": "t", "choices": ["x", "y"]}, "cannot tell which column is the label"),
+        (
+            {"text": "t", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "label": "0"},
+            'a.jsonl:1, label: "0" is none of the choices, which are called A, B',
+        ),
+        ({"text": "t", "choices": {"text": ["x", "y"], "label": ["A", "A"]}, "label": "A"}, "2 choices and 1 labels"),
+        ({"text": "t", "choices": {"text": ["x", "y"]}, "label": "A"}, "a list of choices wanted"),
         ({"text": "t", "label": 0}, "cannot tell which column is the choices"),
         ({"question;choices;label": "q;x|y;0"}, r'the choices: .* If ";" parts them, say --delimiter ";" \(eval'),
         (

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 from transformers import AutoTokenizer
 
 from bertsmith.errors import InputError, SettingsError
@@ -588,6 +589,29 @@ def answered(predicted: str, gold: str, score: float = 0.9) -> tuple[Classificat
 def split(*pairs: tuple[str, str, float]) -> tuple[list[ClassificationAnswer], list[ClassificationExample]]:
     both = [answered(*pair) for pair in pairs]
     return [answer for answer, _ in both], [example for _, example in both]
+
+
+def test_the_f1_of_one_label_is_that_of_scikit_learn(tokenizer: Tokenizer) -> None:
+    """Of two labels the second, as GLUE has it; of more, only the one that is named."""
+    answers, examples = split(("a", "a", 0.9), ("a", "b", 0.9), ("b", "b", 0.9), ("b", "b", 0.9), ("a", "c", 0.9))
+    gold, found = [str(item.row.label) for item in examples], [str(answer.label) for answer in answers]
+    for settings, labels, positive in (
+        (ClassificationSettings(positive_label="b", metric="f1"), ("a", "b", "c"), "b"),
+        (ClassificationSettings(metric="f1"), ("a", "b"), "b"),
+        (ClassificationSettings(positive_label="a"), ("a", "b"), "a"),
+    ):
+        some = [i for i in range(5) if gold[i] in labels and found[i] in labels]
+        task = Classification(tokenizer, labels, settings, {})
+        scores = task.score([answers[i] for i in some], [examples[i] for i in some])
+        expected = f1_score([gold[i] for i in some], [found[i] for i in some], labels=[positive], average="macro")
+        assert scores["f1"] == pytest.approx(expected) and 0 < expected < 1
+        assert next(iter(scores)) == (settings.metric or "accuracy")
+    with pytest.raises(SettingsError, match="f1 is that of one label, and there are 3: give positive_label"):
+        Classification(tokenizer, ("a", "b", "c"), ClassificationSettings(metric="f1"), {})
+    with pytest.raises(SettingsError, match=r'positive_label: no label "spam"\. Did you mean "Spam"'):
+        Classification(tokenizer, ("Ham", "Spam"), ClassificationSettings(positive_label="spam"), {})
+    with pytest.raises(SettingsError, match="positive_label is for one label a row"):
+        ClassificationSettings(positive_label="a", multi_label=True)
 
 
 def test_metrics_by_hand(tokenizer: Tokenizer) -> None:

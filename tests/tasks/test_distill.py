@@ -37,7 +37,8 @@ from bertsmith.tasks.distill import (
     source_name,
     teacher_names,
 )
-from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.masking import Masked
 from bertsmith.tasks.mlm import MaskedLanguageModel

@@ -23,13 +23,15 @@ from bertsmith.errors import InputError, ModelError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
+from bertsmith.tasks import embed_data
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.embed import Embedding, EmbeddingAnswer, SentenceEncoder, check_batches, ranking_metrics
 from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, find_labels, read_rows
-from bertsmith.tasks.finetune import evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import TASKS, read_training_rows, save_task
-from bertsmith.tasks.sentence_folder import read_sentence_files, with_pooling
+from bertsmith.tasks.sentence_folder import length_notes, read_sentence_files, with_pooling
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.task import Batch
 
@@ -67,20 +69,32 @@ def batch_of(task: Embedding) -> Batch:
 
 
 def pairs(*texts: tuple[Any, ...]) -> list[EmbeddingRow]:
-    return [EmbeddingRow(f"row {number}", *values) for number, values in enumerate(texts)]
+    """A text, its pair, a negative or several, a score, as far as they are given."""
+    rows = []
+    for number, (text, pair, *more) in enumerate(texts):
+        negatives = more[0] if more and more[0] else ()
+        several = (negatives,) if isinstance(negatives, str) else tuple(negatives)
+        rows.append(EmbeddingRow(f"row {number}", text, pair, several, more[1] if len(more) > 1 else None))
+    return rows
 
 
 # ------------------------------------------------------------------------ beside sentence-transformers
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_sentence_transformers_gives_the_same_vectors(tokenizer: Tokenizer, tmp_path: Path, pooling: Any) -> None:
-    task, model = make_task(tokenizer, pairs(("a", "b")), pooling=pooling)
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", True), ("mean", False)])
+def test_sentence_transformers_gives_the_same_vectors(
+    tokenizer: Tokenizer, tmp_path: Path, pooling: Any, normalize: bool
+) -> None:
+    """Of length 1, or as long as the folder leaves them, which is the same to a cosine."""
+    task, model = make_task(tokenizer, pairs(("a", "b")), pooling=pooling, normalize=normalize)
     save_task(tmp_path / "model", task, model, model.encoder.config, "# card\n", {})
     theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(list(TEXTS))
     ours = [answer["embedding"] for answer in load(tmp_path / "model").predict(TEXTS)]
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+    assert (np.abs(np.linalg.norm(ours, axis=1) - 1) < 1e-5).all() == normalize
+    (answer,) = load(tmp_path / "model").predict([{"text": TEXTS[0], "pair": TEXTS[1]}])
+    cosine = theirs[0] @ theirs[1] / np.linalg.norm(theirs[0]) / np.linalg.norm(theirs[1])
+    assert answer["similarity"] == pytest.approx(float(cosine), abs=1e-5)
     (tmp_path / "model" / "bertsmith.json").unlink()  # then it is a folder like theirs
     again = [answer["embedding"] for answer in load(tmp_path / "model").predict(TEXTS)]
     assert again == ours
@@ -149,9 +163,9 @@ class _Fixed(torch.nn.Module):
         return features
 
 
-@pytest.mark.parametrize("with_negatives", [False, True])
-def test_the_loss_of_pairs_is_multiple_negatives_ranking(tokenizer: Tokenizer, with_negatives: bool) -> None:
-    rows = pairs(*((f"a{i}", f"b{i}", f"c{i}" if with_negatives else None) for i in range(5)))
+@pytest.mark.parametrize("num_negatives", [0, 1, 3])
+def test_the_loss_of_pairs_is_multiple_negatives_ranking(tokenizer: Tokenizer, num_negatives: int) -> None:
+    rows = pairs(*((f"a{i}", f"b{i}", [f"c{i} {n}" for n in range(num_negatives)]) for i in range(5)))
     task, model = make_task(tokenizer, rows)
     batch = batch_of(task)
     vectors = model(batch.inputs).detach()
@@ -164,7 +178,7 @@ def test_the_loss_of_pairs_is_multiple_negatives_ranking(tokenizer: Tokenizer, w
 
 def test_the_loss_of_scored_pairs_is_cosent(tokenizer: Tokenizer) -> None:
     scores = (0.0, 3.0, 3.0, 5.0, 1.5)
-    rows = [EmbeddingRow("r", f"a{i}", f"b{i}", None, score) for i, score in enumerate(scores)]
+    rows = [EmbeddingRow("r", f"a{i}", f"b{i}", (), score) for i, score in enumerate(scores)]
     task, model = make_task(tokenizer, rows, scored=True)
     batch = batch_of(task)
     columns = model(batch.inputs).detach().view(5, 2, -1).unbind(1)
@@ -183,14 +197,50 @@ def test_the_loss_of_scored_pairs_is_cosent(tokenizer: Tokenizer) -> None:
 
 
 def test_what_is_as_right_is_no_negative(tokenizer: Tokenizer) -> None:
-    """Rows with the same second text, or with the same first text, are not learnt against each other."""
-    rows = pairs(("a", "x"), ("b", "x"), ("a", "y"), ("c", "z", "x"))
+    """Rows with the same second text, or with the same first text, are not learnt against each other, and no text
+    against itself."""
+    rows = pairs(("a", "x"), ("b", "x"), ("a", "y"), ("c", "z", "x"), ("x", "a"), ("z", "z"))
     task, _ = make_task(tokenizer, rows)
-    candidates = ["x", "x", "y", "z", "x"]
+    candidates = ["x", "x", "y", "z", "a", "z", "x"]
     excluded = batch_of(task).labels["excluded"]
     for row, (place, marks) in zip(rows, enumerate(excluded.tolist()), strict=True):
-        partners = {other.pair for other in rows if other.text == row.text}
-        assert marks == [text in partners and where != place for where, text in enumerate(candidates)]
+        right = {other.pair for other in rows if other.text == row.text} | {row.text}
+        assert marks == [text in right and where != place for where, text in enumerate(candidates)]
+
+
+def test_a_text_in_both_columns_does_not_stand_before_its_partner(tokenizer: Tokenizer) -> None:
+    rows = pairs(("a", "b"), ("b", "a"), ("c", "a"))
+    task, _ = make_task(tokenizer, rows)
+    vectors = {"a": np.array([1.0, 0]), "b": np.array([0.9, 0.1]), "c": np.array([0.8, 0.3])}
+    answers = [EmbeddingAnswer((vectors[row.text], vectors[str(row.pair)])) for row in rows]
+    assert task.score(answers, task.examples("train").items)["recall_at_1"] == pytest.approx(2 / 3)  # b is nearer to c
+
+
+def test_logits_are_not_rounded_where_the_encoder_is(tokenizer: Tokenizer) -> None:
+    task, model = make_task(tokenizer, pairs(*((f"a{i}", f"b{i}") for i in range(9))))
+    batch = batch_of(task)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = task.logits(model, batch)
+        vectors = torch.nn.functional.normalize(model(batch.inputs), dim=-1).view(9, 2, -1)
+    torch.testing.assert_close(logits[0, 1:], (vectors[:1, 0] @ vectors[1:, 1].T)[0] / 0.05)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef")), min_size=1), st.randoms())
+def test_a_pair_and_the_same_in_the_other_order_are_one_group(texts: list[tuple[str, str]], random: Any) -> None:
+    """Whatever the order of the rows; and rows that share no text through such pairs stay apart, as they were."""
+    shuffled = random.sample(texts, len(texts))
+    groups, again = (
+        {(row.text, row.pair): row.group for row in embed_data._grouped(pairs(*some))} for some in (texts, shuffled)
+    )
+    assert groups == again
+    swapped = {one for one in texts if one[::-1] in texts}
+    for first, second in swapped:
+        assert groups[first, second] == groups[second, first]
+    for text, pair in texts:
+        if not any(text in one for one in swapped):
+            assert groups[text, pair] == text
+    assert len({group for (text, _), group in groups.items() if text == "a"}) <= 1
 
 
 def test_a_batch_to_predict_may_mix_texts_and_pairs(tokenizer: Tokenizer) -> None:
@@ -230,20 +280,23 @@ def test_ranking_metrics_are_those_of_scikit_learn(ranks: list[int]) -> None:
 
 def test_ranks_are_counted_among_distinct_texts(tokenizer: Tokenizer) -> None:
     """Ours against a plain reading: sort the distinct second texts by cosine, without the other partners."""
-    rows = pairs(("a", "x"), ("b", "x"), ("a", "y"), ("c", "z", "x"), ("d", "w", "v"))
+    rows = pairs(("a", "x"), ("b", "x"), ("a", "y"), ("c", "z", ["x", "u"]), ("d", "w", "v"))
     task, _ = make_task(tokenizer, rows)
     random = np.random.default_rng(0)
-    by_text = {text: random.normal(size=4) for text in "abcdvwxyz"}
+    by_text = {text: random.normal(size=4) for text in "abcduvwxyz"}
     examples = task.examples("train").items
-    answers = [
-        EmbeddingAnswer(tuple(by_text[text] for text in (row.text, row.pair, row.negative) if text)) for row in rows
-    ]
+    answers = [EmbeddingAnswer(tuple(by_text[text] for text in row.texts)) for row in rows]
+
+    def cosine(first: str, second: str) -> float:
+        one, other = by_text[first], by_text[second]
+        return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
     expected = []
     for row in rows:
         partners = {other.pair for other in rows if other.text == row.text}
-        others = [text for text in "vwxyz" if text not in partners]
-        own = by_text[row.text] @ by_text[str(row.pair)]
-        expected.append(1 + sum(by_text[row.text] @ by_text[text] >= own for text in others))
+        others = [text for text in "uvwxyz" if text not in partners]
+        own = cosine(row.text, str(row.pair))
+        expected.append(1 + sum(cosine(row.text, text) >= own for text in others))
     assert len(set(expected)) > 1
     assert task.score(answers, examples) == ranking_metrics(np.array(expected))
     (table,) = task.sections(answers, examples)
@@ -345,15 +398,36 @@ def test_a_model_that_is_gone_on_from_pools_as_it_did(tokenizer: Tokenizer, tmp_
     assert json.loads((run.model / "bertsmith.json").read_text(encoding="utf-8"))["settings"]["pooling"] == "cls"
     before, after = assert_same_vectors(tmp_path / "model"), assert_same_vectors(run.model)
     np.testing.assert_allclose(after[:2], before[:2], atol=1e-4)  # the others are cut
-    assert with_pooling(EmbeddingSettings(), str(run.folder / "model")).pooling == "cls"
-    assert with_pooling(EmbeddingSettings(pooling="mean"), str(run.model)).pooling == "mean"
-    assert with_pooling(EmbeddingSettings(), None).pooling == "mean"
-    assert with_pooling(options := ClassificationSettings(), str(run.model)) is options
+    assert with_pooling(EmbeddingSettings(), str(run.folder / "model"), tokenizer).pooling == "cls"
+    assert with_pooling(EmbeddingSettings(pooling="mean"), str(run.model), tokenizer).pooling == "mean"
+    assert with_pooling(EmbeddingSettings(), None, tokenizer).pooling == "mean"
+    assert with_pooling(options := ClassificationSettings(), str(run.model), tokenizer) is options
+    assert not length_notes(EmbeddingSettings(max_length=24), str(tmp_path / "model"), 48)
+    (note,) = length_notes(EmbeddingSettings(max_length=16), str(tmp_path / "model"), 48)
+    assert "reads 24 tokens of a text, and what is learnt will read max_length 16: give max_length 24" in note
     (run.model / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}', encoding="utf-8")
     with pytest.raises(ModelError, match=r"read are the mean .* Give pooling"):
-        with_pooling(EmbeddingSettings(), str(run.model))
+        with_pooling(EmbeddingSettings(), str(run.model), tokenizer)
+    (run.model / "modules.json").unlink()
     shutil.rmtree(run.model / "1_Pooling")
-    assert with_pooling(EmbeddingSettings(), str(run.model)).pooling == "mean"
+    assert with_pooling(EmbeddingSettings(), str(run.model), tokenizer).pooling == "mean"
+
+
+def test_what_a_model_does_more_is_not_lost_without_a_word(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """LaBSE has a layer above its pooling, others a prompt or lower-cased texts; whoever names a pooling goes on."""
+    prompt = {"default_prompt_name": "query", "prompts": {"query": "query: "}}
+    folders = [their_folder(tokenizer, tmp_path / "prompt", config_sentence_transformers=prompt)]
+    folders.append(their_folder(tokenizer, tmp_path / "dense"))
+    modules = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Dense")]
+    (folders[-1] / "modules.json").write_text(json.dumps(modules))
+    changes = {"sentence_bert_config": {"do_lower_case": True}, "tokenizer_config": {"do_lower_case": False}}
+    folders.append(their_folder(tokenizer, tmp_path / "cased", **changes))
+    for folder, message in zip(
+        folders, ("before every text", "Pooling, Dense; read", "does not lower-case"), strict=True
+    ):
+        with pytest.raises(ModelError, match=rf"{message}.*Give pooling to go on from its encoder alone"):
+            with_pooling(EmbeddingSettings(), str(folder), load_tokenizer(folder))
+        assert with_pooling(EmbeddingSettings(pooling="cls"), str(folder), load_tokenizer(folder)).pooling == "cls"
 
 
 @pytest.mark.parametrize(
@@ -416,8 +490,8 @@ def test_negatives_that_only_some_rows_have_are_read_where_they_are_named(make_f
     folder = make_files({"train.jsonl": content, "test.jsonl": '{"query": "x", "document": "y"}\n'})
     asked = EmbeddingSettings(negative_column=name)
     settings, rows = read_training_rows(TASKS["embedding"], str(folder / "train.jsonl"), asked)
-    assert [row.negative for row in rows] == [None, "v"]
-    assert [row.negative for row in read_rows(str(folder / "test.jsonl"), settings)[1]] == [None]
+    assert [row.negatives for row in rows] == [(), ("v",)]
+    assert [row.negatives for row in read_rows(str(folder / "test.jsonl"), settings)[1]] == [()]
 
 
 def test_pairs_of_which_some_do_not_belong_together_are_said_once_and_read(make_files: MakeFiles) -> None:
@@ -450,11 +524,34 @@ def test_columns_are_found_by_their_names(make_files: MakeFiles) -> None:
         }
     )
     settings, rows = read_rows(str(folder / "train.csv"), EmbeddingSettings())
-    assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", "z", None)]
+    assert [(row.text, row.pair, row.negatives, row.score) for row in rows] == [("x", "y", ("z",), None)]
     _, rows = read_rows(str(folder / "test.csv"), settings)
-    assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", None, None)]
+    assert [(row.text, row.pair, row.negatives, row.score) for row in rows] == [("x", "y", (), None)]
     _, rows = read_rows(str(folder / "scored.tsv"), EmbeddingSettings(columns="sentence1,sentence2,score"))
-    assert [(row.text, row.pair, row.negative, row.score) for row in rows] == [("x", "y", None, 4.5)]
+    assert [(row.text, row.pair, row.negatives, row.score) for row in rows] == [("x", "y", (), 4.5)]
+
+
+def test_there_may_be_several_negatives(make_files: MakeFiles) -> None:
+    """As mined: a column each, or a list; fewer of them in some rows."""
+    folder = make_files(
+        {
+            "columns.csv": "query,positive,negative_1,Negative_2\nx,y,z,w\nx,y,,w\n",
+            "list.jsonl": '{"query": "x", "document": "y", "negatives": ["z", "w", ""]}\n'
+            '{"query": "x", "document": "y", "negatives": []}\n',
+            "none.jsonl": '{"query": "x", "document": "y"}',
+            "bad.jsonl": '{"query": "x", "document": "y", "negatives": [["z"]]}',
+        }
+    )
+    settings, rows = read_training_rows(TASKS["embedding"], str(folder / "columns.csv"), EmbeddingSettings())
+    assert settings.negative_column == "negative_1,Negative_2"
+    assert [row.texts for row in rows] == [("x", "y", "z", "w"), ("x", "y", "w")]
+    assert read_rows(str(folder / "none.jsonl"), settings)[1][0].negatives == ()
+    settings, rows = read_rows(str(folder / "list.jsonl"), EmbeddingSettings())
+    assert settings.negative_column == "negatives" and [row.negatives for row in rows] == [("z", "w"), ()]
+    given = EmbeddingSettings(negative_column="negative_1, Negative_2")
+    assert read_training_rows(TASKS["embedding"], str(folder / "columns.csv"), given)[1][0].negatives == ("z", "w")
+    with pytest.raises(InputError, match=r"bad\.jsonl:1, negatives: text wanted, list found"):
+        read_rows(str(folder / "bad.jsonl"), EmbeddingSettings())
 
 
 @pytest.mark.parametrize(
@@ -488,7 +585,7 @@ def test_a_row_need_not_have_a_negative(make_files: MakeFiles, tokenizer: Tokeni
     rows = '{"query": "x", "document": "y", "negative": %s}\n' * 4 % ('"z"', "null", '""', "NaN")
     folder = make_files({"data.jsonl": rows + '{"query": "x", "document": "y", "id": 7}\n'})
     settings, found = read_rows(str(folder / "data.jsonl"), EmbeddingSettings())
-    assert [row.negative for row in found] == ["z", None, None, None, None]
+    assert [row.negatives for row in found] == [("z",), (), (), (), ()]
     task = Embedding(tokenizer, (), settings, {"train": found})
     assert len(batch_of(task).labels["candidates"]) == 5 + 1
 
@@ -501,7 +598,7 @@ def test_what_leaves_nothing_to_tell_apart_is_refused(
     task, _ = make_task(tokenizer, pairs(("a", "b"), ("c", "d")))
     check_batches(task, 2)
     with pytest.raises(SettingsError, match="told from the others of its micro-batch"):
-        check_batches(task, 1)
+        check_batches(task, FinetuneSettings(train="t", model="m", out=tmp_path, batch_size=8).at_once(ranks=8))
     check_batches(make_task(tokenizer, pairs(("a", "b", "c")))[0], 1)
     folder = make_files({"data.csv": "query,document\na,b\nc,d\n"})
     settings = FinetuneSettings(

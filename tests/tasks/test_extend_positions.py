@@ -97,6 +97,8 @@ def test_positions_that_cannot_be_extended(tiny_tokenizer: Path, data: Path, tmp
         (base, r"max_length is 40; this model takes 4 to 16 tokens \(max_position_embeddings\)\. .*extend_positions"),
         (rotary, r"takes 4 to 16 tokens \(max_position_embeddings\)\.$"),
         (replace(rotary, extend_positions="tile"), "modernbert has rotary positions"),
+        (replace(base, extend_positions="interpolate", lora=2), "with lora they are not learnt. Take tile"),
+        (replace(base, extend_positions="interpolate", freeze=0), "with freeze they are not learnt. Take tile"),
         (
             replace(base, model="size:tiny", tokenizer=str(tiny_tokenizer), extend_positions="tile"),
             "extend_positions goes with a pre-trained model",

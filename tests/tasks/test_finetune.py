@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError, StorageError, TrainingError
-from bertsmith.files import sha256
+from bertsmith.files import read_json, sha256
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import read_config as read_config_of
@@ -33,7 +33,8 @@ from bertsmith.tasks.answer_data import AnsweringSettings
 from bertsmith.tasks.card import model_card
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
-from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_folder import clear_run_folder, model_folder
 from bertsmith.tasks.saved import load_task, task_kind
@@ -148,6 +149,21 @@ def test_evaluate_gives_the_metrics_of_the_run(run: FinetuneResult, data: Path, 
     assert [line["given"] for line in lines] == ["animal", "place", "place"]
 
 
+def test_evaluate_shows_what_the_report_of_a_run_shows(run: FinetuneResult, data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    metrics = evaluate(run.folder, str(data / "test.csv"), report=page, precision="fp32", device="cpu")
+    content, own = page.read_text(), (run.folder / "report.html").read_text()
+    for title in ("Confusion matrix", "By label", "Calibration"):
+        assert title in content and title in own
+    assert f"<b>{next(iter(metrics.values())):.4f}</b><span>accuracy on test</span>" in content
+    assert sha256(data / "test.csv") in content and str(run.folder) in content
+    for wrong in (run.model / "page.html", data / "test.csv"):
+        with pytest.raises(SettingsError):
+            evaluate(run.folder, str(data / "test.csv"), report=wrong)
+    with pytest.raises(SettingsError, match="predictions and report are two files"):
+        evaluate(run.folder, str(data / "test.csv"), report=page, predictions=page)
+
+
 @pytest.mark.parametrize(
     ("task", "name", "content", "expected"),
     [
@@ -158,14 +174,14 @@ def test_evaluate_gives_the_metrics_of_the_run(run: FinetuneResult, data: Path, 
             "a.jsonl",
             '{"question": "who?", "context": "a cat", "answers": [{"text": "cat", "answer_start": 2}]}\n'
             '{"question": "who?", "context": "a dog", "answers": []}\n',
-            ["cat", "no answer"],
+            [["cat"], []],
         ),
         ("choice", "a.jsonl", '{"text": "a", "choices": ["cat", "dog"], "label": 1}\n', ["dog"]),
         ("embedding", "a.csv", "sentence1,sentence2,score\na,b,0.25\n", ["0.25"]),
     ],
 )
 def test_predictions_of_every_task_have_what_is_given_beside_them(
-    tiny_tokenizer: Path, make_files: MakeFiles, task: str, name: str, content: str, expected: list[str]
+    tiny_tokenizer: Path, make_files: MakeFiles, task: str, name: str, content: str, expected: list[str | list[str]]
 ) -> None:
     folder = make_files({name: content})
     kind = task_kind(task)
@@ -175,8 +191,10 @@ def test_predictions_of_every_task_have_what_is_given_beside_them(
     evaluation = Evaluation({}, ["said"] * len(rows), work.encode(rows))
     teaching.write_predictions(folder / "said.jsonl", saying, evaluation)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in (folder / "said.jsonl").read_text().splitlines()]
+    ids = [[("id", row.id)] if task == "answering" else [] for row in rows]
     assert [list(line.items()) for line in lines] == [
-        [("row", row.where), ("given", given), ("label", "said")] for row, given in zip(rows, expected, strict=True)
+        [("row", row.where), *own, ("given", given), ("label", "said")]
+        for row, own, given in zip(rows, ids, expected, strict=True)
     ]
 
 
@@ -579,6 +597,21 @@ def test_a_regression_learns_to_count(data: Path, tiny_tokenizer: Path, tmp_path
     assert theirs.num_labels == 1 and theirs.problem_type == "regression"
     task, _ = load_task(result.model)
     assert task.labels == () and task.settings.regression
+    # What goes on from it with other numbers begins as many deviations from their mean as it knew; a model of others,
+    # whose unit nobody says, with a last layer of its own.
+    (tmp_path / "again.jsonl").write_text(
+        re.sub(r"([89]\d|100)}", lambda m: f"{10 * int(m[1]) - 900}}}", "\n".join(rows))
+    )
+    further = replace(changed, model=str(result.model), tokenizer=None, learning_rate=1e-12, epochs=0.1, seed=1)
+    for change, close in ((None, True), ("unit", False)):
+        if change is not None:
+            saved = read_json(result.model / "bertsmith.json")
+            (result.model / "bertsmith.json").write_text(json.dumps({k: v for k, v in saved.items() if k != change}))
+        out = tmp_path / f"again-{change}"
+        on = finetune(
+            "classification", replace(further, train=str(tmp_path / "again.jsonl"), out=out), options, console=QUIET
+        )
+        assert (abs(on.metrics["dev"]["r2"] - result.metrics["dev"]["r2"]) < 0.05) == close
 
 
 def test_what_stands_at_the_end_of_a_long_text_is_learnt_only_if_it_is_read(

@@ -22,7 +22,8 @@ from bertsmith.errors import InputError, Interrupted, ModelError, SettingsError,
 from bertsmith.tasks import folds, tag_data
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings, read_rows
-from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.folds import assign
 from bertsmith.tasks.run_folder import model_folder

@@ -27,7 +27,8 @@ from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, read_rows
 from bertsmith.tasks.classify_targets import ClassificationExample, find_labels
 from bertsmith.tasks.distill import distil
-from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.label_sets import LabelSetAnswer
 from bertsmith.tasks.saved import load_task

@@ -194,7 +194,7 @@ def test_words_have_no_mixture(tmp_path: Path, tiny_tokenizer: Path) -> None:
         ({"mixup": 1.0, "r_drop": 1.0}, "r_drop asks about texts: choose one"),
         ({"mixup": 1.0, "adversarial": 1.0}, "adversarial asks about texts: choose one"),
         ({"mixup": 1.0, "teacher": "other"}, "teacher asks about texts: choose one"),
-        ({"mixup": 1.0, "micro_batch_size": 1}, "give batch_size and micro_batch_size of 2 or more"),
+        ({"mixup": 1.0, "micro_batch_size": 1}, "here each has one: give a larger batch_size or micro_batch_size"),
     ],
 )
 def test_refusals(changes: dict[str, Any], message: str) -> None:

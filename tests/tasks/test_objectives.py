@@ -1,10 +1,13 @@
 """Every objective on every family that has a head for it: what it sees, what it minimises, what is saved."""
 
+import io
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from torch.nn import functional as F
 
 from bertsmith import randomness
 from bertsmith.deploy.predict import load
-from bertsmith.errors import ModelError, SettingsError
+from bertsmith.errors import CorpusError, ModelError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import FAMILIES
@@ -27,7 +30,7 @@ from bertsmith.tasks.causal import NextTokens
 from bertsmith.tasks.full_sentences import FullSentences, document_ranges
 from bertsmith.tasks.masking import Masker, Masking
 from bertsmith.tasks.mlm import MaskedLanguageModel
-from bertsmith.tasks.objectives import OBJECTIVES, make_task, with_objective
+from bertsmith.tasks.objectives import OBJECTIVES, check_store, make_task, store_notes, with_objective
 from bertsmith.tasks.pretrain import pretrain
 from bertsmith.tasks.pretrain_examples import PretrainExamples
 from bertsmith.tasks.pretrain_settings import PretrainSettings
@@ -125,6 +128,35 @@ def test_a_family_learns_as_it_was_trained_unless_told_otherwise(tmp_path: Path)
 def test_what_does_not_go_together(model_type: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=message):
         with_objective(settings_for(tmp_path, tmp_path, **changes), model_type)
+
+
+def test_masked_tokens_want_a_token_of_their_own(store: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """GPT-2's vocabulary has one for everything, which the other end of a text would be taken for."""
+    shared = SimpleNamespace(cls_id=4, sep_id=4, pad_id=4, mask_id=4, unk_id=None, tokens=lambda ids: ["<|endoftext|>"])
+    corpus = open_corpus(store, "train")
+    with pytest.raises(CorpusError, match=r'no token for what is masked: "<\|endoftext\|>" stands for the ends'):
+        check_store(corpus, shared, "mlm")  # type: ignore[arg-type]
+    check_store(corpus, shared, "clm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("language", "segmenter", "unit", "is_said"),
+    [
+        ("zh", "none", "word", True),
+        ("zh-hant", "none", "span", True),
+        ("zh", "none", "piece", False),
+        ("zh", "jieba 0.42", "word", False),
+        ("en", "none", "word", False),
+    ],
+)
+def test_words_that_nobody_has_cut_are_said(
+    store: Path, tokenizer: Tokenizer, tmp_path: Path, language: str, segmenter: str, unit: Any, is_said: bool
+) -> None:
+    corpus = open_corpus(store, "train")
+    corpus.language, corpus.word_segmenter = language, segmenter
+    chosen = with_objective(settings_for(store, tmp_path, objective="mlm", mask_unit=unit), "bert")
+    notes = store_notes(corpus, tokenizer, chosen, None)  # type: ignore[arg-type]
+    assert any("--word-segmenter jieba" in note for note in notes) == is_said
 
 
 def ranges_of(corpus: Corpus, start: int, end: int) -> list[tuple[int, int]]:
@@ -312,6 +344,11 @@ def test_replaced_token_detection_goes_on_and_is_refined(store: Path, tmp_path: 
         ),
         console=QUIET,
     )
+    screen = io.StringIO()
+    alone = shutil.copytree(first.folder / "model", tmp_path / "alone")
+    without = settings_for(store, tmp_path / "c", from_model=str(alone), size="mini", budget="1 steps")
+    pretrain(without, console=Console(file=screen, width=200))
+    assert "alone has no generator beside it: it is learnt from nothing." in screen.getvalue()
     for part in ("model", "generator"):
         architecture = transformers.AutoModel
         before, after = (architecture.from_pretrained(run.folder / part).state_dict() for run in (first, on))

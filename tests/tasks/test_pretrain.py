@@ -28,7 +28,7 @@ from bertsmith.tasks.masking import Masker, Masking
 from bertsmith.tasks.mlm import fill_mask
 from bertsmith.tasks.objectives import make_task, with_objective
 from bertsmith.tasks.pairs import CleanPairs, judge_pairs
-from bertsmith.tasks.pretrain import pretrain
+from bertsmith.tasks.pretrain import prepare, pretrain
 from bertsmith.tasks.pretrain_examples import PretrainExamples
 from bertsmith.tasks.pretrain_model import PretrainingModel
 from bertsmith.tasks.pretrain_settings import PretrainSettings
@@ -297,13 +297,26 @@ def test_unigram_baseline_is_a_cross_entropy(store: Path) -> None:
     tokens = np.concatenate(heldout.shards())
     expected = -np.log(counts / counts.sum())[tokens].mean()
     assert unigram_baseline(train, heldout).nats == pytest.approx(expected)
+    often = int(counts.argmax())
+    counts[often], tokens = 1, tokens[tokens != often]
+    without = unigram_baseline(train, heldout, [often])
+    assert without.nats == pytest.approx(-np.log(counts / counts.sum())[tokens].mean())
+    assert without.accuracy == pytest.approx((tokens == counts.argmax()).mean())
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_a_new_model_has_positions_for_its_longest_sequences(store: Path, tmp_path: Path, family: str) -> None:
+    """And 512 at least, though it learns fewer."""
+    for lengths, positions in (({"max_length": 48}, 512), ({"max_length": 48, "long_length": 640}, 640)):
+        prepared = prepare(settings_for(store, tmp_path / "run", family=family, objective=None, **lengths))
+        assert prepared.config.max_sequence_length == positions
 
 
 def test_refusals(store: Path, run: Path, tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--resume"):
         pretrain(settings_for(store, run))
     with pytest.raises(ModelError, match="max_position_embeddings"):
-        pretrain(settings_for(store, tmp_path / "long", max_length=1000))
+        pretrain(settings_for(store, tmp_path / "long", from_model=str(run), max_length=1000))
     with pytest.raises(ModelError, match="tiny"):
         pretrain(settings_for(store, tmp_path / "size", size="tinny"))
     with pytest.raises(CorpusError, match="no corpus"):

@@ -31,7 +31,8 @@ from bertsmith.tasks.answer_spans import Candidate, QuestionAnswer
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.classify_targets import ClassificationAnswer
-from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.label_sets import LabelSetAnswer
 from bertsmith.tasks.run_folder import model_folder

@@ -19,7 +19,8 @@ from bertsmith.deploy.predict import load
 from bertsmith.errors import SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
-from bertsmith.tasks.finetune import evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import choose_rows, split_rows
 from bertsmith.tasks.tag import Tagging, TaggingExample

@@ -27,7 +27,8 @@ from bertsmith.model.heads import reorder_outputs
 from bertsmith.tasks import rows as rows_module
 from bertsmith.tasks.distill import distil
 from bertsmith.tasks.entities import allowed_neighbours, over_parts, read_spans, write_iob2
-from bertsmith.tasks.finetune import FinetuneResult, evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import FinetuneResult, finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.saved import load_task

@@ -26,7 +26,8 @@ from bertsmith.model.sizes import named_size
 from bertsmith.settings import read_config
 from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings
-from bertsmith.tasks.finetune import evaluate, finetune
+from bertsmith.tasks.evaluate import evaluate
+from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import ListExamples
 from bertsmith.tasks.tag import Tagging

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -28,6 +29,7 @@ from bertsmith.text.sentences import SentenceALine, split_sentences
 from bertsmith.text.shards import build_shard, token_dtype
 from bertsmith.text.sources import Document, iter_documents
 from bertsmith.text.tokenizer import load_tokenizer
+from bertsmith.text.tokenizer_training import train_tokenizer
 
 MakeFiles = Callable[[dict[str, str | bytes]], Path]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -187,7 +189,7 @@ def test_shards_of_other_input_are_not_used(
         patch.setattr(corpus_building, "iter_documents", stopping)
         if change == "rules":
             patch.setattr(shards, "_RULES_VERSION", 1)
-            patch.setattr(shards, "_sentences", lambda document, *_: [document])
+            patch.setattr(shards, "_sentences", lambda document, *_: [(document, False)])
         build_corpus([str(many)], tiny_tokenizer, tmp_path / "store", **options)
     tokenizer = tiny_tokenizer
     if change == "text":
@@ -360,7 +362,8 @@ def test_existing_store(tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "options", [{"heldout_share": 1.0}, {"heldout_share": -0.1}, {"shard_bytes": 0}, {"num_workers": 0}]
+    "options",
+    [{"heldout_share": 1.0}, {"heldout_share": -0.1}, {"shard_bytes": 0}, {"num_workers": 0}, {"language": "cn"}],
 )
 def test_wrong_settings(options: dict[str, Any], tiny_documents: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=next(iter(options))):
@@ -399,6 +402,33 @@ def test_sentences_are_the_running_text(published: Callable[[str], Path], name: 
     assert arrays.sentences[arrays.documents[1:]].tolist() == np.cumsum(expected.lengths).tolist()
     starts = tokenizer.tokens(arrays.tokens[arrays.sentences[:-1]])
     assert "ĠA" in starts and starts.count("A") == 1, starts
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "xlm-roberta"])
+def test_a_sentence_without_a_space_before_it_gets_none(tmp_path: Path, make_files: MakeFiles, kind: str) -> None:
+    """As running text has it; XLM-R cuts words at their spaces before it marks them."""
+    sentences = ["他走了。", "天下雨，他没有伞。", "再见！", "She said 你好。", "He left."]
+    folder = make_files({"zh.txt": "\n".join(["".join(sentences), *(" ".join(sentences) for _ in range(30))])})
+    trained = "bpe" if kind == "bpe" else "unigram"
+    tokenizer = train_tokenizer([str(folder)], tmp_path / "tokenizer", kind=trained, vocab_size=400, min_frequency=1)
+    if kind == "xlm-roberta":
+        path = tmp_path / "tokenizer" / "tokenizer.json"
+        definition = json.loads(path.read_text(encoding="utf-8"))
+        marks = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+        definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, marks]}
+        path.write_text(json.dumps(definition), encoding="utf-8")
+        tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    assert tokenizer.adds_space and tokenizer.joining.vocab_size == tokenizer.vocab_size
+    joined = "".join(sentences[:3])
+    arrays = build_shard([joined, "She left. " + joined, "再见！ 他走了。"], tokenizer, "zh")
+    text = "".join(tokenizer.tokens(arrays.tokens))
+    mark = "▁" if kind != "bpe" else "Ġ"
+    assert text.count(mark) == 1 + 3 + 2, text
+    written = joined if kind == "bpe" else unicodedata.normalize("NFKC", joined)
+    assert tokenizer.decode(arrays.tokens[: arrays.sentences[arrays.documents[1]]]) == written
+    if kind != "xlm-roberta":  # whose pieces may go across the end of a sentence
+        running = tokenizer.encode_flat([joined])
+        assert arrays.tokens[: len(running.ids)].tolist() == running.ids.tolist()
 
 
 def test_no_documents_is_a_shard_too(tiny_tokenizer: Path) -> None:

@@ -1,5 +1,6 @@
 """Files: compressed or not, found by name, folder or pattern, and what is said when they cannot be read."""
 
+import bz2
 import errno
 import glob
 import gzip
@@ -27,6 +28,7 @@ MakeFiles = Callable[[dict[str, str | bytes]], Path]
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
+    ".bz2": bz2.compress,
     ".xz": lzma.compress,
     ".zst": lambda content: pyarrow.compress(content, codec="zstd", asbytes=True),
 }
@@ -153,7 +155,7 @@ def test_wrong_encoding_counts_unpacked_bytes(make_files: MakeFiles) -> None:
         texts(folder)
 
 
-@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("suffix", [".txt", ".parquet"])
 def test_damaged_compression(make_files: MakeFiles, compression: str, suffix: str) -> None:
     whole = PACK[compression](os.urandom(50_000).hex().encode())
@@ -174,7 +176,7 @@ def test_a_sound_file_that_needs_much_memory_is_not_called_damaged(make_files: M
     assert texts(path) == ["a"]
 
 
-@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
 def test_no_room_to_unpack(make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
     """The file is not to blame."""
 

@@ -116,6 +116,11 @@ def test_not_a_language(language: str) -> None:
         split_sentences("One.", language)
 
 
+def test_a_country_is_no_language() -> None:
+    with pytest.raises(SettingsError, match='language: "CN" is a country; the code of its language is zh'):
+        split_sentences("One.", "CN")
+
+
 @pytest.mark.parametrize(("name", "language"), [("books.en", "en"), ("modern.zh", "zh")])
 def test_real_text(shared_data: Path, name: str, language: str) -> None:
     with lzma.open(shared_data / "pretrain" / f"{name}.jsonl.xz", "rt", encoding="utf-8", newline="\n") as file:

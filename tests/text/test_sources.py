@@ -1,5 +1,6 @@
 """Sources: what each format gives, in which order, and what is said when it cannot be read."""
 
+import bz2
 import csv
 import gzip
 import itertools
@@ -28,6 +29,7 @@ MakeFiles = Callable[[dict[str, str | bytes]], Path]
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
+    ".bz2": bz2.compress,
     ".xz": lzma.compress,
     ".zst": lambda content: pyarrow.compress(content, codec="zstd", asbytes=True),
 }

@@ -142,6 +142,7 @@ def test_training_sections_of_a_run(tmp_path: Path) -> None:
                 metrics = {"mlm_loss": 8.0 - step, "mlm_loss_baseline": 6.5}
                 reporter.evaluation(step, metrics | ({"f1": 0.5, "f1_baseline": 0.25} if step == 4 else {}), 0.1, True)
         reporter.train(5, 1.0, {**figures, "loss": math.nan, "learning_rate": 0.0, "tokens_per_second": math.inf})
+        reporter.write("end", 5, {"metrics": {"mlm_loss": 4.0, "f1": 0.5}})  # of the best weights, not of this step
     sections = training_sections(tmp_path / "metrics.jsonl")
     titles = ["Training loss", "Learning rate", "Speed", "Held-out mlm loss", "Held-out figures"]
     assert [section.title for section in sections] == titles

@@ -26,8 +26,8 @@ from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.data_check import CheckSettings, DataReport, check_data
 from bertsmith.tasks.data_check import render as render_check
 from bertsmith.tasks.embed_data import EmbeddingSettings
+from bertsmith.tasks.evaluate import evaluate as evaluate_model
 from bertsmith.tasks.finetune import FinetuneResult, finetune
-from bertsmith.tasks.finetune import evaluate as evaluate_model
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.masking import MaskUnit
 from bertsmith.tasks.pretrain import pretrain as pretrain_model
@@ -36,7 +36,7 @@ from bertsmith.tasks.pretrain_settings import PretrainSettings, check_max_length
 from bertsmith.tasks.run_folder import model_folder, own_files
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.samples import describe_samples
-from bertsmith.tasks.saved import TASKS
+from bertsmith.tasks.saved import TASKS, reads_pairs
 from bertsmith.tasks.seeds import Spread, spread
 from bertsmith.tasks.tag_data import TaggingSettings
 from bertsmith.tasks.together import TogetherSettings
@@ -228,6 +228,7 @@ def evaluate(
     *,
     override: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
     predictions: Path | None = None,
+    report: Path | None = None,
     precision: Precision = "auto",
     device: str = "auto",
     config: ConfigFile = None,
@@ -239,12 +240,13 @@ def evaluate(
         data: What the model's task reads.
         override: KEY=VALUE, a setting of the task to change, such as text_column=review; may be repeated.
         predictions: Write every answer there beside what is given, a JSON object a line.
+        report: Write a page there (.html) with figures by label, mistakes and the like, as that of a run.
         precision: bf16 autocast where the hardware has it, unless said otherwise.
         device: auto, cpu, cuda or cuda:N.
     """
     overrides = dict(_key_and_value(item) for item in override)
     metrics = evaluate_model(
-        model, data, overrides=overrides, predictions=predictions, precision=precision, device=device
+        model, data, overrides=overrides, predictions=predictions, report=report, precision=precision, device=device
     )
     print(json.dumps(metrics, indent=2))
 
@@ -269,7 +271,7 @@ def predict(
 
     Args:
         model: A run's folder, a model folder, or a Hub id.
-        text: What to answer; without it and --file, standard input is read.
+        text: What to answer, or a row as a JSON object; without it and --file, standard input is read.
         pair: The second text, for a model that reads pairs, or judges the next sentence or the order of two.
         question: The question; TEXT is then the context that answers it.
         file: Lines of text, CSV, TSV, JSONL, Parquet or hub:NAME; tables are read as those of the fine-tuning were.
@@ -339,6 +341,8 @@ def _show_finetuned(result: FinetuneResult, text: str, more: str = "") -> None:
             _show_spread(split, f"{len(result.seeds)} seeds", spreads)
         best = next(run.seed for run in result.seeds if run.training == result.training)
         chosen = f" (seed {best}, the best on dev)"
+    if reads_pairs(result.model):
+        more = '--pair "Another." '
     _show_run(result.folder, result.folder, text, more, chosen)
 
 

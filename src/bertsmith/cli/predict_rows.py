@@ -28,7 +28,7 @@ def given_rows(text: str | None, pair: str | None, question: str | None) -> Iter
     given = replace_surrogates(text)
     if question is not None:
         return [{"question": replace_surrogates(question), "context": given}]
-    return [given if pair is None else {"text": given, "pair": replace_surrogates(pair)}]
+    return [_row_of_line(given) if pair is None else {"text": given, "pair": replace_surrogates(pair)}]
 
 
 def rows_of_file(file: str, predictor: Predictor) -> Iterator[Placed]:

@@ -34,8 +34,11 @@ SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
 """The sizes of Devlin et al. 2018 (base, large) and Turc et al. 2019, arXiv 1908.08962 (the others)."""
 
 
+USUAL_POSITIONS = 512
+
+
 def named_size(
-    name: str, vocab_size: int, *, model_type: str = "bert", max_length: int = 512, pad_token_id: int = 0
+    name: str, vocab_size: int, *, model_type: str = "bert", max_length: int = USUAL_POSITIONS, pad_token_id: int = 0
 ) -> EncoderConfig:
     """The config of one of SIZES in a family, which adds its own conventions (`Family.new`).
 

@@ -18,12 +18,13 @@ from rich.console import Console
 from bertsmith.errors import TrainingError
 from bertsmith.files import atomic_write
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.folder import read_config
+from bertsmith.model.folder import read_config, resolve
 from bertsmith.settings import read_config as read_settings
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.objectives import OBJECTIVES
 from bertsmith.tasks.pretrain import pretrain_on
-from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainSettings
+from bertsmith.tasks.replaced_tokens import has_generator
 from bertsmith.tasks.run_folder import ADAPTED
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.training.distributed import Ranks
@@ -74,8 +75,7 @@ def adapt(
             out=place / "run",
             from_model=weights,
             layers=settings.layers,
-            # Texts of a task have no next sentences; a family without masked tokens learns as it always does.
-            objective="mlm" if "mlm" in OBJECTIVES[config.model_type] else None,
+            objective=_objective(weights, config),
             budget=settings.adapt,
             max_length=min(_MAX_LENGTH, read_config(weights)[0].max_sequence_length),
             batch_size=settings.batch_size,
@@ -97,6 +97,14 @@ def adapt(
         console=console,
     )
     return str(model)
+
+
+def _objective(weights: str, config: EncoderConfig) -> ObjectiveName | None:
+    """Masked tokens: texts of a task have no next sentences. A family without them learns as it always does (None), and
+    so does a discriminator whose generator is there, since the head for them is the generator's."""
+    possible = OBJECTIVES[config.model_type]
+    as_ever = "mlm" not in possible or ("rtd" in possible and has_generator(resolve(weights)))
+    return None if as_ever else "mlm"
 
 
 def _check_budget(settings: FinetuneSettings, configured: Path) -> None:

@@ -83,12 +83,17 @@ class Answering:
         """Training questions that are left out because the place of their answer is not known."""
         self._answer_tokens: list[int] = []
         """Of each training question that has an answer at a known place."""
+        self._cut_questions: dict[str, int] = {}
+        """How many of each split have lost their end."""
         self._splits: dict[str, ListExamples[AnsweringExample] | TrainingWindows] = {}
         for split_name, rows in splits.items():
+            encoded = self.encode(rows)
+            if number := sum(example.cut_tokens > 0 for example in encoded):
+                self._cut_questions[split_name] = number
             if split_name != "train":
-                self._splits[split_name] = ListExamples(self.encode(rows))
+                self._splits[split_name] = ListExamples(encoded)
                 continue
-            by_question = [training_examples(example) for example in self.encode(rows)]
+            by_question = [training_examples(example) for example in encoded]
             self.num_skipped = sum(not windows for windows in by_question)
             targets = [[target for window in windows for target in window.targets] for windows in by_question]
             self._answer_tokens = [max(end - start + 1 for start, end in spans) for spans in targets if spans]
@@ -131,6 +136,11 @@ class Answering:
             notes.append(
                 f"{number:,} of {len(self._answer_tokens):,} training questions have an answer of more than {most} "
                 f"tokens, the longest of {max(self._answer_tokens):,}: max_answer_length {most} never gives them."
+            )
+        if self._cut_questions:
+            cut = ", ".join(f"{number:,} of {name}" for name, number in self._cut_questions.items())
+            notes.append(
+                f"Questions longer than max_query_length {self.settings.max_query_length}, which lose their end: {cut}."
             )
         if self.num_skipped:
             notes.append(f"{self.num_skipped:,} training questions are left out: their answers are not where they say.")

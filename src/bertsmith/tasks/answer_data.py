@@ -112,6 +112,8 @@ class AnsweringExample:
     targets: tuple[tuple[int, int], ...] = ()
     num_separators: int = 1
     """Special tokens between question and context; with one before and one behind they frame both."""
+    cut_tokens: int = 0
+    """Those that the question has lost."""
 
     @property
     def num_tokens(self) -> int:
@@ -243,7 +245,8 @@ def encode_questions(
         num_separators = len(tokenizer.separator_ids)
         room = settings.max_length - 2 - num_separators - len(ids)
         parts = tuple(windows(len(context.ids), room, settings.doc_stride))
-        yield AnsweringExample(row, ids, context, parts, num_separators=num_separators)
+        cut_tokens = len(question.ids) - len(ids)
+        yield AnsweringExample(row, ids, context, parts, num_separators=num_separators, cut_tokens=cut_tokens)
 
 
 def training_examples(example: AnsweringExample) -> list[AnsweringExample]:

@@ -33,9 +33,10 @@ class ChoiceSettings:
     question_column: str | None = None
     """The column of the question; by default found by its name, if there is one."""
     choices_column: str | None = None
-    """The column of the choices, a list; or several columns of one choice each, with commas: "ending0,ending1"."""
+    """The column of the choices, a list, or lists of "text" and "label"; or several columns of one choice each, with
+    commas: "ending0,ending1"."""
     label_column: str | None = None
-    """The column of the right choice: its number from 0, its letter from A, or its text."""
+    """The column of the right choice: its number from 0, its letter from A, or its text; or its "label"."""
     columns: str | None = None
     """Names for the columns of a file that has no header line."""
     delimiter: str | None = None
@@ -96,7 +97,9 @@ def read_rows(
                     value_of(values, column, where)  # labelled data must have it; `row_of` is content with less
                 row = row_of(values, settings, where)
                 label = value_of(values, str(settings.label_column), where)
-                rows.append(replace(row, label=_number(label, row.choices, f"{where}, {settings.label_column}")))
+                keys, place = _given_choices(values, settings, where)[1], f"{where}, {settings.label_column}"
+                number = _number(label, row.choices, place) if keys is None else _place_of_key(label, keys, place)
+                rows.append(replace(row, label=number))
     if not rows:
         raise nothing_read(source, "rows", bad)
     return settings, rows
@@ -135,20 +138,43 @@ def _text(values: Mapping[str, Any], column: str | None, usual: str, where: str)
 
 
 def _choices(values: Mapping[str, Any], settings: ChoiceSettings, where: str) -> tuple[str, ...]:
+    return _given_choices(values, settings, where)[0]
+
+
+def _given_choices(
+    values: Mapping[str, Any], settings: ChoiceSettings, where: str
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The choices of a row; and what it calls each of them, as ARC and CommonsenseQA do with A, B or 1, 2."""
     names = _choice_columns(settings)
     if not all(name in values for name in names):
         missing = next(name for name in names if name not in values)
         names = [understood_column(missing, "choices", values, where)]
     given: Any = [value_of(values, name, where) for name in names]
     given = given[0] if len(names) == 1 else given
+    if isinstance(given, Mapping) and set(given) == {"text", "label"}:
+        texts, keys = (_texts(given[part], f"{where}, {names[0]}, {part}") for part in ("text", "label"))
+        if len(set(keys)) < len(texts):
+            raise InputError(f"{len(texts)} choices and {len(set(keys))} labels.", f"{where}, {names[0]}")
+        return texts, keys
+    return _texts(given, f"{where}, {', '.join(names)}"), None
+
+
+def _texts(given: Any, where: str) -> tuple[str, ...]:
     found = given.tolist() if isinstance(given, np.ndarray) else given
     if not isinstance(found, list | tuple) or not all(
         isinstance(one, str | int | float) and not is_gap(one) for one in found
     ):
-        raise InputError("a list of choices wanted.", f"{where}, {', '.join(names)}")
+        raise InputError("a list of choices wanted.", where)
     if len(found) < 2:
-        raise InputError(f"{len(found)} choices; there must be two or more.", f"{where}, {', '.join(names)}")
+        raise InputError(f"{len(found)} choices; there must be two or more.", where)
     return tuple(map(str, found))
+
+
+def _place_of_key(label: Any, keys: Sequence[str], where: str) -> int:
+    """Which choice a row means by what it calls it."""
+    if str(label).strip() not in keys:
+        raise InputError(f'"{label}" is none of the choices, which are called {", ".join(keys)}.', where)
+    return keys.index(str(label).strip())
 
 
 def _choice_columns(settings: ChoiceSettings) -> list[str]:

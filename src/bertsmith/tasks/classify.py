@@ -88,7 +88,7 @@ class Classification:
             raise InputError('this model reads one text; leave "pair" out.', where)
         if isinstance(value, str):
             if pair is not None:
-                raise InputError(f"this model reads pairs; give {wanted}.", where)
+                raise InputError(f"this model reads pairs; give {wanted} (on the command line --pair).", where)
             return ClassificationRow(where, value, None, None)
         return row_of(value, self.settings, where)
 

@@ -36,11 +36,11 @@ LABEL_COLUMNS = ("label", "category", "class", "target", "sentiment", "intent", 
 SEVERAL_LABELS_COLUMNS = ("labels", "categories", "classes", "topics", "tags", "genres", "emotions")
 """Names that are taken for the label as well, where a row may have several."""
 
-_CLASS_METRICS = ("accuracy", "macro_f1", "micro_f1", "mcc")
+_CLASS_METRICS = ("accuracy", "f1", "macro_f1", "micro_f1", "mcc")
 _NUMBER_METRICS = ("r2", "spearman", "pearson", "mse")
 _SET_METRICS = ("micro_f1", "macro_f1", "samples_f1", "subset_accuracy")
 Metric = Literal[
-    "accuracy", "macro_f1", "micro_f1", "mcc", "r2", "spearman", "pearson", "mse", "samples_f1", "subset_accuracy"
+    "accuracy", "f1", "macro_f1", "micro_f1", "mcc", "r2", "spearman", "pearson", "mse", "samples_f1", "subset_accuracy"
 ]
 _SHOWN = 40  # characters of a label
 _LARGEST_NUMBER = float(np.finfo(np.float32).max)
@@ -84,6 +84,8 @@ class ClassificationSettings:
     """Weights of the labels in the loss: none, auto (every label counts the same), or "spam=5,ham=1"."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all labels."""
+    positive_label: str | None = None
+    """The label whose F1 is the metric f1; by default the second where there are two, and no such metric of more."""
     metric: Metric | None = None
     """What picks the best checkpoint; by default accuracy, r2 for a regression, micro_f1 for multi_label."""
 
@@ -105,6 +107,8 @@ class ClassificationSettings:
             )
         if self.regression and (self.class_weights != "none" or self.label_smoothing):
             raise SettingsError("class_weights and label_smoothing are for labels; a regression has none.")
+        if self.positive_label is not None and (self.regression or self.multi_label):
+            raise SettingsError("positive_label is for one label a row.")
         if self.multi_label and (self.class_weights != "none" or self.label_smoothing):
             raise SettingsError("class_weights and label_smoothing are for one label a row, not for multi_label.")
         if self.text_column is not None and self.text_column == self.label_column:

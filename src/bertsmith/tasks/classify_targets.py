@@ -7,7 +7,7 @@ Shape letters: S examples, C labels.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertsmith.errors import InputError
+from bertsmith.errors import InputError, SettingsError, did_you_mean
 from bertsmith.tasks.classify_data import ClassificationRow, ClassificationSettings, number_of
 from bertsmith.tasks.cross_entropy import weighted_cross_entropy
 from bertsmith.tasks.rows import class_weights, label_id, sorted_labels
@@ -110,6 +110,16 @@ class LabelTarget:
         self._labels = tuple(labels)
         self._smoothing = settings.label_smoothing
         self._ids = {label: index for index, label in enumerate(labels)}
+        self._positive = 1 if len(labels) == 2 else None
+        if settings.positive_label is not None:
+            if settings.positive_label not in self._ids:
+                hint = did_you_mean(settings.positive_label, labels)
+                raise SettingsError(f'positive_label: no label "{settings.positive_label}". {hint}')
+            self._positive = self._ids[settings.positive_label]
+        if settings.metric == "f1" and self._positive is None:
+            raise SettingsError(
+                f"metric: f1 is that of one label, and there are {len(labels)}: give positive_label, or take macro_f1."
+            )
         self._class_weights_C = torch.ones(len(labels))
         if train_rows:
             found = Counter(row.label for row in train_rows)
@@ -147,11 +157,19 @@ class LabelTarget:
         predicted = [self._ids[str(answer.label)] for answer in answers]
         return {
             "accuracy": float(metrics.accuracy_score(gold, predicted)),
+            **({} if self._positive is None else {"f1": self._f1(gold, predicted)}),
             "macro_f1": float(metrics.f1_score(gold, predicted, average="macro", zero_division=0.0)),
             "micro_f1": float(metrics.f1_score(gold, predicted, average="micro", zero_division=0.0)),
             # Of a single label scikit-learn warns, and gives 0 all the same.
             "mcc": float(metrics.matthews_corrcoef(gold, predicted)) if len({*gold, *predicted}) > 1 else 0.0,
         }
+
+    def _f1(self, gold: Sequence[int], predicted: Sequence[int]) -> float:
+        """Of the one label, as GLUE scores MRPC and QQP."""
+        from sklearn import metrics
+
+        own = ([one == self._positive for one in ids] for ids in (gold, predicted))
+        return float(metrics.f1_score(*own, zero_division=0.0))
 
     def to_json(self, answer: ClassificationAnswer) -> dict[str, Any]:
         """`{"label", "score", "scores": {label: probability}}`."""
@@ -210,6 +228,11 @@ class NumberTarget:
         self._mean = float(np.mean(numbers)) if numbers else 0.0
         self.variance = float(np.var(numbers)) if len(set(numbers)) > 1 else 1.0
 
+    @property
+    def unit(self) -> dict[str, float]:
+        """Mean and deviation of the numbers that are learnt from."""
+        return {"mean": self._mean, "deviation": math.sqrt(self.variance)}
+
     @torch.no_grad()
     def start(self, output: nn.Linear) -> None:
         """Let a new last layer, whose answers deviate by about 1 around 0, begin with the numbers' mean and deviation.
@@ -217,6 +240,16 @@ class NumberTarget:
         output.weight *= math.sqrt(self.variance)
         if output.bias is not None:
             output.bias.fill_(self._mean)
+
+    @torch.no_grad()
+    def go_on(self, output: nn.Linear, unit: Mapping[str, float]) -> None:
+        """Let the last layer of a model that has learnt numbers of this `unit` say as many deviations from the mean."""
+        if unit == self.unit:
+            return
+        ratio = math.sqrt(self.variance) / unit["deviation"]
+        output.weight *= ratio
+        if output.bias is not None:
+            output.bias.copy_((output.bias - unit["mean"]) * ratio + self._mean)
 
     def encode(self, row: ClassificationRow) -> float | None:
         """See `Target`."""

@@ -3,9 +3,9 @@
 Pairs are learnt against all other second texts of the batch (van den Oord et al. 2018, arXiv 1807.03748; as
 sentence embeddings Reimers and Gurevych 2019, arXiv 1908.10084), pairs with scores by their order alone (CoSENT, Su
 2022, https://kexue.fm/archives/8847), so that scores may be on any scale. The losses are those of
-sentence-transformers' MultipleNegativesRankingLoss and CoSENTLoss; unlike there, a text that is also the partner
-of a row's own first text is no negative of it. The negatives of a row are those of its micro-batch.
-Shape letters: S sequences (one to three an example), D width, P pairs, C candidates.
+sentence-transformers' MultipleNegativesRankingLoss and CoSENTLoss; unlike there, neither a row's own first text nor a
+text that is also a partner of it is a negative. The negatives of a row are those of its micro-batch.
+Shape letters: S sequences (two or more an example to learn from), D width, P pairs, C candidates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ _SHOWN_CHARACTERS = 300
 
 
 class SentenceEncoder(nn.Module):
-    """The encoder, and a vector of length 1 for each sequence."""
+    """The encoder, and a vector for each sequence."""
 
     def __init__(self, encoder: Encoder, pooling: str) -> None:
         super().__init__()
@@ -45,15 +45,14 @@ class SentenceEncoder(nn.Module):
     def forward(self, inputs: PackedBatch) -> Tensor:
         """float32 [S, D]"""
         if self._pooling == "cls":
-            pooled_SD = self.encoder(inputs, inputs.first_tokens)
-        else:
-            pooled_SD = mean_of_tokens(self.encoder(inputs), inputs)
-        return F.normalize(pooled_SD.float(), dim=-1)
+            first_SD: Tensor = self.encoder(inputs, inputs.first_tokens).float()
+            return first_SD
+        return mean_of_tokens(self.encoder(inputs), inputs).float()
 
 
 @dataclass(frozen=True)
 class EmbeddingExample:
-    """A row as the model gets it: int64 [L] token ids of its text, its pair and its negative, as far as there are."""
+    """A row as the model gets it: int64 [L] token ids of its text, its pair and its negatives, as far as there are."""
 
     row: EmbeddingRow
     token_ids: tuple[np.ndarray, ...]
@@ -67,14 +66,15 @@ class EmbeddingExample:
 
 @dataclass(frozen=True)
 class EmbeddingAnswer:
-    """float32 [D] vectors of length 1: of the text, of its pair, of its negative."""
+    """float32 [D] vectors: of the text, of its pair, of its negatives; of length 1, unless the settings say no."""
 
     vectors: tuple[np.ndarray, ...]
 
     @property
     def similarity(self) -> float:
         """The cosine of text and pair."""
-        return float(self.vectors[0] @ self.vectors[1])
+        first, second = _of_length_1(np.stack(self.vectors[:2]))
+        return float(first @ second)
 
 
 class Embedding:
@@ -109,7 +109,7 @@ class Embedding:
 
     def encode(self, rows: Sequence[EmbeddingRow]) -> list[EmbeddingExample]:
         """Tokenize rows, one example each, in order."""
-        texts = [[text for text in (row.text, row.pair, row.negative) if text is not None] for row in rows]
+        texts = [row.texts for row in rows]
         encodings = iter(self.tokenizer.encode_batch([text for several in texts for text in several]))
         examples = []
         for row, several in zip(rows, texts, strict=True):
@@ -144,7 +144,9 @@ class Embedding:
             # Places in their order: float32 would make large scores that differ by little the same.
             labels["targets"] = torch.from_numpy(np.unique([row.score for row in rows], return_inverse=True)[1])
         else:
-            negatives = [start + 2 for start, row in zip(starts, rows, strict=True) if row.negative is not None]
+            negatives = [
+                start + 2 + i for start, row in zip(starts, rows, strict=True) for i in range(len(row.negatives))
+            ]
             labels["candidates"] = torch.from_numpy(np.concatenate([starts + 1, negatives]).astype(np.int64))
             labels["targets"] = torch.arange(len(rows))
             labels["excluded"] = torch.from_numpy(_excluded(rows))
@@ -161,12 +163,12 @@ class Embedding:
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [P, C], cosines over the temperature, -inf where excluded; with scores [P, 1]."""
-        vectors_SD, labels = model(batch.inputs), batch.labels
+        vectors_SD, labels = F.normalize(model(batch.inputs), dim=-1), batch.labels
         first_PD = vectors_SD[labels["firsts"]] / self.settings.similarity_temperature
         if "candidates" not in labels:
-            scored_P1: Tensor = (first_PD * vectors_SD[labels["seconds"]]).sum(-1, keepdim=True)
-            return scored_P1
-        logits_PC: Tensor = first_PD @ vectors_SD[labels["candidates"]].T
+            return (first_PD * vectors_SD[labels["seconds"]]).sum(-1, keepdim=True)
+        with torch.autocast(vectors_SD.device.type, enabled=False):  # between 16 and 20 bf16 has steps of 0.125
+            logits_PC = first_PD @ vectors_SD[labels["candidates"]].T
         return logits_PC.masked_fill(labels["excluded"], -torch.inf)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -185,7 +187,8 @@ class Embedding:
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [S, D], on the CPU."""
-        return torch.cat([model(inputs).cpu() for _, inputs in sub_batches(batch.inputs)])
+        vectors_SD = torch.cat([model(inputs).cpu() for _, inputs in sub_batches(batch.inputs)])
+        return F.normalize(vectors_SD, dim=-1) if self.settings.normalizes else vectors_SD
 
     def decode(self, output: Tensor, batch: Batch) -> list[EmbeddingAnswer]:
         """The vectors of each example."""
@@ -240,22 +243,24 @@ class Embedding:
     ) -> tuple[np.ndarray, list[str]]:
         """Each row's place of its own second text among all, from 1, int64 [P]; and the text that came first.
 
-        Equal texts are one candidate; other partners of the same first text are passed over. Of equal cosines the
-        row's own comes last.
+        Equal texts are one candidate; the first text itself and its other partners are passed over. Of equal cosines
+        the row's own comes last.
         """
         places: dict[str, int] = {}
         vectors: list[np.ndarray] = []
         partners: dict[str, set[int]] = {}
         for answer, item in zip(answers, examples, strict=True):
-            for text, vector in zip((item.row.pair, item.row.negative), answer.vectors[1:], strict=False):
-                if places.setdefault(str(text), len(vectors)) == len(vectors):
+            for text, vector in zip(item.row.texts[1:], answer.vectors[1:], strict=True):
+                if places.setdefault(text, len(vectors)) == len(vectors):
                     vectors.append(vector)
             partners.setdefault(item.row.text, set()).add(places[str(item.row.pair)])
-        texts, candidates_CD = list(places), np.stack(vectors)
+        for text in partners.keys() & places.keys():
+            partners[text].add(places[text])
+        texts, candidates_CD = list(places), _of_length_1(np.stack(vectors))
         ranks, nearest = [], []
         for first in range(0, len(answers), _RANKED_AT_ONCE):
             part = slice(first, first + _RANKED_AT_ONCE)
-            cosines_PC = np.stack([answer.vectors[0] for answer in answers[part]]) @ candidates_CD.T
+            cosines_PC = _of_length_1(np.stack([answer.vectors[0] for answer in answers[part]])) @ candidates_CD.T
             for cosines_C, item in zip(cosines_PC, examples[part], strict=True):
                 own = places[str(item.row.pair)]
                 own_cosine = cosines_C[own]
@@ -267,7 +272,7 @@ class Embedding:
 
 def smallest_micro_batch(task: Embedding) -> int:
     """Pairs that are learnt at once at least: two, unless there are negatives to tell each one from."""
-    return 1 if any(item.row.negative for item in task.examples("train").items) else 2
+    return 1 if any(item.row.negatives for item in task.examples("train").items) else 2
 
 
 def check_batches(task: Embedding, micro_batch_size: int) -> None:
@@ -278,8 +283,8 @@ def check_batches(task: Embedding, micro_batch_size: int) -> None:
     """
     if micro_batch_size < smallest_micro_batch(task):
         raise SettingsError(
-            "a pair is told from the others of its micro-batch: give batch_size and micro_batch_size of 2 or more (32 "
-            "is usual)."
+            "a pair is told from the others of its micro-batch, and here each has one: give a larger batch_size (32 is "
+            "usual) or micro_batch_size."
         )
 
 
@@ -299,14 +304,21 @@ def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
 
 
 def _excluded(rows: Sequence[EmbeddingRow]) -> np.ndarray:
-    """bool [P, C]: candidates that are, for a row, its own text again or another partner of its first text."""
-    texts = [*(row.pair for row in rows), *(row.negative for row in rows if row.negative is not None)]
+    """bool [P, C]: candidates that are, for a row, one of its own texts again or another partner of its first text."""
+    texts = [*(row.pair for row in rows), *(negative for row in rows for negative in row.negatives)]
     partners: dict[str, set[str]] = {}
     for row in rows:
-        partners.setdefault(row.text, set()).add(str(row.pair))
+        partners.setdefault(row.text, {row.text}).add(str(row.pair))
     excluded = np.array([[text in partners[row.text] for text in texts] for row in rows])
     np.fill_diagonal(excluded, False)
     return excluded
+
+
+def _of_length_1(vectors_ND: np.ndarray) -> np.ndarray:
+    """The same directions; a vector of zeros stays one."""
+    lengths_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    unit_ND: np.ndarray = vectors_ND / np.maximum(lengths_N1, np.finfo(np.float32).tiny)
+    return unit_ND
 
 
 def _both(answers: Sequence[EmbeddingAnswer], examples: Sequence[EmbeddingExample]) -> tuple[list[float], list[float]]:

@@ -1,9 +1,12 @@
 """What sentence embeddings learn from: settings, rows of texts that belong together, and the columns they stand in."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
@@ -13,7 +16,8 @@ from bertsmith.text.tables import header_hint, refuse_several, understood_column
 
 _PAIRS = (*PAIR_COLUMNS, ("anchor", "positive"), ("query", "positive"), ("query", "document"))
 _USUAL = {*TEXT_COLUMNS, *(name for names in _PAIRS for name in names)}
-_NEGATIVE_COLUMNS = ("negative", "hard_negative")
+_NEGATIVE_COLUMNS = ("negative", "negatives", "hard_negative", "hard_negatives")
+_NUMBERED_NEGATIVES = re.compile(r"(hard_)?negative_?\d+")
 _SCORE_COLUMNS = ("score", "similarity", "similarity_score")
 _JUDGED_COLUMNS = ("label", "gold_label", "is_duplicate")
 _RANKING_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10")
@@ -31,7 +35,8 @@ class EmbeddingSettings:
     pair_column: str | None = None
     """The column of the text that belongs to it."""
     negative_column: str | None = None
-    """The column of a text that does not, in the rows that have one; by default "negative" if there is one."""
+    """The column of a text that does not, or of a list of them, in the rows that have any; or several columns, with
+    commas. By default "negative", "negative_1", "negative_2" and so on, if there are."""
     score_column: str | None = None
     """The column of how alike the two are, on any scale; by default "score" or "similarity" if there is one."""
     columns: str | None = None
@@ -45,6 +50,8 @@ class EmbeddingSettings:
     pooling: Pooling | None = None
     """What stands for a text: the mean of its tokens, or its first token (cls); by default that of the model, else
     mean."""
+    normalize: bool | None = None
+    """Whether vectors have length 1, as by default; cosines are the same without."""
     similarity_temperature: float = 0.05
     """Cosines are divided by it in the loss."""
     metric: EmbeddingMetric | None = None
@@ -68,6 +75,16 @@ class EmbeddingSettings:
         """`pooling`, or mean."""
         return self.pooling or "mean"
 
+    @property
+    def normalizes(self) -> bool:
+        """`normalize`, or yes."""
+        return self.normalize is not False
+
+    @property
+    def negative_columns(self) -> list[str]:
+        """The names that `negative_column` has."""
+        return [name.strip() for name in self.negative_column.split(",")] if self.negative_column else []
+
 
 @dataclass(frozen=True)
 class EmbeddingRow:
@@ -76,18 +93,20 @@ class EmbeddingRow:
     where: str
     text: str
     pair: str | None = None
-    negative: str | None = None
+    negatives: tuple[str, ...] = ()
     score: float | None = None
+    swapped: str | None = None
+    """The first text that stands for all those with which this one changes places in other rows."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All there are."""
-        return tuple(text for text in (self.text, self.pair, self.negative) if text is not None)
+        """All there are: the text, its pair, its negatives."""
+        return (self.text, *(() if self.pair is None else (self.pair,)), *self.negatives)
 
     @property
     def group(self) -> str:
-        """Equal first texts make equal groups."""
-        return self.text
+        """Equal first texts make equal groups, and so do the same two texts in the other order."""
+        return self.text if self.swapped is None else self.swapped
 
 
 def read_rows(
@@ -123,7 +142,7 @@ def read_rows(
                 judged = None  # said once
                 with collecting(bad):
                     raise error
-            has_negatives |= settings.negative_column in values
+            has_negatives |= any(column in values for column in settings.negative_columns)
             with collecting(bad):
                 rows.append(_pair_row(values, settings, where))
     if not rows:
@@ -134,7 +153,25 @@ def read_rows(
     if settings.objective not in choices:
         kind = "pairs without scores" if settings.score_column is None else "pairs with scores"
         raise SettingsError(f'metric: "{settings.metric}" does not go with {kind}. Choices: {", ".join(choices)}.')
-    return settings, rows
+    return settings, _grouped(rows)
+
+
+def _grouped(rows: list[EmbeddingRow]) -> list[EmbeddingRow]:
+    """The rows, where two that are one pair in both orders have one group."""
+    pairs = {(row.text, row.pair) for row in rows}
+    leaders: dict[str, str] = {}
+
+    def leader(text: str) -> str:
+        while (next_one := leaders.get(text, text)) != text:
+            text = next_one
+        return text
+
+    for first, second in pairs:
+        if second is not None and (second, first) in pairs:
+            low, high = sorted((leader(first), leader(second)))
+            if low != high:  # the smallest leads, whatever the order of the rows
+                leaders[high] = low
+    return [replace(row, swapped=leader(row.text)) if row.text in leaders else row for row in rows]
 
 
 def find_labels(rows: Sequence[EmbeddingRow], settings: EmbeddingSettings) -> tuple[str, ...]:
@@ -155,11 +192,17 @@ def _pair_row(values: Mapping[str, Any], settings: EmbeddingSettings, where: str
     for text, column in zip(texts, (settings.text_column, settings.pair_column), strict=True):
         if not text.strip():
             raise InputError("nothing here; every row needs two texts.", f"{where}, {column}")
-    negative = ""
-    if settings.negative_column is not None and not is_gap(values.get(settings.negative_column)):
-        negative = _text_of(values, settings.negative_column, where)
+    negatives = [one for column in settings.negative_columns for one in _negatives(values, column, where)]
     score = None if settings.score_column is None else _number_of(values, settings.score_column, where)
-    return EmbeddingRow(where, texts[0], texts[1], negative if negative.strip() else None, score)
+    return EmbeddingRow(where, texts[0], texts[1], tuple(negatives), score)
+
+
+def _negatives(values: Mapping[str, Any], column: str, where: str) -> list[str]:
+    """The texts of one column, which may be a list; what is empty is none."""
+    given = values.get(column)
+    several = given.tolist() if isinstance(given, np.ndarray) else given if isinstance(given, list) else [given]
+    found = [_text_of({column: one}, column, where) for one in several if not is_gap(one)]
+    return [text for text in found if text.strip()]
 
 
 def row_of(value: str | Mapping[str, Any], settings: EmbeddingSettings, where: str) -> EmbeddingRow:
@@ -200,12 +243,15 @@ def _find_columns(settings: EmbeddingSettings, columns: Sequence[str], where: st
             where,
         )
     taken, negative, score = (text, pair), settings.negative_column, settings.score_column
-    if score is None and negative not in columns:  # test data may have none where training data had some
+    # Test data may have none where training data had some.
+    if score is None and not any(name in columns for name in settings.negative_columns):
         refuse_several(columns, _SCORE_COLUMNS, "score", where, taken)
         score = detect_column(columns, _SCORE_COLUMNS, taken=taken)
         if negative is None:
             refuse_several(columns, _NEGATIVE_COLUMNS, "negative", where, taken)
-            negative = detect_column(columns, _NEGATIVE_COLUMNS, taken=taken)
+            one = detect_column(columns, _NEGATIVE_COLUMNS, taken=taken)
+            numbered = [name for name in columns if _NUMBERED_NEGATIVES.fullmatch(name.strip().lower())]
+            negative = ",".join([*([] if one is None else [one]), *numbered]) or None
         elif score is not None:
             negative = None
         if score is not None and negative is not None:

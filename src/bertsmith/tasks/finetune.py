@@ -13,7 +13,7 @@ With several seeds, folds, or a search, there is such a folder for each run in `
 `tasks/folds.py`, `tasks/search.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from bertsmith.errors import SettingsError, StepError
-from bertsmith.files import refuse_folder, refuse_overwriting, sha256
+from bertsmith.files import sha256
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.families import family
 from bertsmith.screen import say
@@ -40,11 +40,11 @@ from bertsmith.tasks.jobs import Work, outcomes
 from bertsmith.tasks.mixup import Mixup
 from bertsmith.tasks.regularise import Adversarial, RDrop
 from bertsmith.tasks.rows import choose_rows, split_rows
-from bertsmith.tasks.run_folder import clear_run_folder, model_folder, own_files, run_folder_held, write_config
-from bertsmith.tasks.saved import FinetuneTask, Kind, load_task, read_training_rows, task_kind
+from bertsmith.tasks.run_folder import clear_run_folder, run_folder_held, write_config
+from bertsmith.tasks.saved import FinetuneTask, Kind, read_training_rows, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
-from bertsmith.tasks.sentence_folder import with_pooling
+from bertsmith.tasks.sentence_folder import length_notes, with_pooling
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import (
     PREDICTIONS,
@@ -52,12 +52,10 @@ from bertsmith.tasks.teaching import (
     check_learning,
     configuration,
     summary,
-    write_predictions,
 )
 from bertsmith.text.tokenizer import Tokenizer
-from bertsmith.training.device import Precision, resolve_device, resolve_precision
+from bertsmith.training.device import resolve_precision
 from bertsmith.training.distributed import Ranks, joined
-from bertsmith.training.evaluate import evaluate_task
 from bertsmith.training.interrupt import resumable
 from bertsmith.training.launch import read_launch
 from bertsmith.training.plan import TrainResult
@@ -137,13 +135,14 @@ def _finetune(
     if not isinstance(options, kind.settings):
         raise SettingsError(f"{task} takes {kind.settings.__name__}, not {type(options).__name__}.")
     check_learning(settings)
+    settings.check_mixup(ranks.launch.size)
     device = ranks.device(settings.device)
     precision = resolve_precision(settings.precision, device)
     seeds.seed_settings(settings)  # refuses what does not go together, before anything is read
     search.check(settings)
     folds.check(settings)
     config, weights, tokenizer = starting_point(settings, options.max_length)
-    options = with_pooling(options, weights)
+    options = with_pooling(options, weights, tokenizer)
     family(config.model_type).architecture(kind.architecture)  # refuses a head that the family has not
     read = _read(kind, settings, options)
     settings, chosen = _settled(task, settings, len(read.train), config, is_random=weights is None)
@@ -156,7 +155,7 @@ def _finetune(
     are_several = len(runs) > 1 or bool(parts)
     log_every = seeds.log_interval(settings, work.examples("train").num_examples(0)) if are_several else None
     if isinstance(work, Embedding):
-        check_batches(work, min(settings.batch_size, settings.micro_batch_size or settings.batch_size))
+        check_batches(work, settings.at_once(ranks.launch.size))
     model, new_tensors = build_model(work, config, weights, settings)
     taught = _taught(work, settings)
     learnt = _regularised(work, taught, settings)
@@ -170,7 +169,8 @@ def _finetune(
 
     ranks.first(begin)
     screen = ranks.console(console)
-    notes = [*work.notes(), *(taught.notes() if taught else []), *folds.notes(parts, settings, read.options)]
+    kept = length_notes(options, weights, config.max_sequence_length)
+    notes = [*kept, *work.notes(), *(taught.notes() if taught else []), *folds.notes(parts, settings, read.options)]
     for line in [*summary(work, settings), *chosen, *notes]:
         say(screen, line)
     adapted = None
@@ -277,48 +277,6 @@ def _search(teaching: Teaching, settings: FinetuneSettings) -> FinetuneResult:
         say(teaching.screen, line)
     say(teaching.screen, f"Best on dev: {search.describe(best.settings)} ({best.settings.out.name}).")
     return FinetuneResult(best.run.metrics, settings.out, best.run.training, (best.run,))
-
-
-def evaluate(
-    model: str | Path,
-    data: str,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    predictions: Path | None = None,
-    precision: Precision = "auto",
-    device: str = "auto",
-) -> dict[str, float]:
-    """Score a fine-tuned model on labelled data.
-
-    Args:
-        model: a run's folder, a model folder, or a Hub id.
-        data: what the model's task reads.
-        overrides: settings of the task to change, by field name, for example `{"text_column": "review"}`.
-        predictions: write every answer there, beside what is given, a JSON object a line, in the order of the data.
-
-    Returns:
-        Metrics, the objective first.
-
-    Raises:
-        InputError: data that cannot be read; a label the model does not know.
-        ModelError: a folder that is not a fine-tuned model.
-        SettingsError: an unknown setting in `overrides`; `predictions` is what is read, or lies in the model's folder.
-        StorageError: `predictions` is a folder.
-    """
-    if predictions is not None:
-        refuse_folder(predictions)
-        refuse_overwriting(predictions, (model_folder(model), *own_files(model), data))
-    work, module = load_task(model, overrides)
-    kind = task_kind(work.name)
-    found, rows = kind.read_rows(data, work.settings)
-    scored = kind.make(work.tokenizer, work.labels, found, {"test": rows})
-    place = resolve_device(device)
-    evaluation = evaluate_task(
-        module.to(place), scored, "test", device=place, precision=resolve_precision(precision, place)
-    )
-    if predictions is not None:
-        write_predictions(predictions, scored, evaluation)
-    return evaluation.metrics
 
 
 def _settled(

@@ -1,6 +1,6 @@
 """The report of a fine-tuning: of one run, of the same with several seeds or folds, or of a search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,14 @@ from bertsmith.training.report import Section, Table, Text, data_table, training
 
 
 def data_files(settings: FinetuneSettings) -> list[Path]:
-    """The local files among the sources: files, and those that are read of a folder or a pattern."""
+    """The local files of all splits."""
+    return local_files((settings.train, settings.dev, settings.test))
+
+
+def local_files(sources: Iterable[str | None]) -> list[Path]:
+    """The local files among sources: files, and those that are read of a folder or a pattern."""
     files: list[Path] = []
-    for source in filter(None, (settings.train, settings.dev, settings.test)):
+    for source in filter(None, sources):
         path = Path(source).expanduser()
         if path.is_file():
             files.append(path)
@@ -55,18 +60,8 @@ def write_run_report(
         failure: how it learnt nothing, if it did.
     """
     sections: list[Section] = [] if failure is None else [Text("This run learnt nothing", [f"{failure}."])]
-    facts: dict[str, str] = {}
-    if evaluations:
-        # What a split has no example of has no figure there, such as a type of entity.
-        names = list(dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.metrics))
-        rows = [(name, *(evaluation.metrics.get(name, "") for evaluation in evaluations.values())) for name in names]
-        sections.append(Table("Results", ("metric", *evaluations), rows))
-        facts |= {f"{names[0]} on {split}": f"{evaluation.objective:.4f}" for split, evaluation in evaluations.items()}
-        split, last = list(evaluations.items())[-1]
-        own = task.sections(last.answers, last.examples)
-        if own and len(evaluations) > 1:
-            sections.append(Text("Details", [f"What follows, up to the curves, is of {split} alone."]))
-        sections += own
+    found, facts = results(task, evaluations)
+    sections += found
     facts |= {"steps": f"{training.step:,}", "tokens": f"{training.tokens:,}", "seconds": f"{training.seconds:,.0f}"}
     if training.best_step is not None:
         facts["best step"] = f"{training.best_step:,}"
@@ -77,6 +72,22 @@ def write_run_report(
     sections += training_sections(settings.out / "metrics.jsonl", unit)
     sections += _data_sections(task, settings)
     write_report(settings.out, f"Fine-tuning: {task.name}", sections, config=configuration, facts=facts)
+
+
+def results(task: FinetuneTask, evaluations: Mapping[str, Evaluation]) -> tuple[list[Section], dict[str, str]]:
+    """The figures of each split, and what the task shows of the last; and the figures that stand above all."""
+    if not evaluations:
+        return [], {}
+    # What a split has no example of has no figure there, such as a type of entity.
+    names = list(dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.metrics))
+    rows = [(name, *(evaluation.metrics.get(name, "") for evaluation in evaluations.values())) for name in names]
+    sections: list[Section] = [Table("Results", ("metric", *evaluations), rows)]
+    split, last = list(evaluations.items())[-1]
+    own = task.sections(last.answers, last.examples)
+    if own and len(evaluations) > 1:
+        sections.append(Text("Details", [f"What follows, up to the curves, is of {split} alone."]))
+    facts = {f"{names[0]} on {split}": f"{evaluation.objective:.4f}" for split, evaluation in evaluations.items()}
+    return [*sections, *own], facts
 
 
 def write_seeds_report(

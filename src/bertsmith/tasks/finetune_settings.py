@@ -173,6 +173,22 @@ class FinetuneSettings(RunSettings):
         """Whether the training rows are scored in parts."""
         return self.folds is not None or self.fold_column is not None
 
+    def at_once(self, ranks: int) -> int:
+        """Examples that go through the model together, where so many ranks share a batch."""
+        return min(-(-self.batch_size // ranks), self.micro_batch_size or self.batch_size)
+
+    def check_mixup(self, ranks: int) -> None:
+        """Refuse to mix texts with themselves.
+
+        Raises:
+            SettingsError: mixup, and texts that go through the model one by one.
+        """
+        if self.mixup is not None and self.at_once(ranks) == 1:
+            raise SettingsError(
+                "mixup mixes the texts of a micro-batch, and here each has one: give a larger batch_size or "
+                "micro_batch_size."
+            )
+
     @property
     def is_augmented(self) -> bool:
         """Whether training examples are changed."""
@@ -184,10 +200,7 @@ class FinetuneSettings(RunSettings):
                 raise SettingsError(
                     f"mixup has answers for mixtures of texts, and {name} asks about texts: choose one."
                 )
-        if self.mixup is not None and min(self.batch_size, self.micro_batch_size or self.batch_size) == 1:
-            raise SettingsError(
-                "mixup mixes the texts of a micro-batch: give batch_size and micro_batch_size of 2 or more."
-            )
+        self.check_mixup(ranks=1)
         for name in ("augment_delete", "augment_swap", "augment_replace"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be in [0, 1), not {getattr(self, name)}.")

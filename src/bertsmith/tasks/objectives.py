@@ -95,9 +95,17 @@ def check_store(corpus: Corpus, tokenizer: Tokenizer, objective: ObjectiveName |
     """Refuse a training split that cannot teach the objective.
 
     Raises:
-        CorpusError: nearly all tokens are unknown; or there are no two sentences that follow each other in a document,
-            or, for next sentence prediction, no second document to draw a random sentence from.
+        CorpusError: nearly all tokens are unknown, or no token stands for what is masked; or there are no two
+            sentences that follow each other in a document, or, for next sentence prediction, no second document to draw
+            a random sentence from.
     """
+    others = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
+    if objective != "clm" and tokenizer.mask_id in others:
+        (mask,) = tokenizer.tokens([tokenizer.mask_id])
+        raise CorpusError(
+            f'the tokenizer has no token for what is masked: "{mask}" stands for the ends of a text, too. {objective} '
+            "needs one: build the corpus with another tokenizer, or name a mask_token in its tokenizer_config.json."
+        )
     share = _unknown_share(corpus, tokenizer)
     if share >= _MOST:
         raise CorpusError(
@@ -129,6 +137,12 @@ def store_notes(corpus: Corpus, tokenizer: Tokenizer, settings: PretrainSettings
     share = _unknown_share(corpus, tokenizer)
     if share >= _MUCH:
         notes.append(f"{share:.0%} of the tokens are unknown to the vocabulary, and are not learnt.")
+    if settings.mask_unit != "piece" and corpus.word_segmenter == "none" and corpus.language.startswith("zh"):
+        per_word = corpus.num_tokens / max(1, corpus.num_words())
+        notes.append(
+            f"mask_unit {settings.mask_unit} goes by words, and what this store has for words of Chinese has "
+            f"{per_word:.1f} tokens: build the corpus with --word-segmenter jieba to know where they begin."
+        )
     pair = PAIR_NAMES.get(settings.objective or "mlm")
     if pair is None:
         return notes
@@ -185,7 +199,9 @@ def make_task(
         )
         for split, corpus in corpora.items()
     }
-    baseline = unigram_baseline(corpora["train"], corpora["dev"]) if "dev" in corpora else None
+    masks_unknown = objective == "clm" or mode == "original"
+    unpredicted = [] if tokenizer.unk_id is None or masks_unknown else [tokenizer.unk_id]
+    baseline = unigram_baseline(corpora["train"], corpora["dev"], unpredicted) if "dev" in corpora else None
     if objective == "rtd":
         return ReplacedTokensTask(
             splits,

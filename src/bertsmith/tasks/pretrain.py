@@ -17,7 +17,7 @@ from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.folder import read_config, resolve, save_model
 from bertsmith.model.resize import load_resized
-from bertsmith.model.sizes import named_size
+from bertsmith.model.sizes import USUAL_POSITIONS, named_size
 from bertsmith.screen import say
 from bertsmith.settings import to_mapping
 from bertsmith.tasks.added_tokens import AddedTokens, added_tokens
@@ -101,7 +101,12 @@ def _pretrain(ranks: Ranks, settings: PretrainSettings, plan: TrainSettings, con
     }
     screen = ranks.console(console)
     notes = store_notes(corpora["train"], prepared.tokenizer, settings, prepared.tasks[0].examples("train"))
-    for line in [*notes, *prepared.added.notes(), *(prepared.taught[-1].notes() if prepared.taught else [])]:
+    for line in [
+        *notes,
+        *prepared.notes(),
+        *prepared.added.notes(),
+        *(prepared.taught[-1].notes() if prepared.taught else []),
+    ]:
         say(screen, line)
     training = train(
         prepared.model,
@@ -124,6 +129,14 @@ def _pretrain(ranks: Ranks, settings: PretrainSettings, plan: TrainSettings, con
     return PretrainResult(training.metrics, settings.out, training, settings.objective)
 
 
+_HEADS = {
+    "vocabulary.": "head for masked tokens",
+    "pooled.out.": "head for pairs",
+    "generator.": "generator beside it",
+    "detection.": "head for replaced tokens",
+}
+
+
 @dataclass(frozen=True)
 class Prepared:
     """All that a pre-training needs, before it writes anything."""
@@ -139,6 +152,14 @@ class Prepared:
     """One for each length."""
     taught: Sequence[Distillation]
     """The same with their teacher; none without it."""
+    new_tensors: Sequence[str]
+    """Those that the model gone on from did not have; none of random weights."""
+
+    def notes(self) -> list[str]:
+        """What the model gone on from did not have."""
+        has_not = [what for part, what in _HEADS.items() if any(name.startswith(part) for name in self.new_tensors)]
+        source = source_name(str(self.settings.from_model))
+        return [f"{source} has no {what}: it is learnt from nothing." for what in has_not]
 
     def stages(self) -> list[Stage]:
         """The settings' phases, each with the task of its length."""
@@ -173,9 +194,9 @@ def prepare(settings: PretrainSettings) -> Prepared:
     settings = with_objective(settings, config.model_type)
     check_store(corpora["train"], tokenizer, settings.objective)
     tasks = [make_task(settings, max_length, tokenizer, corpora) for max_length in settings.lengths]
-    model = _build_model(tasks[-1], config, settings, added)
+    model, new_tensors = _build_model(tasks[-1], config, settings, added)
     taught = _taught(tasks, config, settings, tokenizer)
-    return Prepared(settings, corpora, tokenizer, added, config, model, tasks, taught)
+    return Prepared(settings, corpora, tokenizer, added, config, model, tasks, taught, new_tensors)
 
 
 _DECIDING = (
@@ -214,7 +235,11 @@ def _encoder_config(settings: PretrainSettings, tokenizer: Tokenizer) -> Encoder
     """The model's shape, checked against vocabulary and lengths; dropout as it is while pre-training."""
     if settings.from_model is None:
         config = named_size(
-            settings.size, tokenizer.vocab_size, model_type=settings.family, pad_token_id=tokenizer.pad_id
+            settings.size,
+            tokenizer.vocab_size,
+            model_type=settings.family,
+            max_length=max(USUAL_POSITIONS, *settings.lengths),
+            pad_token_id=tokenizer.pad_id,
         )
         config = replace(config, initializer_range=settings.initializer_range)
     else:
@@ -232,7 +257,8 @@ def _encoder_config(settings: PretrainSettings, tokenizer: Tokenizer) -> Encoder
 
 def _build_model(
     task: PretrainTask | ReplacedTokensTask, config: EncoderConfig, settings: PretrainSettings, added: AddedTokens
-) -> nn.Module:
+) -> tuple[nn.Module, list[str]]:
+    """The model, and the names of the tensors that `from_model` did not have."""
     if settings.dropout is not None:
         config = config.with_dropout(settings.dropout, settings.dropout, settings.dropout)
     torch.manual_seed(randomness.integer(settings.seed, "initial weights"))
@@ -243,13 +269,14 @@ def _build_model(
                 part.start_with_neighbours()
             elif isinstance(part, Encoder) and settings.position_init == "sinusoidal":
                 part.start_with_waves()
+    new_tensors: list[str] = []
     if settings.from_model is not None:
         place = Path(model_folder(settings.from_model))
         if isinstance(model, ReplacedTokensModel):
-            model.load(resolve(place), added.pieces)
+            new_tensors = model.load(resolve(place), added.pieces)
         else:
-            load_resized(place, model, task.build, added.pieces)
-    return model
+            new_tensors = load_resized(place, model, task.build, added.pieces)
+    return model, new_tensors
 
 
 def _taught(

@@ -34,9 +34,15 @@ class UnigramBaseline:
     accuracy: float
 
 
-def unigram_baseline(train: Corpus, heldout: Corpus) -> UnigramBaseline:
-    """Cross-entropy of held-out tokens under the training frequencies, with one added to each count."""
+def unigram_baseline(train: Corpus, heldout: Corpus, never_masked: Sequence[int] = ()) -> UnigramBaseline:
+    """Cross-entropy of held-out tokens under the training frequencies, with one added to each count.
+
+    Args:
+        never_masked: ids that are not predicted, and not counted.
+    """
     train_counts, heldout_counts = train.token_counts(), heldout.token_counts()
+    for counts in (train_counts, heldout_counts):
+        counts[list(never_masked)] = 0
     log_probabilities = np.log((train_counts + 1) / (train_counts.sum() + len(train_counts)))
     shares = heldout_counts / max(1, heldout_counts.sum())
     return UnigramBaseline(float(-(shares * log_probabilities).sum()), float(shares[int(train_counts.argmax())]))

@@ -62,6 +62,11 @@ class DetectionPart(nn.Module):
         self.detection = detection
 
 
+def has_generator(folder: Path) -> bool:
+    """Whether a discriminator's folder has its generator beside it."""
+    return (folder.parent / "generator").is_dir()
+
+
 class ReplacedTokensModel(nn.Module):
     """The discriminator (`encoder`, `detection`) and its generator, whose embeddings are the discriminator's."""
 
@@ -81,26 +86,31 @@ class ReplacedTokensModel(nn.Module):
             ("generator", GeneratorPart(self.generator, self.vocabulary), self.generator.config, "ForMaskedLM"),
         )
 
-    def load(self, folder: Path, pieces: Mapping[int, Sequence[int]] | None = None) -> None:
+    def load(self, folder: Path, pieces: Mapping[int, Sequence[int]] | None = None) -> list[str]:
         """Fill the discriminator from a folder of any architecture, and the generator from the one beside it, if any.
 
         Args:
             pieces: of the tokens that the folder does not know, as for `load_resized`.
 
+        Returns:
+            The names of the tensors that kept their values; of the generator's "generator." alone.
+
         Raises:
             ModelError: as `load_resized`.
         """
         (_, discriminator, *_), (name, generator, *_) = self.parts()
-        load_resized(
+        kept = load_resized(
             folder, discriminator, lambda encoder: DetectionPart(encoder, DetectionHead(encoder.config)), pieces
         )
-        if (folder.parent / name).is_dir():
-            load_resized(
-                folder.parent / name,
-                generator,
-                lambda encoder: GeneratorPart(encoder, VocabularyHead(encoder.config, encoder.token_embedding)),
-                pieces,
-            )
+        if not has_generator(folder):
+            return [*kept, "generator."]
+        load_resized(
+            folder.parent / name,
+            generator,
+            lambda encoder: GeneratorPart(encoder, VocabularyHead(encoder.config, encoder.token_embedding)),
+            pieces,
+        )
+        return kept
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from bertsmith.tasks.sentence_folder import (
     makes_vectors,
     read_sentence_files,
     tokenizer_length,
+    truncates_left,
     write_sentence_files,
 )
 from bertsmith.tasks.tag import Tagging
@@ -222,6 +223,7 @@ def save_task(
         "task": task.name,
         "labels": list(task.labels),
         "settings": to_mapping(task.settings),
+        **({"unit": target.unit} if isinstance(target := getattr(task, "target", None), NumberTarget) else {}),
         **facts,
     }
     with atomic_folder(folder, replace=True) as temporary:
@@ -236,6 +238,7 @@ def save_task(
         task.tokenizer.save(
             temporary,
             model_max_length=config.max_sequence_length,
+            truncation_side="left" if getattr(task.settings, "long", None) == "tail" else "right",
             has_segments=config.type_vocab_size > 1,
         )
         if isinstance(task, Embedding):
@@ -257,13 +260,15 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     place = model_folder(folder)
     config, raw = read_config(place)
-    name, labels, values = saved_task(resolve(place), raw, config.max_sequence_length)
-    kind = TASKS[name]
     changes = dict(overrides or {})
+    name, labels, values = saved_task(resolve(place), raw, config.max_sequence_length, changes)
+    kind = TASKS[name]
     if "window_pooling" in values and changes.get("long") not in (None, "windows"):
         values = {
             key: value for key, value in values.items() if key not in ("doc_stride", "max_windows", "window_pooling")
         }
+    if changes.get("unanswerable") is False:  # there is nothing then that a threshold of dev could decide
+        values = {key: value for key, value in values.items() if key != "no_answer_threshold"}
     settings = from_mapping(kind.settings, {**values, **changes}, f"settings of {place}")
     for one in _OF_THE_HEAD:
         if one in values and getattr(settings, one) != values[one]:
@@ -281,6 +286,22 @@ def load_task(folder: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return task, model.eval()
 
 
+def saved_unit(folder: Path) -> Mapping[str, float] | None:
+    """Mean and deviation of the numbers that a regression of ours has learnt; None where nobody says them."""
+    path = folder / "bertsmith.json"
+    saved = read_json(path) if path.is_file() else None
+    unit = saved.get("unit") if isinstance(saved, dict) else None
+    if not isinstance(unit, dict) or not all(isinstance(unit.get(name), float) for name in ("mean", "deviation")):
+        return None
+    return unit if unit["deviation"] > 0 else None
+
+
+def reads_pairs(folder: Path) -> bool:
+    """Whether a classifier of ours has learnt pairs of texts."""
+    saved = read_json(folder / "bertsmith.json")
+    return saved["task"] == Classification.name and saved["settings"].get("pair_column") is not None
+
+
 def is_written_as(kind: Kind, architectures: Sequence[str]) -> bool:
     """Whether a folder of these architectures has this task's head; or, as embeddings want it, none."""
     if kind.architecture == Embedding.architecture:
@@ -296,9 +317,13 @@ def has_answers(folder: Path, architectures: Sequence[str]) -> bool:
 
 
 def saved_task(
-    folder: Path, raw_config: Mapping[str, Any], max_sequence_length: int
+    folder: Path, raw_config: Mapping[str, Any], max_sequence_length: int, changes: Mapping[str, Any] | None = None
 ) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     """Task name, labels and settings: as saved by us, else as far as `config.json` tells.
+
+    Args:
+        changes: settings that are to be others; `multi_label` says what one output is that nobody has said to be a
+            number.
 
     Raises:
         ModelError: a folder of no task, or of another version.
@@ -332,7 +357,9 @@ def saved_task(
         values, labels = {"max_length": longest, "max_query_length": longest // 6}, ()
     problem_type = raw_config.get("problem_type")
     if name == "classification":
-        is_number = problem_type is None and len(labels) == 1
+        if truncates_left(folder):
+            values["long"] = "tail"
+        is_number = problem_type is None and len(labels) == 1 and not (changes or {}).get("multi_label")
         values["regression"] = is_number or problem_type == NumberTarget.problem_type
         if problem_type is not None:  # without it several labels may be one of them or a set
             values["multi_label"] = problem_type == LabelSetTarget.problem_type

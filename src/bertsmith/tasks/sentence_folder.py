@@ -13,7 +13,8 @@ from bertsmith.text.tokenizer import Tokenizer
 
 _MODULES, _POOLING, _NORMALIZE = "modules.json", "1_Pooling", "2_Normalize"
 _TRANSFORMER_SETTINGS, _PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
-_READ = ["Transformer", "Pooling", "Normalize"]
+_NORMALIZED = ["Transformer", "Pooling", "Normalize"]
+_READ = (_NORMALIZED, _NORMALIZED[:2])
 _POOLING_MODES: Mapping[Pooling, str] = {"mean": "mean_tokens", "cls": "cls_token"}
 
 
@@ -26,7 +27,7 @@ def makes_vectors(folder: Path) -> bool:
     """Whether a folder of others is for vectors, whatever its architectures were called before it was made one."""
     if (folder / "bertsmith.json").is_file() or not has_modules(folder):
         return False
-    return _module_types(folder) in (_READ, _READ[:2])
+    return _module_types(folder) in _READ
 
 
 def write_sentence_files(folder: Path, settings: EmbeddingSettings, hidden_size: int) -> None:
@@ -35,7 +36,8 @@ def write_sentence_files(folder: Path, settings: EmbeddingSettings, hidden_size:
         folder / _MODULES,
         [
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
-            for index, (path, name) in enumerate(zip(("", _POOLING, _NORMALIZE), _READ, strict=True))
+            for index, (path, name) in enumerate(zip(("", _POOLING, _NORMALIZE), _NORMALIZED, strict=True))
+            if settings.normalizes or name != _NORMALIZED[-1]
         ],
     )
     modes = {f"pooling_mode_{_POOLING_MODES[mode]}": mode == settings.pools for mode in _POOLING_MODES}
@@ -44,7 +46,7 @@ def write_sentence_files(folder: Path, settings: EmbeddingSettings, hidden_size:
 
 
 def read_sentence_files(folder: Path, longest: int) -> dict[str, Any]:
-    """Settings of a folder of sentence-transformers: pooling and max_length.
+    """Settings of a folder of sentence-transformers: pooling, normalize and max_length.
 
     Args:
         longest: how many tokens the model takes.
@@ -52,10 +54,24 @@ def read_sentence_files(folder: Path, longest: int) -> dict[str, Any]:
     Raises:
         ModelError: it makes vectors in a way that ours does not.
     """
+    _check_modules(folder)
+    is_normalized = _module_types(folder) == _NORMALIZED
+    return {"pooling": read_pooling(folder), "normalize": is_normalized, "max_length": _length(folder, longest)}
+
+
+def _length(folder: Path, longest: int) -> int:
+    """Tokens that sentence-transformers reads of a text. Since version 6 the tokenizer says it."""
+    length = _object_if_there(folder / _TRANSFORMER_SETTINGS).get("max_seq_length")
+    return length if isinstance(length, int) else tokenizer_length(folder, longest)
+
+
+def _check_modules(folder: Path) -> None:
+    """Raise ModelError where more becomes of a text than ours makes of it."""
     types = _module_types(folder)
-    if types != _READ:
+    if types not in _READ:
         raise ModelError(
-            f"{folder / _MODULES}: the modules are {', '.join(types) or 'none'}; read are {', '.join(_READ)}."
+            f"{folder / _MODULES}: the modules are {', '.join(types) or 'none'}; read are {', '.join(_NORMALIZED)}, "
+            "with or without the last."
         )
     prompts = _object_if_there(folder / _PROMPTS)
     name, texts = prompts.get("default_prompt_name"), prompts.get("prompts")
@@ -65,11 +81,6 @@ def read_sentence_files(folder: Path, longest: int) -> dict[str, Any]:
             f"{folder / _PROMPTS}: default_prompt_name puts {prompt!r} before every text, and here nothing is put "
             "there. Set it to null, and begin the texts with it yourself."
         )
-    # Since version 6 the length is that of the tokenizer.
-    length = _object_if_there(folder / _TRANSFORMER_SETTINGS).get("max_seq_length")
-    if not isinstance(length, int):
-        length = tokenizer_length(folder, longest)
-    return {"pooling": read_pooling(folder), "max_length": length}
 
 
 def tokenizer_length(folder: Path, longest: int) -> int:
@@ -77,6 +88,11 @@ def tokenizer_length(folder: Path, longest: int) -> int:
     given = _object_if_there(folder / "tokenizer_config.json").get("model_max_length")
     # 1e30 stands for none.
     return int(min(given, longest)) if isinstance(given, int | float) and given > 0 else longest
+
+
+def truncates_left(folder: Path) -> bool:
+    """Whether transformers cuts a long text at its beginning, by the tokenizer's settings."""
+    return _object_if_there(folder / "tokenizer_config.json").get("truncation_side") == "left"
 
 
 def read_pooling(folder: Path) -> Pooling:
@@ -96,23 +112,43 @@ def read_pooling(folder: Path) -> Pooling:
     raise ModelError(f"{path}: read are the mean of the tokens and the first token.")
 
 
-def with_pooling(options: Any, weights: str | None) -> Any:
+def with_pooling(options: Any, weights: str | None, tokenizer: Tokenizer) -> Any:
     """The options of a task that goes on from a folder; those of embeddings with its pooling, unless they name one.
 
     Args:
         weights: the folder or Hub id; None: random weights.
 
     Raises:
-        ModelError: a text of that folder is neither the mean of its tokens nor the first token.
+        ModelError: that folder makes its vectors in another way than ours does.
     """
     if not isinstance(options, EmbeddingSettings) or options.pooling is not None:
         return options
-    if weights is None or not (resolve(weights) / _POOLING / "config.json").is_file():
+    if weights is None or not (has_modules(resolve(weights)) or (resolve(weights) / _POOLING).is_dir()):
         return replace(options, pooling=options.pools)
     try:
+        if has_modules(resolve(weights)):
+            _check_modules(resolve(weights))
+            check_case(resolve(weights), tokenizer)
         return replace(options, pooling=read_pooling(resolve(weights)))
     except ModelError as error:
-        raise ModelError(f"{error} Give pooling to learn another than the model's.") from error
+        raise ModelError(f"{error} Give pooling to go on from its encoder alone.") from error
+
+
+def length_notes(options: Any, weights: str | None, longest: int) -> list[str]:
+    """What becomes of texts that the folder gone on from reads further than the model to be saved will.
+
+    Args:
+        longest: how many tokens the encoder takes.
+    """
+    if not isinstance(options, EmbeddingSettings) or weights is None or not has_modules(resolve(weights)):
+        return []
+    before = min(_length(resolve(weights), longest), longest)
+    if before <= options.max_length:
+        return []
+    return [
+        f"{weights} reads {before} tokens of a text, and what is learnt will read max_length {options.max_length}: "
+        f"give max_length {before} to keep its own."
+    ]
 
 
 def check_case(folder: Path, tokenizer: Tokenizer) -> None:

@@ -14,16 +14,18 @@ from bertsmith import randomness
 from bertsmith.errors import ModelError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
-from bertsmith.model.folder import read_config
+from bertsmith.model.folder import read_config, resolve
 from bertsmith.model.heads import reorder_outputs
 from bertsmith.model.low_rank import add_low_rank
 from bertsmith.model.resize import load_resized
 from bertsmith.model.sizes import named_size
 from bertsmith.tasks.added_tokens import vocabulary_difference
+from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.classify_targets import NumberTarget
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.rows import config_labels
 from bertsmith.tasks.run_folder import model_folder
-from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, is_written_as, task_kind
+from bertsmith.tasks.saved import FinetuneTask, check_vocabulary, is_written_as, saved_unit, task_kind
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 
 SIZE_PREFIX = "size:"
@@ -57,6 +59,7 @@ def starting_point(settings: FinetuneSettings, max_length: int) -> tuple[Encoder
             _check_tokenizer(settings.model, weights, tokenizer)
         if settings.extend_positions is not None:
             config = _longer(config, max_length)
+            _check_extension(settings)
     check_vocabulary(tokenizer, config.vocab_size, settings.model)
     if settings.layers is not None:
         config = replace(config, num_hidden_layers=settings.layers)
@@ -85,6 +88,16 @@ def _longer(config: EncoderConfig, max_length: int) -> EncoderConfig:
         )
     longest = max(max_length, config.max_sequence_length)
     return replace(config, max_position_embeddings=config.position_offset + longest)
+
+
+def _check_extension(settings: FinetuneSettings) -> None:
+    """Refuse a table of positions that is new to the model and never learnt."""
+    keeps = [name for name in ("freeze", "lora") if getattr(settings, name) is not None]
+    if settings.extend_positions == "interpolate" and keeps:
+        raise SettingsError(
+            f"extend_positions interpolate makes all positions new to the model, and with {keeps[0]} they are not "
+            "learnt. Take tile, which leaves those that there were, or leave one out."
+        )
 
 
 def has_dropout(config: EncoderConfig) -> bool:
@@ -145,7 +158,9 @@ def _load(
     raw_config = read_config(weights)[1]
     theirs, ours = config_labels(raw_config), task.labels
     is_same_task = is_written_as(task_kind(task.name), raw_config.get("architectures") or [])
-    tells_the_same = is_same_task and (not ours or set(theirs) == set(ours))
+    numbers = task.target if isinstance(task, Classification) and isinstance(task.target, NumberTarget) else None
+    unit = None if numbers is None else saved_unit(resolve(weights))
+    tells_the_same = is_same_task and (not ours or set(theirs) == set(ours)) and (numbers is None or unit is not None)
     if not tells_the_same:
         # What another head tells apart may be as many things, but not the same: it is not gone on from.
         anew += [name for name in model.state_dict() if ".out." in name or name.startswith("crf.")]
@@ -156,6 +171,8 @@ def _load(
     model.load_state_dict(initial, strict=False)
     if tells_the_same and ours:
         reorder_outputs(model, [theirs.index(label) for label in ours])
+    if tells_the_same and numbers is not None and unit is not None:
+        numbers.go_on(model.pooled.out, unit)  # type: ignore[union-attr, arg-type]
     return [*kept, *(name for name in initial if name not in kept)]
 
 

@@ -24,6 +24,7 @@ from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.augment import augmented
 from bertsmith.tasks.card import code_span, model_card
 from bertsmith.tasks.classify import Classification
+from bertsmith.tasks.classify_data import ClassificationRow
 from bertsmith.tasks.data_check import given_answer
 from bertsmith.tasks.distill import Distillation, source_name, teacher_names, weight_hashes
 from bertsmith.tasks.embed import Embedding, smallest_micro_batch
@@ -34,6 +35,7 @@ from bertsmith.tasks.saved import FinetuneTask, Kind, save_task
 from bertsmith.tasks.seeds import SeedRun
 from bertsmith.tasks.sentence_folder import has_modules
 from bertsmith.tasks.start import SIZE_PREFIX, build_model
+from bertsmith.text.labelled import Question
 from bertsmith.training import plan
 from bertsmith.training.device import ResolvedPrecision
 from bertsmith.training.distributed import Ranks
@@ -255,12 +257,18 @@ def configuration(settings: FinetuneSettings, options: Any) -> dict[str, Any]:
 def write_predictions(path: Path, task: FinetuneTask, evaluation: Evaluation) -> None:
     """Every answer as a JSON object a line, in the order of the data, with the place of its row and what is given."""
     lines = (
-        json.dumps(
-            {"row": example.row.where, "given": given_answer(example.row), **task.to_json(answer)}, ensure_ascii=False
-        )
+        json.dumps({"row": example.row.where, **_given(example.row), **task.to_json(answer)}, ensure_ascii=False)
         for example, answer in zip(evaluation.examples, evaluation.answers, strict=True)
     )
     atomic_write(path, "".join(f"{line}\n" for line in lines))
+
+
+def _given(row: Any) -> dict[str, Any]:
+    """What the data say of a row: a text; of several labels, and of the answers to a question, a list."""
+    if isinstance(row, Question):
+        return {"id": row.id, "given": [answer.text for answer in row.answers]}
+    labels = row.labels if isinstance(row, ClassificationRow) else None
+    return {"given": given_answer(row) if labels is None else sorted(labels)}
 
 
 def save_finetuned(

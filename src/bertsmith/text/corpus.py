@@ -140,6 +140,7 @@ class Corpus:
         self.unigram_entropy = record.unigram_entropy
         self.fingerprint = manifest.fingerprint
         self.language = manifest.language
+        self.word_segmenter = manifest.word_segmenter
         self.vocab_size = manifest.vocab_size
         self.tokens_dtype: np.dtype[Any] = np.dtype(manifest.dtype)
         self.tokenizer_path = folder / "tokenizer"

@@ -26,12 +26,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from bertsmith.cores import usable_cores
 from bertsmith.errors import CorpusError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, refuse_replacing, sealed, sha256, write_json
 from bertsmith.locks import only_writer
 from bertsmith.text.corpus import STORE_VERSION, Manifest, SelectionRecord, ShardRecord, Split, SplitRecord
 from bertsmith.text.daft_engine import load_daft, make_on_daft
 from bertsmith.text.selection import Decision, SelectionSettings, decide, describe
+from bertsmith.text.sentences import language_code
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker, start_worker, token_dtype
 from bertsmith.text.shingles import text_hash
 from bertsmith.text.sources import Document, DocumentSeparator, find_sources, iter_documents
@@ -105,12 +107,12 @@ def build_corpus(
 
     Raises:
         CorpusError: `out` exists, or there is no text, or a worker died.
-        SettingsError: a number out of range, no such engine or segmenter, no Ray cluster; what `overwrite` may not do;
-            another process builds this store.
+        SettingsError: a number out of range, no such engine, segmenter or language, no Ray cluster; what `overwrite`
+            may not do; another process builds this store.
         MissingExtraError: the word segmenter or the engine is not installed.
     """
     place = Path(out).resolve()
-    _check_options(heldout_share, shard_bytes, num_workers, engine)
+    _check_options(heldout_share, shard_bytes, num_workers, engine, language)
     _check_place(place, sources, overwrite)
     loaded = load_tokenizer(tokenizer)
     scratch = place.parent / f".{place.name}.building"
@@ -195,7 +197,10 @@ def _build_splits(
     return {split: _split_record(records[split], counts[split]) for split in records}
 
 
-def _check_options(heldout_share: float, shard_bytes: int, num_workers: int | None, engine: Engine) -> None:
+def _check_options(
+    heldout_share: float, shard_bytes: int, num_workers: int | None, engine: Engine, language: str
+) -> None:
+    language_code(language)
     if not 0 <= heldout_share < 1:
         raise SettingsError(f"heldout_share must be at least 0 and under 1, not {heldout_share}")
     if shard_bytes < 1 or (num_workers is not None and num_workers < 1):
@@ -284,7 +289,7 @@ def _make(
     """Records of all shards, in order, from the engine of that name."""
     if engine == "daft":
         return make_on_daft(shards, workshop, num_workers)
-    return _build_all(shards, workshop, tokenizer, shard_bytes, num_workers or os.cpu_count() or 1)
+    return _build_all(shards, workshop, tokenizer, shard_bytes, num_workers or usable_cores())
 
 
 def _build_all(

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
+from bertsmith.cores import usable_cores
 from bertsmith.errors import (
     BertsmithError,
     CorpusError,
@@ -145,7 +146,7 @@ def _ask(places: Sequence[ShardPlace], num_workers: int | None) -> Generator[str
         return
     daft = load_daft()
     is_on_ray = daft.get_or_infer_runner_type() == "ray"
-    num_workers = num_workers or (_ray_cores() if is_on_ray else os.cpu_count()) or 1
+    num_workers = num_workers or (_ray_cores() if is_on_ray else usable_cores())
     # On Ray each is an actor, a process already.
     kind = daft.cls(_Maker, use_process=None if is_on_ray else True, max_concurrency=min(num_workers, len(places)))
     names = ("split", "name", "input_sha256", "text_bytes")

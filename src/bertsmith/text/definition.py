@@ -283,3 +283,40 @@ def _read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8: {error.reason} at byte {error.start}", str(path)) from None
+
+
+def types_in(part: Any) -> dict[str, dict[str, Any]]:
+    """All components of a (nested) normalizer or pre-tokenizer by their type."""
+    found: dict[str, dict[str, Any]] = {}
+    if isinstance(part, dict):
+        if "type" in part:
+            found[str(part["type"])] = part
+        for value in part.values():
+            found |= types_in(value)
+    elif isinstance(part, list):
+        for value in part:
+            found |= types_in(value)
+    return found
+
+
+def without_space(part: Any) -> Any:
+    """A (nested) pre-tokenizer that puts no space before the first word of a text; before others there is theirs."""
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("type")
+    if kind == "ByteLevel":
+        return {**part, "add_prefix_space": False}
+    if kind == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    if kind != "Sequence":
+        return part
+    parts = [without_space(one) for one in part["pretokenizers"]]
+    if parts != part["pretokenizers"]:  # words that are cut at their spaces before would have none to be marked by
+        parts = [one for one in parts if one.get("type") not in ("WhitespaceSplit", "Whitespace")]
+    return {**part, "pretokenizers": parts}
+
+
+def lowers(normalizer: Any) -> bool:
+    """Whether a normalizer makes text lower-case."""
+    kinds = types_in(normalizer)
+    return "Lowercase" in kinds or bool(kinds.get("BertNormalizer", {}).get("lowercase"))

@@ -1,5 +1,6 @@
 """Files on disk, found and opened: plain or compressed, one line after the other, with exact errors."""
 
+import bz2
 import difflib
 import fnmatch
 import glob
@@ -21,7 +22,7 @@ from bertsmith.errors import InputError, StorageError, collecting, did_you_mean
 from bertsmith.files import RUN_MARK
 from bertsmith.text.encodings import likely_encoding
 
-COMPRESSIONS = (".gz", ".xz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _NUMBERED_WORDS = r"""awk -F'\t' '/^[0-9]+\t/ {printf "%s ", $2} !NF {print ""}'"""
 LABELLED = {
     ".conll": """awk 'NF {printf "%s ", $1; next} {print ""}'""",
@@ -129,7 +130,7 @@ class TextReader(Iterator[str]):
 
 
 def open_text(path: str | Path, bad: list[InputError] | None = None) -> TextReader:
-    """Open a UTF-8 file for reading, plain or .gz, .xz or .zst; see `TextReader`.
+    """Open a UTF-8 file for reading, plain or .gz, .bz2, .xz or .zst; see `TextReader`.
 
     Raises:
         InputError: no such file (names the nearest one beside it), one that may not be read, or a spreadsheet.
@@ -146,6 +147,8 @@ def open_bytes(path: Path) -> io.BufferedIOBase:
         compression = path.suffix.lower()
         if compression == ".gz":
             return gzip.open(path, "rb")
+        if compression == ".bz2":
+            return bz2.open(path, "rb")
         if compression == ".xz":
             return lzma.open(path, "rb")
         if compression == ".zst":

@@ -23,6 +23,7 @@ _WINDOW = 8192
 
 _BLANK_LINES = re.compile(r"\r?\n[^\S\n]*\n\s*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
+_COUNTRIES = {"cn": "zh", "jp": "ja", "cz": "cs", "dk": "da", "gr": "el"}  # which are codes of no language
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -62,9 +63,7 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
     >>> split_sentences("Mr. Hill wrote. Twice!\\n\\nNo answer")
     ['Mr. Hill wrote. ', 'Twice!\\n\\n', 'No answer']
     """
-    code = language.lower().replace("_", "-")
-    if not _LANGUAGE.fullmatch(code):
-        raise SettingsError(f'language: "{language}" is not a language code. Write for example en, de or zh.')
+    code = language_code(language)
     if isinstance(text, SentenceALine):
         code = ""
     whole = replace_surrogates(text)
@@ -78,6 +77,20 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
     # White space before the first sentence belongs to it.
     edges = [0, *starts[1:], len(text)]
     return [text[start:end] for start, end in itertools.pairwise(edges)] if text else []
+
+
+def language_code(language: str) -> str:
+    """The code of a language as sentencex writes it: "pt-br" for "pt_BR".
+
+    Raises:
+        SettingsError: it is none, or that of a country.
+    """
+    code = language.lower().replace("_", "-")
+    if not _LANGUAGE.fullmatch(code):
+        raise SettingsError(f'language: "{language}" is not a language code. Write for example en, de or zh.')
+    if code in _COUNTRIES:
+        raise SettingsError(f'language: "{language}" is a country; the code of its language is {_COUNTRIES[code]}.')
+    return code
 
 
 def replace_surrogates(text: str) -> str:

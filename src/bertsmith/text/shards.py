@@ -28,7 +28,11 @@ _SENTENCES_A_CALL = 4096
 _CHARACTERS_A_CALL = 1 << 18
 # Raised when `build_shard` makes other arrays of the same documents, so that a build that was interrupted before
 # does not go on with the old ones.
-_RULES_VERSION = 2
+_RULES_VERSION = 3
+
+
+_Sentence = tuple[str, bool]
+"""Its text, and whether it goes on without a space where the tokenizer would put one."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,16 @@ def build_shard(
     documents: Sequence[str], tokenizer: Tokenizer, language: str, segmenter: Jieba | None = None
 ) -> ShardArrays:
     """Turn documents into arrays. Sentences and documents without any token are left out."""
-    sentences: list[str] = []
+    sentences: list[_Sentence] = []
     counts = []
     for document in documents:
-        found = _sentences(document, language, tokenizer.space_before_words)
+        found = _sentences(document, language, tokenizer)
         sentences += found
         counts.append(len(found))
     dtype = token_dtype(tokenizer.vocab_size)
     calls = []
-    for some in _calls(sentences):
-        call = encode_words(tokenizer, some, segmenter)
+    for some, goes_on in _calls(sentences):
+        call = encode_words(tokenizer.joining if goes_on else tokenizer, some, segmenter)
         calls.append(replace(call, ids=call.ids.astype(dtype)))
     empty = np.zeros(0, dtype=np.int64)
     lengths = np.concatenate([empty, *(call.lengths for call in calls)])
@@ -80,34 +84,36 @@ def build_shard(
     )
 
 
-def _calls(sentences: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Runs of sentences for the tokenizer. Text without an end of a sentence comes in pieces of thousands of
-    characters, and the tokenizer takes some hundred bytes a token for what it gives back."""
-    begin = num_characters = 0
-    for end, sentence in enumerate(sentences):
-        if end - begin == _SENTENCES_A_CALL or num_characters > _CHARACTERS_A_CALL:
-            yield sentences[begin:end]
-            begin, num_characters = end, 0
-        num_characters += len(sentence)
-    if begin < len(sentences):
-        yield sentences[begin:]
+def _calls(sentences: Sequence[_Sentence]) -> Iterator[tuple[Sequence[str], bool]]:
+    """Runs of sentences for the tokenizer, and whether they go on without a space. Text without an end of a sentence
+    comes in pieces of thousands of characters, and the tokenizer takes some hundred bytes a token for what it gives
+    back."""
+    run: list[str] = []
+    goes_on, num_characters = False, 0
+    for text, is_joined in sentences:
+        if run and (is_joined != goes_on or len(run) == _SENTENCES_A_CALL or num_characters > _CHARACTERS_A_CALL):
+            yield run, goes_on
+            run, num_characters = [], 0
+        run.append(text)
+        goes_on, num_characters = is_joined, num_characters + len(text)
+    if run:
+        yield run, goes_on
 
 
-def _sentences(document: str, language: str, space_before_words: bool) -> list[str]:
-    """Each without the white space around it, or with one space for what stands between it and the one before.
+def _sentences(document: str, language: str, tokenizer: Tokenizer) -> list[_Sentence]:
+    """Each without the white space around it, or with one space for what stands between it and the one before, where
+    the vocabulary tells these apart. No Chinese sentence has one before it, so that none may be put there either.
 
     Without that space, byte-level vocabularies would write a sentence's first word as no running text has it
-    ("A" for "ĠA"). Between Chinese sentences there is none, and none is added.
-
-    >>> _sentences("It rained.\\n\\nA day!好。再见", "en", True)
-    ['It rained.', ' A day!', '好。', '再见']
+    ("A" for "ĠA"); with one that the tokenizer adds, Chinese sentences would begin as none does ("▁他" for "他").
     """
-    found: list[str] = []
+    found: list[_Sentence] = []
     before = ""
     for part in split_sentences(document, language):
-        is_apart = bool(found) and (before[-1:].isspace() or part[0].isspace())
+        is_apart = before[-1:].isspace() or part[0].isspace()
         if stripped := part.strip():
-            found.append(" " + stripped if is_apart and space_before_words else stripped)
+            text = " " + stripped if found and is_apart and tokenizer.space_before_words else stripped
+            found.append((text, bool(found) and not is_apart and tokenizer.adds_space))
         before = part
     return found
 

@@ -4,7 +4,7 @@
     pages.jsonl  pages.ndjson       JSON Lines: an object a line
     reviews.csv  reviews.tsv        tables with a header; only .csv knows quotes (see `iter_rows`)
     pages.parquet                   Parquet
-    any of these + .gz .xz .zst     compressed
+    any of these + .gz .bz2 .xz .zst   compressed
     folder/   "text/**/*.txt"       every such file, sorted
     hub:NAME[/CONFIG][:SPLIT]       a Hugging Face data set, streamed; "hub:org/name/config:test"
     python-docs                     the documentation that is installed with Python

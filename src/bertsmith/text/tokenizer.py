@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import tokenizers
@@ -27,7 +27,7 @@ from tokenizers import processors
 
 from bertsmith.errors import ModelError, is_panic
 from bertsmith.files import atomic_write, write_json
-from bertsmith.text.definition import SpecialTokens, pair_template, read_definition
+from bertsmith.text.definition import SpecialTokens, lowers, pair_template, read_definition, types_in, without_space
 from bertsmith.text.sentences import replace_surrogates
 
 _LARGEST_VOCABULARY = 1 << 24  # tables are made of this size
@@ -65,6 +65,7 @@ class Tokenizer:
         lowercase: whether the normalizer makes text lower-case.
         space_before_words: whether a word behind another is only itself with its space ("ĠA"), and the
             tokenizer does not add one: byte-level vocabularies as RoBERTa, GPT-2 and ModernBERT publish them.
+        adds_space: whether it puts a space before each text ("▁他"), as vocabularies of SentencePiece do.
         fingerprint: SHA-256 of everything that decides the ids of a text.
     """
 
@@ -83,9 +84,10 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         self._special = special
         parts = json.loads(self._backend.to_str())
-        kinds = _types_in(parts["pre_tokenizer"])
+        kinds = types_in(parts["pre_tokenizer"])
         self.spaces_in_tokens = bool({"Metaspace", "ByteLevel"} & kinds.keys())
         self.space_before_words: bool = kinds.get("ByteLevel", {}).get("add_prefix_space") is False
+        self.adds_space = without_space(parts["pre_tokenizer"]) != parts["pre_tokenizer"]
         self._normalizer: dict[str, Any] = parts["normalizer"] or {}
 
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
@@ -105,7 +107,7 @@ class Tokenizer:
         marked = {token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special}
         self._filler_id = self.mask_id if self.unk_id is None else self.unk_id
         self.special_ids: frozenset[int] = frozenset(marked | set(ids.values()))
-        self.lowercase: bool = _lowers(parts["normalizer"])
+        self.lowercase: bool = lowers(parts["normalizer"])
         deciding = {key: parts[key] for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
         canonical = json.dumps([deciding, asdict(special)], sort_keys=True, ensure_ascii=False)
         self.fingerprint: str = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
@@ -206,7 +208,14 @@ class Tokenizer:
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
 
-    def save(self, folder: Path, model_max_length: int = 512, *, has_segments: bool = True) -> None:
+    def save(
+        self,
+        folder: Path,
+        model_max_length: int = 512,
+        *,
+        truncation_side: Literal["left", "right"] = "right",
+        has_segments: bool = True,
+    ) -> None:
         """Write a folder that `transformers.AutoTokenizer` loads and that gives it the same ids, special tokens too.
 
         One difference is by design: transformers reads a literal "[MASK]" in a text as the special
@@ -215,6 +224,7 @@ class Tokenizer:
         Args:
             model_max_length: the number of positions of the model this tokenizer goes with, in
                 tokens; transformers truncates to it when asked to truncate.
+            truncation_side: at which end it cuts then.
             has_segments: whether that model takes segments (token_type_ids); not all families do.
         """
         atomic_write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
@@ -233,6 +243,7 @@ class Tokenizer:
             **flags,
             **named,
             "model_max_length": model_max_length,
+            **({"truncation_side": truncation_side} if truncation_side != "right" else {}),
             "model_input_names": ["input_ids", *(["token_type_ids"] if has_segments else []), "attention_mask"],
         }
         write_json(folder / "tokenizer_config.json", config)
@@ -267,6 +278,13 @@ class Tokenizer:
         clean = [replace_surrogates(text) for text in texts]
         raws: list[Any] = self._backend.encode_batch(clean, add_special_tokens=False)
         return raws
+
+    @cached_property
+    def joining(self) -> "Tokenizer":
+        """The same for text that goes on another, which begins without a space."""
+        parts = json.loads(self._backend.to_str())
+        changed = {**parts, "pre_tokenizer": without_space(parts["pre_tokenizer"])}
+        return Tokenizer(json.dumps(changed), self._special) if self.adds_space else self
 
     @cached_property
     def _blind_backend(self) -> Any:
@@ -333,25 +351,6 @@ def _is_bert(parts: dict[str, Any]) -> bool:
         parts["model"]["max_input_chars_per_word"],
         parts["model"]["continuing_subword_prefix"],
     ) == (True, 100, "##")
-
-
-def _types_in(part: Any) -> dict[str, dict[str, Any]]:
-    """All components of a (nested) normalizer or pre-tokenizer by their type."""
-    found: dict[str, dict[str, Any]] = {}
-    if isinstance(part, dict):
-        if "type" in part:
-            found[str(part["type"])] = part
-        for value in part.values():
-            found |= _types_in(value)
-    elif isinstance(part, list):
-        for value in part:
-            found |= _types_in(value)
-    return found
-
-
-def _lowers(normalizer: Any) -> bool:
-    kinds = _types_in(normalizer)
-    return "Lowercase" in kinds or bool(kinds.get("BertNormalizer", {}).get("lowercase"))
 
 
 def _changes(words: np.ndarray) -> np.ndarray:

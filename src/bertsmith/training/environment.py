@@ -4,11 +4,11 @@ import importlib.metadata
 import os
 import platform
 import re
-import sys
 from pathlib import Path
 
 import torch
 
+from bertsmith.cores import usable_cores
 from bertsmith.training.memory import peak_memory_bytes
 
 _PACKAGES = ("bertsmith", "torch", "numpy", "tokenizers", "safetensors")
@@ -21,7 +21,7 @@ def environment() -> dict[str, str]:
     facts |= {name: importlib.metadata.version(name) for name in _PACKAGES if name in installed}
     facts["system"] = platform.platform()
     facts["processor"] = _processor()
-    facts["cores"] = f"{_usable_cores()} usable, {torch.get_num_threads()} threads in torch"
+    facts["cores"] = f"{usable_cores()} usable, {torch.get_num_threads()} threads in torch"
     facts["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
     facts["most memory used"] = f"{peak_memory_bytes() / 2**30:.2f} GiB by this process"
     facts["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -36,8 +36,3 @@ def _processor() -> str:
         if found:
             return found.group(1)
     return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    """Cores this process may run on, which a container makes fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

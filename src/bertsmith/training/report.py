@@ -110,11 +110,7 @@ def write_report(
     config: Mapping[str, Any],
     facts: Mapping[str, str],
 ) -> Path:
-    """Write `report.html` into a run's folder, atomically.
-
-    Args:
-        facts: the closing figures, shown large at the top: caption -> figure, as it should be read.
-        config: the resolved settings; nested mappings are shown with dotted names.
+    """Write the page of `report_page` into a run's folder as `report.html`, atomically.
 
     Returns:
         The path of the file.
@@ -122,11 +118,23 @@ def write_report(
     Raises:
         StorageError: the folder cannot be written.
     """
+    path = run_folder / "report.html"
+    atomic_write(path, report_page(title, sections, config=config, facts=facts))
+    return path
+
+
+def report_page(title: str, sections: Sequence[Section], *, config: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+    """A page that loads nothing from elsewhere.
+
+    Args:
+        facts: the closing figures, shown large at the top: caption -> figure, as it should be read.
+        config: the resolved settings; nested mappings are shown with dotted names.
+    """
     tiles = "".join(f"<div><b>{_escape(value)}</b><span>{_escape(name)}</span></div>" for name, value in facts.items())
     settings = Table("", ("setting", "value"), list(_flat(config).items()))
     style = importlib.resources.files("bertsmith.training").joinpath("report.css").read_text(encoding="utf-8")
     machine = Table("", ("", "value"), list(environment().items()))
-    page = (
+    return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n<h1>{_escape(title)}</h1>\n"
@@ -135,9 +143,6 @@ def write_report(
         + f"\n</div>\n<details><summary>Settings</summary>{_table(settings)}</details>\n"
         f"<details><summary>Environment</summary>{_table(machine)}</details>\n</main>\n</body>\n</html>\n"
     )
-    path = run_folder / "report.html"
-    atomic_write(path, page)
-    return path
 
 
 def training_sections(metrics_jsonl: Path, loss_unit: str = "nats") -> list[Section]:
@@ -148,7 +153,7 @@ def training_sections(metrics_jsonl: Path, loss_unit: str = "nats") -> list[Sect
     """
     records = read_metrics(metrics_jsonl)
     training = [record for record in records if record["kind"] == "train"]
-    heldout = _columns(records, "metrics")
+    heldout = _columns([record for record in records if record["kind"] == "eval"], "metrics")
     sections: list[Section] = []
     if losses := _columns(training, "losses"):
         together = {"all, weighted": _column(training, "loss")} if len(losses) > 1 else {}
