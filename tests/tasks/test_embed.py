@@ -31,7 +31,7 @@ from bertsmith.tasks.evaluate import evaluate
 from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import TASKS, read_training_rows, save_task
-from bertsmith.tasks.sentence_folder import length_notes, read_sentence_files, with_pooling
+from bertsmith.tasks.sentence_folder import as_before, length_notes, read_sentence_files
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.task import Batch
 
@@ -398,36 +398,32 @@ def test_a_model_that_is_gone_on_from_pools_as_it_did(tokenizer: Tokenizer, tmp_
     assert json.loads((run.model / "bertsmith.json").read_text(encoding="utf-8"))["settings"]["pooling"] == "cls"
     before, after = assert_same_vectors(tmp_path / "model"), assert_same_vectors(run.model)
     np.testing.assert_allclose(after[:2], before[:2], atol=1e-4)  # the others are cut
-    assert with_pooling(EmbeddingSettings(), str(run.folder / "model"), tokenizer).pooling == "cls"
-    assert with_pooling(EmbeddingSettings(pooling="mean"), str(run.model), tokenizer).pooling == "mean"
-    assert with_pooling(EmbeddingSettings(), None, tokenizer).pooling == "mean"
-    assert with_pooling(options := ClassificationSettings(), str(run.model), tokenizer) is options
+    assert as_before(EmbeddingSettings(), str(run.folder / "model"), tokenizer).pooling == "cls"
+    assert as_before(EmbeddingSettings(pooling="mean"), str(run.model), tokenizer).pooling == "mean"
+    assert as_before(EmbeddingSettings(), None, tokenizer).pooling == "mean"
+    assert as_before(options := ClassificationSettings(), str(run.model), tokenizer) is options
     assert not length_notes(EmbeddingSettings(max_length=24), str(tmp_path / "model"), 48)
     (note,) = length_notes(EmbeddingSettings(max_length=16), str(tmp_path / "model"), 48)
     assert "reads 24 tokens of a text, and what is learnt will read max_length 16: give max_length 24" in note
     (run.model / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}', encoding="utf-8")
     with pytest.raises(ModelError, match=r"read are the mean .* Give pooling"):
-        with_pooling(EmbeddingSettings(), str(run.model), tokenizer)
+        as_before(EmbeddingSettings(), str(run.model), tokenizer)
     (run.model / "modules.json").unlink()
     shutil.rmtree(run.model / "1_Pooling")
-    assert with_pooling(EmbeddingSettings(), str(run.model), tokenizer).pooling == "mean"
+    assert as_before(EmbeddingSettings(), str(run.model), tokenizer).pooling == "mean"
 
 
 def test_what_a_model_does_more_is_not_lost_without_a_word(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """LaBSE has a layer above its pooling, others a prompt or lower-cased texts; whoever names a pooling goes on."""
-    prompt = {"default_prompt_name": "query", "prompts": {"query": "query: "}}
-    folders = [their_folder(tokenizer, tmp_path / "prompt", config_sentence_transformers=prompt)]
-    folders.append(their_folder(tokenizer, tmp_path / "dense"))
+    """LaBSE has a layer above its pooling, others lower-cased texts; whoever names a pooling goes on."""
+    folders = [their_folder(tokenizer, tmp_path / "dense")]
     modules = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Dense")]
     (folders[-1] / "modules.json").write_text(json.dumps(modules))
     changes = {"sentence_bert_config": {"do_lower_case": True}, "tokenizer_config": {"do_lower_case": False}}
     folders.append(their_folder(tokenizer, tmp_path / "cased", **changes))
-    for folder, message in zip(
-        folders, ("before every text", "Pooling, Dense; read", "does not lower-case"), strict=True
-    ):
+    for folder, message in zip(folders, ("Pooling, Dense; read", "does not lower-case"), strict=True):
         with pytest.raises(ModelError, match=rf"{message}.*Give pooling to go on from its encoder alone"):
-            with_pooling(EmbeddingSettings(), str(folder), load_tokenizer(folder))
-        assert with_pooling(EmbeddingSettings(pooling="cls"), str(folder), load_tokenizer(folder)).pooling == "cls"
+            as_before(EmbeddingSettings(), str(folder), load_tokenizer(folder))
+        assert as_before(EmbeddingSettings(pooling="cls"), str(folder), load_tokenizer(folder)).pooling == "cls"
 
 
 @pytest.mark.parametrize(
@@ -648,10 +644,41 @@ def test_other_ways_to_a_vector_are_refused(
         load(folder)
 
 
-def test_what_is_done_to_texts_first_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    prompt = {"default_prompt_name": "query", "prompts": {"query": "query: ", "other": ""}}
+def test_prompts_stand_before_texts_as_in_sentence_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Of a first text and of others, when both are the same before every text; and what goes on keeps them."""
+    prompts = {"text_prompt": "the king : ", "pair_prompt": "the dog : "}
+    task, model = make_task(tokenizer, pairs(("a", "b")), max_length=48, **prompts)
+    save_task(tmp_path / "model", task, model, model.encoder.config, "# card\n", {})
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    (ours,) = load(tmp_path / "model").predict([TEXTS[0]])
+    np.testing.assert_allclose(ours["embedding"], theirs.encode_query(TEXTS[0]), atol=1e-5)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(ours["embedding"], theirs.encode(TEXTS[0]), atol=1e-5)
+    (other,) = load(tmp_path / "model", overrides={"text_prompt": "the dog : "}).predict([TEXTS[0]])
+    np.testing.assert_allclose(other["embedding"], theirs.encode_document(TEXTS[0]), atol=1e-5)
+    (both,) = load(tmp_path / "model").predict([{"text": TEXTS[0], "pair": TEXTS[1]}])
+    expected = float(theirs.encode_query(TEXTS[0]) @ theirs.encode_document(TEXTS[1]))
+    assert both["similarity"] == pytest.approx(expected, abs=1e-5)
+    assert task.notes() == [
+        "Before first texts the model reads 'the king : '.",
+        "Before others the model reads 'the dog : '.",
+    ]
+    on = as_before(EmbeddingSettings(pair_prompt="a : "), str(tmp_path / "model"), tokenizer)
+    assert (on.text_prompt, on.pair_prompt) == ("the king : ", "a : ")
+    same = make_task(tokenizer, pairs(("a", "b")), text_prompt="the king : ", pair_prompt="the king : ")
+    save_task(tmp_path / "same", *same, same[1].encoder.config, "# card\n", {})
+    assert_same_vectors(tmp_path / "same")
+
+
+def test_what_is_done_to_texts_first_is_done_or_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    prompt = {"default_prompt_name": "query", "prompts": {"query": "the king : ", "other": ""}}
     folder = their_folder(tokenizer, tmp_path / "prompt", config_sentence_transformers=prompt)
-    with pytest.raises(ModelError, match="default_prompt_name puts 'query: ' before every text"):
+    assert_same_vectors(folder)
+    on = as_before(EmbeddingSettings(), str(folder), tokenizer)
+    assert on.text_prompt == on.pair_prompt == "the king : "
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "include_prompt": False}))
+    with pytest.raises(ModelError, match="include_prompt leaves the prompt out of the mean"):
         load(folder)
     for name in ("other", None):
         prompts = {**prompt, "default_prompt_name": name}

@@ -109,7 +109,8 @@ class Embedding:
 
     def encode(self, rows: Sequence[EmbeddingRow]) -> list[EmbeddingExample]:
         """Tokenize rows, one example each, in order."""
-        texts = [row.texts for row in rows]
+        first, other = self.settings.text_prompt or "", self.settings.pair_prompt or ""
+        texts = [[first + row.text, *(other + text for text in row.texts[1:])] for row in rows]
         encodings = iter(self.tokenizer.encode_batch([text for several in texts for text in several]))
         examples = []
         for row, several in zip(rows, texts, strict=True):
@@ -205,8 +206,11 @@ class Embedding:
         return {objective: results[objective], **results}
 
     def notes(self) -> list[str]:
-        """How much of each split was cut at `max_length`."""
+        """What is put before texts, and how much of each split was cut at `max_length`."""
         notes = []
+        for what, prompt in (("first texts", self.settings.text_prompt), ("others", self.settings.pair_prompt)):
+            if prompt:
+                notes.append(f"Before {what} the model reads {prompt!r}.")
         for split, examples in self._splits.items():
             cut_tokens = [item.cut_tokens for item in examples.items if item.cut_tokens]
             if cut_tokens:

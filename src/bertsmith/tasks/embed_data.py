@@ -52,6 +52,10 @@ class EmbeddingSettings:
     mean."""
     normalize: bool | None = None
     """Whether vectors have length 1, as by default; cosines are the same without."""
+    text_prompt: str | None = None
+    """What the model reads before a text, such as "query: "; by default what the model's folder says, else nothing."""
+    pair_prompt: str | None = None
+    """The same before a pair and the negatives, such as "passage: "."""
     similarity_temperature: float = 0.05
     """Cosines are divided by it in the loss."""
     metric: EmbeddingMetric | None = None

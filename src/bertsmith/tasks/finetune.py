@@ -44,7 +44,7 @@ from bertsmith.tasks.run_folder import clear_run_folder, run_folder_held, write_
 from bertsmith.tasks.saved import FinetuneTask, Kind, read_training_rows, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
-from bertsmith.tasks.sentence_folder import length_notes, with_pooling
+from bertsmith.tasks.sentence_folder import as_before, length_notes
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import (
     PREDICTIONS,
@@ -142,7 +142,7 @@ def _finetune(
     search.check(settings)
     folds.check(settings)
     config, weights, tokenizer = starting_point(settings, options.max_length)
-    options = with_pooling(options, weights, tokenizer)
+    options = as_before(options, weights, tokenizer)
     family(config.model_type).architecture(kind.architecture)  # refuses a head that the family has not
     read = _read(kind, settings, options)
     settings, chosen = _settled(task, settings, len(read.train), config, is_random=weights is None)

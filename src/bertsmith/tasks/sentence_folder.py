@@ -43,10 +43,14 @@ def write_sentence_files(folder: Path, settings: EmbeddingSettings, hidden_size:
     modes = {f"pooling_mode_{_POOLING_MODES[mode]}": mode == settings.pools for mode in _POOLING_MODES}
     write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": hidden_size, **modes})
     write_json(folder / _TRANSFORMER_SETTINGS, {"max_seq_length": settings.max_length, "do_lower_case": False})
+    if settings.text_prompt or settings.pair_prompt:
+        prompts = {"query": settings.text_prompt or "", "document": settings.pair_prompt or ""}
+        default = "query" if settings.text_prompt == settings.pair_prompt else None
+        write_json(folder / _PROMPTS, {"prompts": prompts, "default_prompt_name": default})
 
 
 def read_sentence_files(folder: Path, longest: int) -> dict[str, Any]:
-    """Settings of a folder of sentence-transformers: pooling, normalize and max_length.
+    """Settings of a folder of sentence-transformers: pooling, normalize, max_length and what stands before every text.
 
     Args:
         longest: how many tokens the model takes.
@@ -56,7 +60,16 @@ def read_sentence_files(folder: Path, longest: int) -> dict[str, Any]:
     """
     _check_modules(folder)
     is_normalized = _module_types(folder) == _NORMALIZED
-    return {"pooling": read_pooling(folder), "normalize": is_normalized, "max_length": _length(folder, longest)}
+    how = {"pooling": read_pooling(folder), "normalize": is_normalized, "max_length": _length(folder, longest)}
+    return {**how, **_default_prompts(folder)}
+
+
+def _default_prompts(folder: Path) -> dict[str, str]:
+    """The prompts that sentence-transformers puts before every text; none, if it puts none there unasked."""
+    settings = _object_if_there(folder / _PROMPTS)
+    name, texts = settings.get("default_prompt_name"), settings.get("prompts")
+    prompt = texts.get(name) if isinstance(texts, dict) and isinstance(name, str) else None
+    return dict.fromkeys(("text_prompt", "pair_prompt"), prompt) if isinstance(prompt, str) and prompt else {}
 
 
 def _length(folder: Path, longest: int) -> int:
@@ -73,13 +86,10 @@ def _check_modules(folder: Path) -> None:
             f"{folder / _MODULES}: the modules are {', '.join(types) or 'none'}; read are {', '.join(_NORMALIZED)}, "
             "with or without the last."
         )
-    prompts = _object_if_there(folder / _PROMPTS)
-    name, texts = prompts.get("default_prompt_name"), prompts.get("prompts")
-    prompt = texts.get(name) if isinstance(texts, dict) and isinstance(name, str) else None
-    if prompt:
+    if _default_prompts(folder) and _object_if_there(folder / _POOLING / "config.json").get("include_prompt") is False:
         raise ModelError(
-            f"{folder / _PROMPTS}: default_prompt_name puts {prompt!r} before every text, and here nothing is put "
-            "there. Set it to null, and begin the texts with it yourself."
+            f"{folder / _POOLING / 'config.json'}: include_prompt leaves the prompt out of the mean, and here it is "
+            "in it."
         )
 
 
@@ -112,8 +122,9 @@ def read_pooling(folder: Path) -> Pooling:
     raise ModelError(f"{path}: read are the mean of the tokens and the first token.")
 
 
-def with_pooling(options: Any, weights: str | None, tokenizer: Tokenizer) -> Any:
-    """The options of a task that goes on from a folder; those of embeddings with its pooling, unless they name one.
+def as_before(options: Any, weights: str | None, tokenizer: Tokenizer) -> Any:
+    """The options of a task that goes on from a folder; those of embeddings with its pooling and prompts, unless they
+    name others.
 
     Args:
         weights: the folder or Hub id; None: random weights.
@@ -121,7 +132,16 @@ def with_pooling(options: Any, weights: str | None, tokenizer: Tokenizer) -> Any
     Raises:
         ModelError: that folder makes its vectors in another way than ours does.
     """
-    if not isinstance(options, EmbeddingSettings) or options.pooling is not None:
+    if not isinstance(options, EmbeddingSettings):
+        return options
+    if weights is not None:
+        before = _known_prompts(resolve(weights))
+        first, other = (
+            before.get(name) if given is None else given
+            for name, given in (("text_prompt", options.text_prompt), ("pair_prompt", options.pair_prompt))
+        )
+        options = replace(options, text_prompt=first, pair_prompt=other)
+    if options.pooling is not None:
         return options
     if weights is None or not (has_modules(resolve(weights)) or (resolve(weights) / _POOLING).is_dir()):
         return replace(options, pooling=options.pools)
@@ -132,6 +152,15 @@ def with_pooling(options: Any, weights: str | None, tokenizer: Tokenizer) -> Any
         return replace(options, pooling=read_pooling(resolve(weights)))
     except ModelError as error:
         raise ModelError(f"{error} Give pooling to go on from its encoder alone.") from error
+
+
+def _known_prompts(folder: Path) -> dict[str, str]:
+    """What the folder of a model puts before texts: what was learnt with, of ours."""
+    if not (folder / "bertsmith.json").is_file():
+        return _default_prompts(folder)
+    settings = _object(folder / "bertsmith.json").get("settings")
+    found = settings if isinstance(settings, dict) else {}
+    return {name: found[name] for name in ("text_prompt", "pair_prompt") if isinstance(found.get(name), str)}
 
 
 def length_notes(options: Any, weights: str | None, longest: int) -> list[str]:

@@ -37,7 +37,7 @@ from bertsmith.tasks.run_folder import clear_run_folder, run_folder_held, write_
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, task_kind
 from bertsmith.tasks.seeds import equal_answers
-from bertsmith.tasks.sentence_folder import with_pooling
+from bertsmith.tasks.sentence_folder import as_before
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import (
     check_learning,
@@ -162,7 +162,7 @@ def _finetune_together(settings: TogetherSettings, parts: dict[str, _Part], cons
     first = next(iter(parts.values())).settings
     device = ALONE.device(settings.device)
     config, weights, tokenizer = starting_point(first, max(part.options.max_length for part in parts.values()))
-    parts = {name: replace(one, options=with_pooling(one.options, weights, tokenizer)) for name, one in parts.items()}
+    parts = {name: replace(one, options=as_before(one.options, weights, tokenizer)) for name, one in parts.items()}
     for part in parts.values():
         family(config.model_type).architecture(part.kind.architecture)  # refuses a head that the family has not
     rate = by_width(config, is_random=weights is None) if settings.learning_rate is None else None
