@@ -142,8 +142,10 @@ def test_the_commands_with_pieces(tmp_path: Path, tiny_documents: Path, tiny_tok
     pieces = ["--shard-weights", *(["--gradient-checkpointing"] * (family == "albert"))]
     program = tmp_path / "program.py"
     program.write_text(
-        f"import sys\nsys.path.insert(0, {str(HERE)!r})\nfrom ranked import forked\nfrom bertsmith.cli import main\n"
-        "def run(words):\n    assert main(words) == 0\n"
+        # The forks find imported what each would take seconds for; what hangs says where, before its time is over.
+        f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport faulthandler\nfrom ranked import forked\n"
+        "from bertsmith.cli import main\nimport bertsmith.tasks.finetune, bertsmith.training.sharding\n"
+        "def run(words):\n    faulthandler.dump_traceback_later(130, exit=True)\n    assert main(words) == 0\n"
         f"if __name__ == '__main__':\n    for words in ({[*pretrain, two]}, {finetune}):\n"
         f"        forked(2, lambda: run([*words, *{pieces}]))\n"
     )
