@@ -24,6 +24,8 @@ from bertsmith.tasks.classify import Classification
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
+from bertsmith.tasks.pretrain import pretrain
+from bertsmith.tasks.pretrain_settings import PretrainSettings
 from bertsmith.tasks.pretrain_task import PretrainTask
 from bertsmith.text.tokenizer import load_tokenizer
 
@@ -105,10 +107,30 @@ def test_a_head_that_the_model_lacks_is_said(base: Path, tmp_path: Path) -> None
 def test_a_discriminator_learns_with_its_generator(tiny_tokenizer: Path, tmp_path: Path) -> None:
     """Its own head for masked tokens it has not; without the generator there is none, and one is made."""
     base = base_model(tiny_tokenizer, tmp_path / "model", "electra")
-    config = read_config(base)[0]
-    assert adapt_module._objective(str(base), config) == "mlm"
-    (tmp_path / "generator").mkdir()
-    assert adapt_module._objective(str(base), config) is None
+    finetune("classification", settings(tmp_path, base), OPTIONS, console=QUIET)
+    assert read_json(tmp_path / "run" / "adapt" / "run" / "model" / "bertsmith.json")["objective"] == "mlm"
+    chosen = PretrainSettings(
+        corpus=tmp_path / "run" / "adapt" / "corpus",
+        out=tmp_path / "electra",
+        from_model=str(base),
+        objective="rtd",
+        generator_share=0.5,
+        budget="1 steps",
+        max_length=24,
+        batch_size=2,
+        precision="fp32",
+    )
+    electra = pretrain(chosen, console=QUIET).folder
+    screen = io.StringIO()
+    changed = settings(tmp_path, electra, out=tmp_path / "with")
+    finetune("classification", changed, OPTIONS, console=Console(file=screen, width=200))
+    adapted = tmp_path / "with" / "adapt" / "run"
+    assert read_json(adapted / "model" / "bertsmith.json")["objective"] == "rtd"
+    assert "is learnt from nothing" not in screen.getvalue()
+    assert read_config(adapted / "generator")[0].hidden_size == read_config(electra / "generator")[0].hidden_size
+    layers = settings(tmp_path, electra, out=tmp_path / "layers", layers=1)
+    finetune("classification", layers, OPTIONS, console=QUIET)
+    assert read_json(tmp_path / "layers" / "adapt" / "run" / "model" / "bertsmith.json")["objective"] == "mlm"
 
 
 @pytest.mark.parametrize("stopped", [PretrainTask, Classification])

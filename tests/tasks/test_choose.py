@@ -65,6 +65,11 @@ def make(tokenizer: Tokenizer, max_length: int = 32) -> Choosing:
             "a.jsonl",
             '{"text": "t", "question": "q", "choices": {"label": [1, 2], "text": ["x", "y"]}, "answerKey": "2"}',
         ),
+        (
+            "a.jsonl",
+            '{"id": "7", "context": "t", "question_stem": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, '
+            '"answerKey": "B"}',
+        ),
         ("a.tsv", "article\tquestion\toption1\toption2\tanswer\nt\tq\tx\ty\tb"),
     ],
 )
@@ -126,7 +131,8 @@ def test_what_a_model_has_not_learnt_to_read_is_not_sought_in_rows_to_predict(to
             {"text": "t", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "label": "0"},
             'a.jsonl:1, label: "0" is none of the choices, which are called A, B',
         ),
-        ({"text": "t", "choices": {"text": ["x", "y"], "label": ["A", "A"]}, "label": "A"}, "2 choices and 1 labels"),
+        ({"text": "t", "choices": {"text": ["x", "y"], "label": ["A", "A"]}, "label": "A"}, "2 choices with 1 labels"),
+        ({"text": "t", "choices": {"text": ["x", "y"], "label": ["A", "B", "C"]}, "label": "C"}, "with 3 labels"),
         ({"text": "t", "choices": {"text": ["x", "y"]}, "label": "A"}, "a list of choices wanted"),
         ({"text": "t", "label": 0}, "cannot tell which column is the choices"),
         ({"question;choices;label": "q;x|y;0"}, r'the choices: .* If ";" parts them, say --delimiter ";" \(eval'),

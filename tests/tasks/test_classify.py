@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -592,12 +593,11 @@ def split(*pairs: tuple[str, str, float]) -> tuple[list[ClassificationAnswer], l
 
 
 def test_the_f1_of_one_label_is_that_of_scikit_learn(tokenizer: Tokenizer) -> None:
-    """Of two labels the second, as GLUE has it; of more, only the one that is named."""
+    """The label that is named; of 0 and 1 the latter, as GLUE scores MRPC and QQP."""
     answers, examples = split(("a", "a", 0.9), ("a", "b", 0.9), ("b", "b", 0.9), ("b", "b", 0.9), ("a", "c", 0.9))
     gold, found = [str(item.row.label) for item in examples], [str(answer.label) for answer in answers]
     for settings, labels, positive in (
         (ClassificationSettings(positive_label="b", metric="f1"), ("a", "b", "c"), "b"),
-        (ClassificationSettings(metric="f1"), ("a", "b"), "b"),
         (ClassificationSettings(positive_label="a"), ("a", "b"), "a"),
     ):
         some = [i for i in range(5) if gold[i] in labels and found[i] in labels]
@@ -606,8 +606,17 @@ def test_the_f1_of_one_label_is_that_of_scikit_learn(tokenizer: Tokenizer) -> No
         expected = f1_score([gold[i] for i in some], [found[i] for i in some], labels=[positive], average="macro")
         assert scores["f1"] == pytest.approx(expected) and 0 < expected < 1
         assert next(iter(scores)) == (settings.metric or "accuracy")
-    with pytest.raises(SettingsError, match="f1 is that of one label, and there are 3: give positive_label"):
-        Classification(tokenizer, ("a", "b", "c"), ClassificationSettings(metric="f1"), {})
+    for labels, gold, found in ((("0", "1"), "0111", "0011"), (("no", "yes"), "nyyy", "nnyy")):
+        task = Classification(tokenizer, labels, ClassificationSettings(metric="f1"), {})
+        names = {label[0]: label for label in labels}
+        items = [SimpleNamespace(target=labels.index(names[one])) for one in gold]
+        said = [ClassificationAnswer(names[one], np.zeros(2)) for one in found]
+        assert task.score(said, items)["f1"] == pytest.approx(0.8)  # type: ignore[arg-type]
+    assert "f1" not in Classification(tokenizer, ("a", "b", "c"), ClassificationSettings(), {}).score(answers, examples)
+    with pytest.raises(
+        SettingsError, match=r"f1 is that of one label: give positive_label \(one of equal, not_equal\)"
+    ):
+        Classification(tokenizer, ("equal", "not_equal"), ClassificationSettings(metric="f1"), {})
     with pytest.raises(SettingsError, match=r'positive_label: no label "spam"\. Did you mean "Spam"'):
         Classification(tokenizer, ("Ham", "Spam"), ClassificationSettings(positive_label="spam"), {})
     with pytest.raises(SettingsError, match="positive_label is for one label a row"):

@@ -458,8 +458,8 @@ def test_teachers_of_pretraining_that_do_not_fit_are_refused(tokenizer: Tokenize
 
 
 def test_cards_call_a_model_by_its_run() -> None:
-    names = [source_name(folder) for folder in ("runs/sst2", "/a/runs/sst2/model", "org/bert")]
-    assert names == ["sst2", "sst2", "bert"]
+    names = [source_name(folder) for folder in ("runs/sst2", "/a/runs/sst2/model", "org/bert", "org/bert@refs/pr/3")]
+    assert names == ["sst2", "sst2", "bert", "bert@refs/pr/3"]
 
 
 # ------------------------------------------------------------------------------------------- the verbs

@@ -31,7 +31,7 @@ from bertsmith.tasks.evaluate import evaluate
 from bertsmith.tasks.finetune import finetune
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.saved import TASKS, read_training_rows, save_task
-from bertsmith.tasks.sentence_folder import as_before, length_notes, read_sentence_files
+from bertsmith.tasks.sentence_folder import as_before, folder_notes, read_sentence_files
 from bertsmith.text.tokenizer import Tokenizer, load_tokenizer
 from bertsmith.training.task import Batch
 
@@ -402,8 +402,8 @@ def test_a_model_that_is_gone_on_from_pools_as_it_did(tokenizer: Tokenizer, tmp_
     assert as_before(EmbeddingSettings(pooling="mean"), str(run.model), tokenizer).pooling == "mean"
     assert as_before(EmbeddingSettings(), None, tokenizer).pooling == "mean"
     assert as_before(options := ClassificationSettings(), str(run.model), tokenizer) is options
-    assert not length_notes(EmbeddingSettings(max_length=24), str(tmp_path / "model"), 48)
-    (note,) = length_notes(EmbeddingSettings(max_length=16), str(tmp_path / "model"), 48)
+    assert not folder_notes(EmbeddingSettings(max_length=24), str(tmp_path / "model"), 48)
+    (note,) = folder_notes(EmbeddingSettings(max_length=16), str(tmp_path / "model"), 48)
     assert "reads 24 tokens of a text, and what is learnt will read max_length 16: give max_length 24" in note
     (run.model / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}', encoding="utf-8")
     with pytest.raises(ModelError, match=r"read are the mean .* Give pooling"):
@@ -544,10 +544,25 @@ def test_there_may_be_several_negatives(make_files: MakeFiles) -> None:
     assert read_rows(str(folder / "none.jsonl"), settings)[1][0].negatives == ()
     settings, rows = read_rows(str(folder / "list.jsonl"), EmbeddingSettings())
     assert settings.negative_column == "negatives" and [row.negatives for row in rows] == [("z", "w"), ()]
-    given = EmbeddingSettings(negative_column="negative_1, Negative_2")
+    given = EmbeddingSettings(negative_column="negative_1,Negative_2")
     assert read_training_rows(TASKS["embedding"], str(folder / "columns.csv"), given)[1][0].negatives == ("z", "w")
     with pytest.raises(InputError, match=r"bad\.jsonl:1, negatives: text wanted, list found"):
         read_rows(str(folder / "bad.jsonl"), EmbeddingSettings())
+    with pytest.raises(
+        InputError, match=r'no column "negative_1,negativ_2"\. negative_column: did you mean "negative_1"'
+    ):
+        read_training_rows(
+            TASKS["embedding"], str(folder / "columns.csv"), replace(given, negative_column="negative_1,negativ_2")
+        )
+    spaced = make_files(
+        {
+            "spaced.csv": "query, positive, negative\nx,y,z\n",
+            "written.csv": "query,document,negatives\n" + "x,y,\"['z', 'w']\"\n",
+        }
+    )
+    assert read_rows(str(spaced / "spaced.csv"), EmbeddingSettings())[1][0].negatives == ("z",)
+    with pytest.raises(InputError, match="negatives: a list that was written as text"):
+        read_rows(str(spaced / "written.csv"), EmbeddingSettings())
 
 
 @pytest.mark.parametrize(
@@ -675,7 +690,15 @@ def test_what_is_done_to_texts_first_is_done_or_refused(tokenizer: Tokenizer, tm
     folder = their_folder(tokenizer, tmp_path / "prompt", config_sentence_transformers=prompt)
     assert_same_vectors(folder)
     on = as_before(EmbeddingSettings(), str(folder), tokenizer)
-    assert on.text_prompt == on.pair_prompt == "the king : "
+    assert on.text_prompt == on.pair_prompt == "the king : " and on.normalize is None
+    named = {"prompts": {"query": "search: ", "document": ""}, "default_prompt_name": None}
+    other = their_folder(tokenizer, tmp_path / "named", config_sentence_transformers=named)
+    (note,) = folder_notes(as_before(EmbeddingSettings(max_length=24), str(other), tokenizer), str(other), 48)
+    assert "knows prompts (query 'search: '): give text_prompt and pair_prompt to learn with them" in note
+    modules = json.loads((other / "modules.json").read_text())
+    (other / "modules.json").write_text(json.dumps(modules[:2]))
+    assert as_before(EmbeddingSettings(), str(other), tokenizer).normalize is False
+    assert as_before(EmbeddingSettings(normalize=True), str(other), tokenizer).normalize is True
     pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "include_prompt": False}))
     with pytest.raises(ModelError, match="include_prompt leaves the prompt out of the mean"):

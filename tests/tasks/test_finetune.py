@@ -603,14 +603,17 @@ def test_a_regression_learns_to_count(data: Path, tiny_tokenizer: Path, tmp_path
         re.sub(r"([89]\d|100)}", lambda m: f"{10 * int(m[1]) - 900}}}", "\n".join(rows))
     )
     further = replace(changed, model=str(result.model), tokenizer=None, learning_rate=1e-12, epochs=0.1, seed=1)
-    for change, close in ((None, True), ("unit", False)):
-        if change is not None:
+    for change, close in ((None, True), ("reinit", False), ("unit", False)):
+        if change == "unit":
             saved = read_json(result.model / "bertsmith.json")
             (result.model / "bertsmith.json").write_text(json.dumps({k: v for k, v in saved.items() if k != change}))
         out = tmp_path / f"again-{change}"
-        on = finetune(
-            "classification", replace(further, train=str(tmp_path / "again.jsonl"), out=out), options, console=QUIET
-        )
+        own = replace(further, train=str(tmp_path / "again.jsonl"), out=out)
+        own = replace(own, reinit_layers=1) if change == "reinit" else own
+        screen = io.StringIO()
+        on = finetune("classification", own, options, console=Console(file=screen, width=200))
+        assert ("its last layer is learnt anew" in screen.getvalue()) == (change == "unit")
+        assert on.metrics["dev"]["r2"] > -3  # whatever its weights, it begins in the unit of its own numbers
         assert (abs(on.metrics["dev"]["r2"] - result.metrics["dev"]["r2"]) < 0.05) == close
 
 

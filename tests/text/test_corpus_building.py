@@ -416,14 +416,16 @@ def test_a_sentence_without_a_space_before_it_gets_none(tmp_path: Path, make_fil
         definition = json.loads(path.read_text(encoding="utf-8"))
         marks = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
         definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, marks]}
+        definition["normalizer"] = {"type": "NFKC"}  # it is not this that makes one space of two
         path.write_text(json.dumps(definition), encoding="utf-8")
         tokenizer = load_tokenizer(tmp_path / "tokenizer")
     assert tokenizer.adds_space and tokenizer.joining.vocab_size == tokenizer.vocab_size
     joined = "".join(sentences[:3])
-    arrays = build_shard([joined, "She left. " + joined, "再见！ 他走了。"], tokenizer, "zh")
+    said = "She left. " + joined + ("他说  no。" if kind == "xlm-roberta" else "他说 no。")
+    arrays = build_shard([joined, said, "再见！ 他走了。"], tokenizer, "zh")
     text = "".join(tokenizer.tokens(arrays.tokens))
     mark = "▁" if kind != "bpe" else "Ġ"
-    assert text.count(mark) == 1 + 3 + 2, text
+    assert text.count(mark) == 1 + 4 + 2, text
     written = joined if kind == "bpe" else unicodedata.normalize("NFKC", joined)
     assert tokenizer.decode(arrays.tokens[: arrays.sentences[arrays.documents[1]]]) == written
     if kind != "xlm-roberta":  # whose pieces may go across the end of a sentence

@@ -12,6 +12,7 @@ out/adapt/
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,8 +24,8 @@ from bertsmith.settings import read_config as read_settings
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.objectives import OBJECTIVES
 from bertsmith.tasks.pretrain import pretrain_on
-from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainSettings
-from bertsmith.tasks.replaced_tokens import has_generator
+from bertsmith.tasks.pretrain_settings import PretrainSettings
+from bertsmith.tasks.replaced_tokens import GENERATOR, generator_config, has_generator
 from bertsmith.tasks.run_folder import ADAPTED
 from bertsmith.text.corpus_building import build_corpus
 from bertsmith.training.distributed import Ranks
@@ -75,7 +76,7 @@ def adapt(
             out=place / "run",
             from_model=weights,
             layers=settings.layers,
-            objective=_objective(weights, config),
+            **_objective(settings, weights, config, place / "run" / "config.yaml"),
             budget=settings.adapt,
             max_length=min(_MAX_LENGTH, read_config(weights)[0].max_sequence_length),
             batch_size=settings.batch_size,
@@ -99,12 +100,24 @@ def adapt(
     return str(model)
 
 
-def _objective(weights: str, config: EncoderConfig) -> ObjectiveName | None:
-    """Masked tokens: texts of a task have no next sentences. A family without them learns as it always does (None), and
-    so does a discriminator whose generator is there, since the head for them is the generator's."""
+def _objective(settings: FinetuneSettings, weights: str, config: EncoderConfig, configured: Path) -> dict[str, Any]:
+    """What is learnt. Masked tokens: texts of a task have no next sentences. A family without them learns as it always
+    does, and so does a discriminator whose generator is there, since the head for them is the generator's.
+
+    Args:
+        configured: the settings of a run that is gone on with, if it is one.
+    """
+    if configured.is_file():
+        before = read_settings(configured)
+        return {name: before[name] for name in ("objective", "generator_share") if name in before}
     possible = OBJECTIVES[config.model_type]
-    as_ever = "mlm" not in possible or ("rtd" in possible and has_generator(resolve(weights)))
-    return None if as_ever else "mlm"
+    if "rtd" in possible and settings.layers is None and has_generator(resolve(weights)):
+        generator = read_config(resolve(weights).parent / GENERATOR)[0]
+        share = generator.hidden_size / config.hidden_size
+        made = generator_config(config, share)
+        if (made.hidden_size, made.num_attention_heads) == (generator.hidden_size, generator.num_attention_heads):
+            return {"objective": "rtd", "generator_share": share}
+    return {"objective": "mlm" if "mlm" in possible else None}
 
 
 def _check_budget(settings: FinetuneSettings, configured: Path) -> None:

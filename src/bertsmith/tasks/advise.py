@@ -27,6 +27,7 @@ from bertsmith.tasks.label_check import label_counts
 from bertsmith.tasks.row_lengths import Encoded, answer_lengths, row_lengths
 from bertsmith.tasks.run_settings import check_seed
 from bertsmith.tasks.saved import Kind, read_training_rows, task_kind
+from bertsmith.tasks.sentence_folder import as_before
 from bertsmith.tasks.start import SIZE_PREFIX, starting_point
 from bertsmith.tasks.teaching import configuration
 from bertsmith.text.scripts import script_shares
@@ -178,6 +179,7 @@ def advise(task: str, settings: AdviceSettings, options: Any = None) -> Advice:
         seed=settings.seed,
     )
     config, weights, tokenizer = starting_point(run, options.max_length)
+    as_before(options, weights, tokenizer)  # refuses what the fine-tuning would
     family(config.model_type).architecture(kind.architecture)  # refuses a head that the family has not
     data = read_figures(kind, task, run, options, tokenizer)
     asked = recommend(data, config, options, is_random=weights is None)

@@ -14,7 +14,7 @@ from bertsmith.text.tables import header_hint, refuse_several, understood_column
 
 TEXT_COLUMNS = ("text", "context", "passage", "article", "premise", "sent1", "ctx")
 """Names that are taken for the text when `text_column` is not given."""
-QUESTION_COLUMNS = ("question", "sent2", "ask")
+QUESTION_COLUMNS = ("question", "question_stem", "sent2", "ask")
 """Names that are taken for the question when `question_column` is not given."""
 CHOICES_COLUMNS = ("choices", "options", "endings", "choice")
 """Names that are taken for the list of choices when `choices_column` is not given."""
@@ -153,8 +153,8 @@ def _given_choices(
     given = given[0] if len(names) == 1 else given
     if isinstance(given, Mapping) and set(given) == {"text", "label"}:
         texts, keys = (_texts(given[part], f"{where}, {names[0]}, {part}") for part in ("text", "label"))
-        if len(set(keys)) < len(texts):
-            raise InputError(f"{len(texts)} choices and {len(set(keys))} labels.", f"{where}, {names[0]}")
+        if not len(texts) == len(keys) == len(set(keys)):
+            raise InputError(f"{len(texts)} choices with {len(set(keys))} labels.", f"{where}, {names[0]}")
         return texts, keys
     return _texts(given, f"{where}, {', '.join(names)}"), None
 

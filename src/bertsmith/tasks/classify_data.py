@@ -85,7 +85,7 @@ class ClassificationSettings:
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all labels."""
     positive_label: str | None = None
-    """The label whose F1 is the metric f1; by default the second where there are two, and no such metric of more."""
+    """The label whose F1 is the metric f1; by default 1 of 0 and 1 (true, yes), and there is none of other labels."""
     metric: Metric | None = None
     """What picks the best checkpoint; by default accuracy, r2 for a regression, micro_f1 for multi_label."""
 
@@ -238,7 +238,7 @@ def _labels_of(values: Mapping[str, Any], settings: ClassificationSettings, wher
     if column in values and values[column] is None:
         return ()
     value = value_of(values, column, where)
-    if isinstance(value, str) and _is_written_list(value, settings.label_separator):
+    if isinstance(value, str) and is_written_list(value, settings.label_separator):
         raise InputError(
             f"a list that was written as text: {value[:_SHOWN]}. Save such data as JSONL or Parquet, or join labels "
             f'by "{settings.label_separator}".',
@@ -250,10 +250,10 @@ def _labels_of(values: Mapping[str, Any], settings: ClassificationSettings, wher
     return tuple(dict.fromkeys(label for part in parts if (label := str(part).strip())))
 
 
-def _is_written_list(text: str, separator: str) -> bool:
+def is_written_list(text: str, separator: str) -> bool:
     """Whether a text is a list of another program, as it writes it out.
 
-    >>> _is_written_list("['a', 'b']", ","), _is_written_list("[]", ","), _is_written_list("(other)", ",")
+    >>> is_written_list("['a', 'b']", ","), is_written_list("[]", ","), is_written_list("(other)", ",")
     (True, True, False)
     """
     found = re.fullmatch(r"\s*[\[(](.*)[\])]\s*", text, re.S)

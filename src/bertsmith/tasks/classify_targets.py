@@ -29,6 +29,8 @@ _FEWEST_NUMBERS = 10  # that make a regression likely
 _MOST_LABELS = 0.9  # for each row,
 _FEWEST_ROWS = 50  # where there are so many
 _SHOWN_LABEL = 40  # characters
+_SAME_UNIT = 5.0  # times as far numbers may lie from each other in one sample as in another
+_YES = {("0", "1"), ("false", "true"), ("no", "yes")}
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class LabelTarget:
         self._labels = tuple(labels)
         self._smoothing = settings.label_smoothing
         self._ids = {label: index for index, label in enumerate(labels)}
-        self._positive = 1 if len(labels) == 2 else None
+        self._positive = 1 if tuple(label.lower() for label in labels) in _YES else None
         if settings.positive_label is not None:
             if settings.positive_label not in self._ids:
                 hint = did_you_mean(settings.positive_label, labels)
@@ -118,7 +120,7 @@ class LabelTarget:
             self._positive = self._ids[settings.positive_label]
         if settings.metric == "f1" and self._positive is None:
             raise SettingsError(
-                f"metric: f1 is that of one label, and there are {len(labels)}: give positive_label, or take macro_f1."
+                f"metric: f1 is that of one label: give positive_label (one of {', '.join(labels[:9])}), or macro_f1."
             )
         self._class_weights_C = torch.ones(len(labels))
         if train_rows:
@@ -243,10 +245,11 @@ class NumberTarget:
 
     @torch.no_grad()
     def go_on(self, output: nn.Linear, unit: Mapping[str, float]) -> None:
-        """Let the last layer of a model that has learnt numbers of this `unit` say as many deviations from the mean."""
-        if unit == self.unit:
-            return
+        """Let the last layer of a model that has learnt numbers of this `unit` say as many deviations from the mean of
+        these, unless they may well be some more of the same: 50 texts with 4 or 5 stars of 1 to 5."""
         ratio = math.sqrt(self.variance) / unit["deviation"]
+        if abs(self._mean - unit["mean"]) <= 2 * unit["deviation"] and 1 / _SAME_UNIT <= ratio <= _SAME_UNIT:
+            return
         output.weight *= ratio
         if output.bias is not None:
             output.bias.copy_((output.bias - unit["mean"]) * ratio + self._mean)

@@ -329,8 +329,9 @@ def distil_pretraining(
 
 def source_name(folder: str) -> str:
     """What a card calls a model: the name of its folder, or of its run's, without the way there."""
-    path = Path(folder)
-    return path.parent.name if path.name == "model" else path.name
+    name, at, revision = folder.partition("@") if not Path(folder).exists() else (folder, "", "")
+    path = Path(name)
+    return f"{path.parent.name if path.name == 'model' else path.name}{at}{revision}"
 
 
 def weight_hashes(folder: str) -> dict[str, str]:

@@ -73,7 +73,7 @@ class EmbeddingAnswer:
     @property
     def similarity(self) -> float:
         """The cosine of text and pair."""
-        first, second = _of_length_1(np.stack(self.vectors[:2]))
+        first, second = of_length_1(np.stack(self.vectors[:2]))
         return float(first @ second)
 
 
@@ -260,11 +260,11 @@ class Embedding:
             partners.setdefault(item.row.text, set()).add(places[str(item.row.pair)])
         for text in partners.keys() & places.keys():
             partners[text].add(places[text])
-        texts, candidates_CD = list(places), _of_length_1(np.stack(vectors))
+        texts, candidates_CD = list(places), of_length_1(np.stack(vectors))
         ranks, nearest = [], []
         for first in range(0, len(answers), _RANKED_AT_ONCE):
             part = slice(first, first + _RANKED_AT_ONCE)
-            cosines_PC = _of_length_1(np.stack([answer.vectors[0] for answer in answers[part]])) @ candidates_CD.T
+            cosines_PC = of_length_1(np.stack([answer.vectors[0] for answer in answers[part]])) @ candidates_CD.T
             for cosines_C, item in zip(cosines_PC, examples[part], strict=True):
                 own = places[str(item.row.pair)]
                 own_cosine = cosines_C[own]
@@ -318,7 +318,7 @@ def _excluded(rows: Sequence[EmbeddingRow]) -> np.ndarray:
     return excluded
 
 
-def _of_length_1(vectors_ND: np.ndarray) -> np.ndarray:
+def of_length_1(vectors_ND: np.ndarray) -> np.ndarray:
     """The same directions; a vector of zeros stays one."""
     lengths_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     unit_ND: np.ndarray = vectors_ND / np.maximum(lengths_N1, np.finfo(np.float32).tiny)

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertsmith.errors import InputError, SettingsError, collecting
 from bertsmith.settings import settle_types
-from bertsmith.tasks.classify_data import PAIR_COLUMNS, TEXT_COLUMNS
+from bertsmith.tasks.classify_data import PAIR_COLUMNS, TEXT_COLUMNS, is_written_list
 from bertsmith.tasks.rows import detect_column, given_as, is_gap, iter_settled, nothing_read, value_of
 from bertsmith.text.tables import header_hint, refuse_several, understood_column
 
@@ -87,7 +87,7 @@ class EmbeddingSettings:
     @property
     def negative_columns(self) -> list[str]:
         """The names that `negative_column` has."""
-        return [name.strip() for name in self.negative_column.split(",")] if self.negative_column else []
+        return self.negative_column.split(",") if self.negative_column else []
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def read_rows(
     rows: list[EmbeddingRow] = []
     judged: str | None = None
     first_judgement: Any = None
-    has_negatives = False
+    seen: dict[str, None] = {}  # columns of negatives, in their order
     records = iter_settled(source, settings, _find_columns, bad)
     with collecting(bad):
         for where, values, settings in records:
@@ -146,13 +146,12 @@ def read_rows(
                 judged = None  # said once
                 with collecting(bad):
                     raise error
-            has_negatives |= any(column in values for column in settings.negative_columns)
+            seen |= {column: None for column in settings.negative_columns if column in values}
             with collecting(bad):
                 rows.append(_pair_row(values, settings, where))
     if not rows:
         raise nothing_read(source, "rows", bad)
-    if not has_negatives:
-        settings = replace(settings, negative_column=None)
+    settings = replace(settings, negative_column=",".join(seen) or None)
     choices = _RANKING_METRICS if settings.score_column is None else _SCORE_METRICS
     if settings.objective not in choices:
         kind = "pairs without scores" if settings.score_column is None else "pairs with scores"
@@ -204,6 +203,11 @@ def _pair_row(values: Mapping[str, Any], settings: EmbeddingSettings, where: str
 def _negatives(values: Mapping[str, Any], column: str, where: str) -> list[str]:
     """The texts of one column, which may be a list; what is empty is none."""
     given = values.get(column)
+    if isinstance(given, str) and is_written_list(given, ","):
+        raise InputError(
+            "a list that was written as text. Save such data as JSONL or Parquet, or a negative a column.",
+            f"{where}, {column}",
+        )
     several = given.tolist() if isinstance(given, np.ndarray) else given if isinstance(given, list) else [given]
     found = [_text_of({column: one}, column, where) for one in several if not is_gap(one)]
     return [text for text in found if text.strip()]

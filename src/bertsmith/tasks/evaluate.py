@@ -45,7 +45,7 @@ def evaluate(
             folder, or is both files.
         StorageError: a file to be written is a folder.
     """
-    if predictions is not None and predictions == report:
+    if predictions is not None and report is not None and predictions.absolute() == report.absolute():
         raise SettingsError(f"{report}: predictions and report are two files.")
     for file in filter(None, (predictions, report)):
         refuse_folder(file)

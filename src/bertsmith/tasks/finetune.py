@@ -44,8 +44,8 @@ from bertsmith.tasks.run_folder import clear_run_folder, run_folder_held, write_
 from bertsmith.tasks.saved import FinetuneTask, Kind, read_training_rows, task_kind
 from bertsmith.tasks.search import Trial
 from bertsmith.tasks.seeds import SeedRun
-from bertsmith.tasks.sentence_folder import as_before, length_notes
-from bertsmith.tasks.start import build_model, starting_point
+from bertsmith.tasks.sentence_folder import as_before, folder_notes
+from bertsmith.tasks.start import build_model, start_notes, starting_point
 from bertsmith.tasks.teaching import (
     PREDICTIONS,
     Teaching,
@@ -169,7 +169,7 @@ def _finetune(
 
     ranks.first(begin)
     screen = ranks.console(console)
-    kept = length_notes(options, weights, config.max_sequence_length)
+    kept = [*folder_notes(options, weights, config.max_sequence_length), *start_notes(work, weights)]
     notes = [*kept, *work.notes(), *(taught.notes() if taught else []), *folds.notes(parts, settings, read.options)]
     for line in [*summary(work, settings), *chosen, *notes]:
         say(screen, line)

@@ -22,6 +22,7 @@ from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.pretrain import prepare
 from bertsmith.tasks.pretrain_settings import ObjectiveName, PretrainSettings
 from bertsmith.tasks.saved import task_kind, training_rows
+from bertsmith.tasks.sentence_folder import as_before
 from bertsmith.tasks.start import build_model, starting_point
 from bertsmith.tasks.teaching import settings_for
 from bertsmith.training.calibrate import Calibration, calibrate
@@ -141,6 +142,7 @@ def _measure_finetune(
     task: str, settings: FinetuneSettings, options: Any, memory_limit_bytes: int, seconds: float, asked: float
 ) -> FinetuneMeasured:
     config, weights, tokenizer = starting_point(settings, options.max_length)
+    options = as_before(options, weights, tokenizer)
     work = make_task(task_kind(task), settings, options, tokenizer)
     model, _ = build_model(work, config, weights, settings)
     start_seconds = time.time() - asked

@@ -157,7 +157,9 @@ class Prepared:
 
     def notes(self) -> list[str]:
         """What the model gone on from did not have."""
-        has_not = [what for part, what in _HEADS.items() if any(name.startswith(part) for name in self.new_tensors)]
+        own = {part: {name for name in self.model.state_dict() if name.startswith(part)} for part in _HEADS}
+        new = {part for part, names in own.items() if names and names <= set(self.new_tensors)}
+        has_not = [what for part, what in _HEADS.items() if part in {*new, *self.new_tensors}]
         source = source_name(str(self.settings.from_model))
         return [f"{source} has no {what}: it is learnt from nothing." for what in has_not]
 
@@ -269,14 +271,11 @@ def _build_model(
                 part.start_with_neighbours()
             elif isinstance(part, Encoder) and settings.position_init == "sinusoidal":
                 part.start_with_waves()
-    new_tensors: list[str] = []
-    if settings.from_model is not None:
-        place = Path(model_folder(settings.from_model))
-        if isinstance(model, ReplacedTokensModel):
-            new_tensors = model.load(resolve(place), added.pieces)
-        else:
-            new_tensors = load_resized(place, model, task.build, added.pieces)
-    return model, new_tensors
+        return model, []
+    place = Path(model_folder(settings.from_model))
+    if isinstance(model, ReplacedTokensModel):
+        return model, model.load(resolve(place), added.pieces)
+    return model, load_resized(place, model, task.build, added.pieces)
 
 
 def _taught(

@@ -31,6 +31,10 @@ MASK_SHARE, RANDOM_SHARE = 0.85, 0.0
 _EVALUATION_SEED = 0
 
 
+GENERATOR = "generator"
+"""The folder of a generator, beside its discriminator's."""
+
+
 def generator_config(config: EncoderConfig, share: float) -> EncoderConfig:
     """The generator of a discriminator: as deep, `share` of its width, with embeddings of the same width."""
     num_heads = max(1, round(config.num_attention_heads * share))
@@ -64,7 +68,7 @@ class DetectionPart(nn.Module):
 
 def has_generator(folder: Path) -> bool:
     """Whether a discriminator's folder has its generator beside it."""
-    return (folder.parent / "generator").is_dir()
+    return (folder.parent / GENERATOR / "config.json").is_file()
 
 
 class ReplacedTokensModel(nn.Module):
@@ -83,7 +87,7 @@ class ReplacedTokensModel(nn.Module):
         """What is saved: the name of its folder, the module, its config and what kind of architecture it is."""
         return (
             ("model", DetectionPart(self.encoder, self.detection), self.encoder.config, "ForPreTraining"),
-            ("generator", GeneratorPart(self.generator, self.vocabulary), self.generator.config, "ForMaskedLM"),
+            (GENERATOR, GeneratorPart(self.generator, self.vocabulary), self.generator.config, "ForMaskedLM"),
         )
 
     def load(self, folder: Path, pieces: Mapping[int, Sequence[int]] | None = None) -> list[str]:
@@ -98,14 +102,14 @@ class ReplacedTokensModel(nn.Module):
         Raises:
             ModelError: as `load_resized`.
         """
-        (_, discriminator, *_), (name, generator, *_) = self.parts()
+        (_, discriminator, *_), (_, generator, *_) = self.parts()
         kept = load_resized(
             folder, discriminator, lambda encoder: DetectionPart(encoder, DetectionHead(encoder.config)), pieces
         )
         if not has_generator(folder):
             return [*kept, "generator."]
         load_resized(
-            folder.parent / name,
+            folder.parent / GENERATOR,
             generator,
             lambda encoder: GeneratorPart(encoder, VocabularyHead(encoder.config, encoder.token_embedding)),
             pieces,

@@ -24,7 +24,7 @@ from bertsmith.tasks.answer import Answering
 from bertsmith.tasks.answer_spans import decide
 from bertsmith.tasks.choose import Choosing
 from bertsmith.tasks.classify import Classification
-from bertsmith.tasks.embed import Embedding
+from bertsmith.tasks.embed import Embedding, of_length_1
 from bertsmith.tasks.finetune_settings import FinetuneSettings
 from bertsmith.tasks.run_folder import OF_A_SEED
 from bertsmith.tasks.saved import FinetuneTask
@@ -180,7 +180,7 @@ def _same_answers(task: FinetuneTask, evaluation: Evaluation) -> str | None:
     if isinstance(task, Choosing):
         return _one_of_many([answer.index for answer in answers], [row.label for row in rows])
     if isinstance(task, Embedding):
-        vectors = np.stack([answer.vectors[0] for answer in answers])
+        vectors = of_length_1(np.stack([answer.vectors[0] for answer in answers]))
         is_same = len({row.text for row in rows}) > 1 and np.ptp(vectors, axis=0).max() < _SAME_VECTOR
         return "every text has the same vector" if is_same else None
     if isinstance(task, Answering):

@@ -123,8 +123,8 @@ def read_pooling(folder: Path) -> Pooling:
 
 
 def as_before(options: Any, weights: str | None, tokenizer: Tokenizer) -> Any:
-    """The options of a task that goes on from a folder; those of embeddings with its pooling and prompts, unless they
-    name others.
+    """The options of a task that goes on from a folder; those of embeddings with its pooling, prompts and
+    length, unless they name others.
 
     Args:
         weights: the folder or Hub id; None: random weights.
@@ -134,50 +134,55 @@ def as_before(options: Any, weights: str | None, tokenizer: Tokenizer) -> Any:
     """
     if not isinstance(options, EmbeddingSettings):
         return options
-    if weights is not None:
-        before = _known_prompts(resolve(weights))
-        first, other = (
-            before.get(name) if given is None else given
-            for name, given in (("text_prompt", options.text_prompt), ("pair_prompt", options.pair_prompt))
-        )
-        options = replace(options, text_prompt=first, pair_prompt=other)
+    if weights is None:
+        return replace(options, pooling=options.pools)
+    folder = resolve(weights)
+    known = _known(folder)
+    options = replace(options, **{name: one for name, one in known.items() if getattr(options, name) is None})
     if options.pooling is not None:
         return options
-    if weights is None or not (has_modules(resolve(weights)) or (resolve(weights) / _POOLING).is_dir()):
+    if not (has_modules(folder) or (folder / _POOLING).is_dir()):
         return replace(options, pooling=options.pools)
     try:
-        if has_modules(resolve(weights)):
-            _check_modules(resolve(weights))
-            check_case(resolve(weights), tokenizer)
-        return replace(options, pooling=read_pooling(resolve(weights)))
+        if has_modules(folder):
+            _check_modules(folder)
+            check_case(folder, tokenizer)
+        return replace(options, pooling=read_pooling(folder))
     except ModelError as error:
         raise ModelError(f"{error} Give pooling to go on from its encoder alone.") from error
 
 
-def _known_prompts(folder: Path) -> dict[str, str]:
-    """What the folder of a model puts before texts: what was learnt with, of ours."""
+def _known(folder: Path) -> dict[str, Any]:
+    """What else the folder of a model says of its vectors: prompts, and whether they have length 1."""
     if not (folder / "bertsmith.json").is_file():
-        return _default_prompts(folder)
+        has_length = has_modules(folder) and _module_types(folder) == _READ[1]
+        return {**_default_prompts(folder), **({"normalize": False} if has_length else {})}
     settings = _object(folder / "bertsmith.json").get("settings")
     found = settings if isinstance(settings, dict) else {}
-    return {name: found[name] for name in ("text_prompt", "pair_prompt") if isinstance(found.get(name), str)}
+    return {name: found[name] for name in ("text_prompt", "pair_prompt", "normalize") if found.get(name) is not None}
 
 
-def length_notes(options: Any, weights: str | None, longest: int) -> list[str]:
-    """What becomes of texts that the folder gone on from reads further than the model to be saved will.
+def folder_notes(options: Any, weights: str | None, longest: int) -> list[str]:
+    """What the folder that is gone on from does, and the model to be saved will not.
 
     Args:
         longest: how many tokens the encoder takes.
     """
     if not isinstance(options, EmbeddingSettings) or weights is None or not has_modules(resolve(weights)):
         return []
-    before = min(_length(resolve(weights), longest), longest)
-    if before <= options.max_length:
-        return []
-    return [
-        f"{weights} reads {before} tokens of a text, and what is learnt will read max_length {options.max_length}: "
-        f"give max_length {before} to keep its own."
-    ]
+    folder, notes = resolve(weights), []
+    before = min(_length(folder, longest), longest)
+    if before > options.max_length:
+        notes.append(
+            f"{weights} reads {before} tokens of a text, and what is learnt will read max_length {options.max_length}: "
+            f"give max_length {before} to keep its own."
+        )
+    prompts = _object_if_there(folder / _PROMPTS).get("prompts")
+    named = {name: text for name, text in prompts.items() if text} if isinstance(prompts, dict) else {}
+    if named and options.text_prompt is None and options.pair_prompt is None:
+        listed = ", ".join(f"{name} {text!r}" for name, text in named.items())
+        notes.append(f"{weights} knows prompts ({listed}): give text_prompt and pair_prompt to learn with them.")
+    return notes
 
 
 def check_case(folder: Path, tokenizer: Tokenizer) -> None:

@@ -171,9 +171,19 @@ def _load(
     model.load_state_dict(initial, strict=False)
     if tells_the_same and ours:
         reorder_outputs(model, [theirs.index(label) for label in ours])
-    if tells_the_same and numbers is not None and unit is not None:
+    if tells_the_same and numbers is not None and unit is not None and "pooled.out.weight" not in initial:
         numbers.go_on(model.pooled.out, unit)  # type: ignore[union-attr, arg-type]
     return [*kept, *(name for name in initial if name not in kept)]
+
+
+def start_notes(task: FinetuneTask, weights: str | None) -> list[str]:
+    """What of a model that knows the task is not gone on from."""
+    if weights is None or not (isinstance(task, Classification) and isinstance(task.target, NumberTarget)):
+        return []
+    is_same_task = is_written_as(task_kind(task.name), read_config(weights)[1].get("architectures") or [])
+    if not is_same_task or saved_unit(resolve(weights)) is not None:
+        return []
+    return [f"{weights} does not say of what size the numbers are that it knows: its last layer is learnt anew."]
 
 
 def _is_made_anew(name: str, model: nn.Module, number: int | None) -> bool:

@@ -37,8 +37,8 @@ from bertsmith.tasks.run_folder import clear_run_folder, run_folder_held, write_
 from bertsmith.tasks.run_settings import RunSettings
 from bertsmith.tasks.saved import FinetuneTask, Kind, task_kind
 from bertsmith.tasks.seeds import equal_answers
-from bertsmith.tasks.sentence_folder import as_before
-from bertsmith.tasks.start import build_model, starting_point
+from bertsmith.tasks.sentence_folder import as_before, folder_notes
+from bertsmith.tasks.start import build_model, start_notes, starting_point
 from bertsmith.tasks.teaching import (
     check_learning,
     decision,
@@ -192,7 +192,8 @@ def _finetune_together(settings: TogetherSettings, parts: dict[str, _Part], cons
         say(screen, rate.as_default)
     for (name, task), number in zip(tasks.items(), together.batches.numbers.tolist(), strict=True):
         say(screen, f"{name}: {task.name}, {task.examples('train').num_examples(0):,} rows, {number:,} steps an epoch.")
-        for line in task.notes():
+        kept = folder_notes(task.settings, weights, config.max_sequence_length)
+        for line in [*kept, *start_notes(task, weights), *task.notes()]:
             say(screen, f"{name}: {line}")
     with resumable(settings.out):
         training = train(

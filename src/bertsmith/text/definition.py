@@ -299,21 +299,31 @@ def types_in(part: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def without_space(part: Any) -> Any:
-    """A (nested) pre-tokenizer that puts no space before the first word of a text; before others there is theirs."""
-    if not isinstance(part, dict):
-        return part
-    kind = part.get("type")
-    if kind == "ByteLevel":
-        return {**part, "add_prefix_space": False}
-    if kind == "Metaspace":
-        return {**part, "prepend_scheme": "never"}
-    if kind != "Sequence":
-        return part
-    parts = [without_space(one) for one in part["pretokenizers"]]
-    if parts != part["pretokenizers"]:  # words that are cut at their spaces before would have none to be marked by
-        parts = [one for one in parts if one.get("type") not in ("WhitespaceSplit", "Whitespace")]
-    return {**part, "pretokenizers": parts}
+def without_space(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer that puts no space before the first word of a text; before others there is theirs.
+
+    Args:
+        definition: of a `tokenizer.json`.
+    """
+    whole = definition["pre_tokenizer"]
+    parts = whole["pretokenizers"] if (whole or {}).get("type") == "Sequence" else [whole] if whole else []
+    if any(one["type"] == "Whitespace" for one in parts):  # where every piece of a word is marked
+        return dict(definition)
+    kept = [{**one, **_UNMARKED.get(one["type"], {})} for one in parts]
+    if kept == parts:
+        return dict(definition)
+    normalizer = definition["normalizer"]
+    if any(one["type"] == "WhitespaceSplit" for one in kept):  # which leaves no spaces to mark the next words by
+        kept = [one for one in kept if one["type"] != "WhitespaceSplit"]
+        single = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
+        normalizer = {"type": "Sequence", "normalizers": [*([normalizer] if normalizer else []), single]}
+    return {**definition, "normalizer": normalizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": kept}}
+
+
+_UNMARKED: Mapping[str, Mapping[str, Any]] = {
+    "ByteLevel": {"add_prefix_space": False},
+    "Metaspace": {"prepend_scheme": "never"},
+}
 
 
 def lowers(normalizer: Any) -> bool:

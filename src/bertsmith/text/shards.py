@@ -31,10 +31,6 @@ _CHARACTERS_A_CALL = 1 << 18
 _RULES_VERSION = 3
 
 
-_Sentence = tuple[str, bool]
-"""Its text, and whether it goes on without a space where the tokenizer would put one."""
-
-
 @dataclass(frozen=True)
 class ShardText:
     """One shard's work."""
@@ -60,54 +56,69 @@ def build_shard(
     documents: Sequence[str], tokenizer: Tokenizer, language: str, segmenter: Jieba | None = None
 ) -> ShardArrays:
     """Turn documents into arrays. Sentences and documents without any token are left out."""
-    sentences: list[_Sentence] = []
+    sentences: list[str] = []
+    goes_on: list[bool] = []
     counts = []
     for document in documents:
         found = _sentences(document, language, tokenizer)
-        sentences += found
+        sentences += [text for text, _ in found]
+        goes_on += [is_joined for _, is_joined in found]
         counts.append(len(found))
     dtype = token_dtype(tokenizer.vocab_size)
+    # Those that go on without a space are another tokenizer's: all in one go, and then put back in their places.
+    order = np.argsort(np.array(goes_on, dtype=bool), kind="stable")
+    num_apart = len(sentences) - sum(goes_on)
     calls = []
-    for some, goes_on in _calls(sentences):
-        call = encode_words(tokenizer.joining if goes_on else tokenizer, some, segmenter)
-        calls.append(replace(call, ids=call.ids.astype(dtype)))
+    for coder, numbers in ((tokenizer, order[:num_apart]), (tokenizer.joining, order[num_apart:])):
+        for some in _calls([sentences[number] for number in numbers.tolist()]):
+            call = encode_words(coder, some, segmenter)
+            calls.append(replace(call, ids=call.ids.astype(dtype)))
     empty = np.zeros(0, dtype=np.int64)
     lengths = np.concatenate([empty, *(call.lengths for call in calls)])
+    tokens = np.concatenate([empty.astype(dtype), *(call.ids for call in calls)])
+    starts = np.concatenate([empty.astype(bool), *(call.word_starts for call in calls)])
+    if any(goes_on):
+        lengths, places = _reordered(lengths, np.argsort(order))
+        tokens, starts = tokens[places], starts[places]
     document_of = np.repeat(np.arange(len(documents)), np.array(counts, dtype=np.int64))[lengths > 0]
     sizes = np.bincount(document_of, minlength=len(documents))
     return ShardArrays(
-        tokens=np.concatenate([empty.astype(dtype), *(call.ids for call in calls)]),
-        word_starts=np.concatenate([empty.astype(bool), *(call.word_starts for call in calls)]),
+        tokens=tokens,
+        word_starts=starts,
         sentences=_offsets(lengths[lengths > 0]),
         documents=_offsets(sizes[sizes > 0]),
         unknown_bytes=sum(call.unknown_bytes for call in calls),
     )
 
 
-def _calls(sentences: Sequence[_Sentence]) -> Iterator[tuple[Sequence[str], bool]]:
-    """Runs of sentences for the tokenizer, and whether they go on without a space. Text without an end of a sentence
-    comes in pieces of thousands of characters, and the tokenizer takes some hundred bytes a token for what it gives
-    back."""
-    run: list[str] = []
-    goes_on, num_characters = False, 0
-    for text, is_joined in sentences:
-        if run and (is_joined != goes_on or len(run) == _SENTENCES_A_CALL or num_characters > _CHARACTERS_A_CALL):
-            yield run, goes_on
-            run, num_characters = [], 0
-        run.append(text)
-        goes_on, num_characters = is_joined, num_characters + len(text)
-    if run:
-        yield run, goes_on
+def _reordered(lengths: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lengths of pieces in another order, and where their elements are, int64, if the pieces lie end to end."""
+    begins = np.cumsum(lengths) - lengths
+    moved = lengths[order]
+    return moved, np.arange(lengths.sum()) + np.repeat(begins[order] - (np.cumsum(moved) - moved), moved)
 
 
-def _sentences(document: str, language: str, tokenizer: Tokenizer) -> list[_Sentence]:
+def _calls(sentences: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Runs of sentences for the tokenizer. Text without an end of a sentence comes in pieces of thousands of
+    characters, and the tokenizer takes some hundred bytes a token for what it gives back."""
+    begin = num_characters = 0
+    for end, sentence in enumerate(sentences):
+        if end - begin == _SENTENCES_A_CALL or num_characters > _CHARACTERS_A_CALL:
+            yield sentences[begin:end]
+            begin, num_characters = end, 0
+        num_characters += len(sentence)
+    if begin < len(sentences):
+        yield sentences[begin:]
+
+
+def _sentences(document: str, language: str, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """Each without the white space around it, or with one space for what stands between it and the one before, where
-    the vocabulary tells these apart. No Chinese sentence has one before it, so that none may be put there either.
+    the vocabulary does not add it; and whether it goes on without a space, where the tokenizer would put one.
 
-    Without that space, byte-level vocabularies would write a sentence's first word as no running text has it
-    ("A" for "ĠA"); with one that the tokenizer adds, Chinese sentences would begin as none does ("▁他" for "他").
+    Without its space a sentence would begin as it does in no running text ("A" for "ĠA" in byte-level vocabularies),
+    and so would a Chinese one with a space that is not there ("▁他" for "他").
     """
-    found: list[_Sentence] = []
+    found: list[tuple[str, bool]] = []
     before = ""
     for part in split_sentences(document, language):
         is_apart = before[-1:].isspace() or part[0].isspace()

@@ -87,7 +87,7 @@ class Tokenizer:
         kinds = types_in(parts["pre_tokenizer"])
         self.spaces_in_tokens = bool({"Metaspace", "ByteLevel"} & kinds.keys())
         self.space_before_words: bool = kinds.get("ByteLevel", {}).get("add_prefix_space") is False
-        self.adds_space = without_space(parts["pre_tokenizer"]) != parts["pre_tokenizer"]
+        self.adds_space = without_space(parts) != parts
         self._normalizer: dict[str, Any] = parts["normalizer"] or {}
 
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
@@ -282,9 +282,9 @@ class Tokenizer:
     @cached_property
     def joining(self) -> "Tokenizer":
         """The same for text that goes on another, which begins without a space."""
-        parts = json.loads(self._backend.to_str())
-        changed = {**parts, "pre_tokenizer": without_space(parts["pre_tokenizer"])}
-        return Tokenizer(json.dumps(changed), self._special) if self.adds_space else self
+        if not self.adds_space:
+            return self
+        return Tokenizer(json.dumps(without_space(json.loads(self._backend.to_str()))), self._special)
 
     @cached_property
     def _blind_backend(self) -> Any:
