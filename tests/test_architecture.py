@@ -46,7 +46,10 @@ LOCAL_IMPORTS: set[tuple[str, str]] = {
     ("bertsmith.text.words", "jieba"),
     ("bertsmith.tasks.search", "optuna"),
     ("bertsmith.tasks.benchmark_peer", "transformers"),
-    *((f"bertsmith.tasks.{name}", "sklearn") for name in ("choose", "classify_targets", "replaced_tokens", "tag")),
+    *(
+        (f"bertsmith.tasks.{name}", "sklearn")
+        for name in ("choose", "classify_targets", "embed", "replaced_tokens", "tag")
+    ),
     *((f"bertsmith.tasks.{name}", "scipy") for name in ("classify_targets", "embed")),
     *(("bertsmith.training.report", name) for name in ("matplotlib", "matplotlib.figure", "matplotlib.ticker")),
     ("bertsmith.text.sources", "datasets"),

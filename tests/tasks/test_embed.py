@@ -1,6 +1,7 @@
 """Sentence embeddings: losses, vectors and folders by sentence-transformers, figures by scikit-learn, data refused."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,14 +17,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
-from sklearn.metrics import ndcg_score
+from sklearn.metrics import average_precision_score, ndcg_score
 
 from bertsmith.deploy.predict import load
 from bertsmith.errors import InputError, ModelError, SettingsError
 from bertsmith.model.config import EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.folder import load_weights, read_config
-from bertsmith.tasks import embed_data
+from bertsmith.tasks import embed, embed_data
 from bertsmith.tasks.classify_data import ClassificationSettings
 from bertsmith.tasks.embed import Embedding, EmbeddingAnswer, SentenceEncoder, check_batches, ranking_metrics
 from bertsmith.tasks.embed_data import EmbeddingRow, EmbeddingSettings, find_labels, read_rows
@@ -265,6 +266,17 @@ def test_pairs_to_predict_need_no_score_where_training_had_one(tokenizer: Tokeni
 
 
 # ------------------------------------------------------------------------------------------------ figures
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.floats(-1, 1, width=16)), min_size=1, max_size=20))
+def test_scores_of_yes_and_no_are_told_as_scikit_learn_says(pairs_of: list[tuple[float, float]]) -> None:
+    scores, cosines = map(list, zip(*pairs_of, strict=True))
+    found = embed._correlations(cosines, scores)
+    is_defined = len(set(scores)) == 2 and len(set(cosines)) > 1
+    expected = average_precision_score(scores, cosines) if is_defined else 0.0
+    assert found["average_precision"] == pytest.approx(expected)
+    assert "average_precision" not in embed._correlations([0.1, 0.2, 0.3], [0.0, 1.0, 2.0])
+    assert embed._correlations([math.nan, 0.2], [0.0, 1.0])["average_precision"] == 0.0
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
@@ -628,6 +640,9 @@ def test_bad_settings_are_refused(make_files: MakeFiles, tokenizer: Tokenizer) -
     folder = make_files({"data.jsonl": '{"query": "x", "document": "y"}'})
     with pytest.raises(SettingsError, match='"spearman" does not go with pairs without scores'):
         read_rows(str(folder / "data.jsonl"), EmbeddingSettings(metric="spearman"))
+    graded = make_files({"graded.csv": "query,document,score\nx,y,0.5\nx,z,1\n"}) / "graded.csv"
+    with pytest.raises(SettingsError, match="average_precision is of scores that are 0 or 1, and there are others"):
+        read_rows(str(graded), EmbeddingSettings(metric="average_precision"))
     with pytest.raises(SettingsError, match="max_length is 900; this model takes 3 to 48"):
         make_task(tokenizer, [], max_length=900)
 

@@ -331,15 +331,21 @@ def _both(answers: Sequence[EmbeddingAnswer], examples: Sequence[EmbeddingExampl
 
 
 def _correlations(cosines: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
-    """By SciPy. A correlation with constants is not defined and counts as 0."""
+    """By SciPy; a correlation with constants is not defined and counts as 0. Of scores that say yes or no also how well
+    the cosine tells them, by scikit-learn."""
     from scipy import stats
+    from sklearn import metrics
 
-    if len(set(cosines)) < 2 or len(set(scores)) < 2:
-        return {"spearman": 0.0, "pearson": 0.0}
-    return {
+    names = ["spearman", "pearson", *(["average_precision"] if set(scores) <= {0, 1} else [])]
+    if len(set(cosines)) < 2 or len(set(scores)) < 2 or not np.isfinite(cosines).all():
+        return dict.fromkeys(names, 0.0)
+    results = {
         "spearman": float(stats.spearmanr(cosines, scores).statistic),
         "pearson": float(stats.pearsonr(cosines, scores).statistic),
     }
+    if "average_precision" in names:
+        results["average_precision"] = float(metrics.average_precision_score(scores, cosines))
+    return results
 
 
 def _shown(row: EmbeddingRow) -> tuple[str, str]:

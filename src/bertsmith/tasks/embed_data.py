@@ -21,9 +21,11 @@ _NUMBERED_NEGATIVES = re.compile(r"(hard_)?negative_?\d+")
 _SCORE_COLUMNS = ("score", "similarity", "similarity_score")
 _JUDGED_COLUMNS = ("label", "gold_label", "is_duplicate")
 _RANKING_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10")
-_SCORE_METRICS = ("spearman", "pearson")
+_SCORE_METRICS = ("spearman", "pearson", "average_precision")
 Pooling = Literal["mean", "cls"]
-EmbeddingMetric = Literal["ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "spearman", "pearson"]
+EmbeddingMetric = Literal[
+    "ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "spearman", "pearson", "average_precision"
+]
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ def read_rows(
     if settings.objective not in choices:
         kind = "pairs without scores" if settings.score_column is None else "pairs with scores"
         raise SettingsError(f'metric: "{settings.metric}" does not go with {kind}. Choices: {", ".join(choices)}.')
+    if settings.metric == "average_precision" and not {row.score for row in rows} <= {0, 1}:
+        raise SettingsError("metric: average_precision is of scores that are 0 or 1, and there are others.")
     return settings, _grouped(rows)
 
 
