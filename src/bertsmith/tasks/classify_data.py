@@ -63,7 +63,7 @@ class ClassificationSettings:
     quoting: bool | None = None
     """Whether fields may stand in double quotes; by default yes for .csv, no for .tsv."""
     regression: bool = False
-    """Learn a number (mean squared error) instead of a label."""
+    """Learn a number instead of a label (squared error, as a share of the variance of the training numbers)."""
     multi_label: bool = False
     """A row may have several labels, or none: a list, or a text parted by label_separator."""
     label_separator: str = ","

@@ -83,7 +83,7 @@ def build_corpus(
     """Build a token store from text.
 
     Args:
-        sources: files, folders, patterns, hub:NAME[/CONFIG][:SPLIT] or python-docs; see docs/guide.md.
+        sources: files, folders, patterns, hub:ORG/NAME[/CONFIG][:SPLIT] or python-docs; see docs/guide.md.
         tokenizer: a tokenizer's folder, vocab.txt, tokenizer.json or Hub name; a copy is kept.
         out: the folder to write.
         language: for the sentence splitter ("en", "zh", ...).

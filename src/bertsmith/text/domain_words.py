@@ -104,7 +104,7 @@ def extend_tokenizer(
     tokenizer. The sources are read twice: to count, and to measure. The words are listed in `extension.json`.
 
     Args:
-        sources: files, folders, patterns, hub:NAME[/CONFIG][:SPLIT] or python-docs; see docs/guide.md.
+        sources: files, folders, patterns, hub:ORG/NAME[/CONFIG][:SPLIT] or python-docs; see docs/guide.md.
         tokenizer: WordPiece, byte-level BPE or Unigram: a folder, vocab.txt, tokenizer.json or Hub name.
         out: the folder to write.
         num_words: how many words to add at most: those that save the most tokens.

@@ -6,7 +6,7 @@
     pages.parquet                   Parquet
     any of these + .gz .bz2 .xz .zst   compressed
     folder/   "text/**/*.txt"       every such file, sorted
-    hub:NAME[/CONFIG][:SPLIT]       a Hugging Face data set, streamed; "hub:org/name/config:test"
+    hub:ORG/NAME[/CONFIG][:SPLIT]   a Hugging Face data set, streamed; "hub:name:test" without an organisation
     python-docs                     the documentation that is installed with Python
 
 Everything is read as a stream. Text is UTF-8, its lines end at a line feed and nowhere else.

@@ -89,7 +89,7 @@ def train_tokenizer(
     Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK] in all three kinds.
 
     Args:
-        sources: files, folders, patterns, hub:NAME[/CONFIG][:SPLIT] or python-docs; see docs/guide.md.
+        sources: files, folders, patterns, hub:ORG/NAME[/CONFIG][:SPLIT] or python-docs; see docs/guide.md.
         out: the folder to write.
         kind: "wordpiece" is BERT's, with CJK characters apart; "bpe" works on bytes and never
             needs the unknown token; "unigram" keeps several ways to cut a word (Kudo 2018).
