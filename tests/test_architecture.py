@@ -24,7 +24,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 
 # Imports only ever point up this list; modules of one line may import each other, but never in a circle.
 ROOMS = (
-    ("errors", "files", "settings", "randomness", "hub", "screen", "locks", "cores"),
+    ("errors", "files", "settings", "randomness", "hub", "screen", "locks", "limits"),
     ("text",),
     ("model",),
     ("training",),

@@ -11,13 +11,14 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from bertsmith.errors import ModelError
 from bertsmith.model import attention as attention_module
 from bertsmith.model import dropout as dropout_module
 from bertsmith.model.batch import PackedBatch, pack
-from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder
+from bertsmith.model.config import SAME_ACTIVATIONS, EncoderConfig
+from bertsmith.model.encoder import ACTIVATION_FUNCTIONS, Encoder
 from bertsmith.model.families import FAMILIES
 from bertsmith.model.folder import load_encoder, load_weights, read_config, save_model
 from bertsmith.model.heads import DetectionHead, PooledHead, TokenHead, VocabularyHead
@@ -103,8 +104,9 @@ THEIR_CONFIGS: dict[str, Sequence[dict[str, Any]]] = {
             "eos_token_id": 2,
             "classifier_pooling": pooling,
             "hidden_activation": activation,
+            "classifier_activation": of_heads,
         }
-        for pooling, activation in (("cls", "gelu"), ("mean", "relu"))
+        for pooling, activation, of_heads in (("cls", "gelu", "gelu"), ("mean", "relu", "silu"))
     ],
     "gpt2": [
         {
@@ -357,6 +359,13 @@ def test_what_a_config_does_not_say_is_what_they_take_it_for(model_type: str, tm
     said = {name: raw[name] for name in ("model_type", "vocab_size")}
     (tmp_path / "config.json").write_text(json.dumps(said))
     assert read_config(tmp_path)[0] == everything
+
+
+@pytest.mark.parametrize("name", sorted(SAME_ACTIVATIONS))
+def test_an_activation_of_another_name_is_the_same(name: str) -> None:
+    inputs = torch.linspace(-6, 6, 401)
+    expected = ACT2FN[name](inputs)
+    torch.testing.assert_close(ACTIVATION_FUNCTIONS[SAME_ACTIVATIONS[name]](inputs), expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

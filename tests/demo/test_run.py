@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bertsmith.demo import DemoResult, DemoSettings, run_demo
+from bertsmith.demo import DemoResult, DemoSettings, run, run_demo
 from bertsmith.demo.data import DataSettings
-from bertsmith.errors import SettingsError
+from bertsmith.errors import SettingsError, StorageError
 from bertsmith.tasks.evaluate import evaluate
 from bertsmith.text.python_docs import PythonDoc
 
@@ -70,8 +70,8 @@ def test_report_and_screen_say_the_same(finished: tuple[DemoResult, str]) -> Non
         assert title in screen and title in page
     assert screen.count("[MASK]") >= 3
     assert "Training loss" in page and "Held-out" in page
-    for run in ("pretrained", *_TASKS, *(f"random/{task}" for task in _TASKS)):
-        assert f"{run}/report.html" in page and (result.folder / run / "report.html").is_file()
+    for name in ("pretrained", *_TASKS, *(f"random/{task}" for task in _TASKS)):
+        assert f"{name}/report.html" in page and (result.folder / name / "report.html").is_file()
 
 
 def test_what_to_type_next_names_what_exists(finished: tuple[DemoResult, str]) -> None:
@@ -87,6 +87,18 @@ def test_a_folder_that_is_not_a_demo_is_left_alone(some_docs: list[PythonDoc], t
     with pytest.raises(SettingsError, match="not a demo"):
         run_demo(tmp_path, budget="1 steps", settings=_SETTINGS, docs=some_docs)
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "ten years"
+
+
+def test_a_demo_is_replaced_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the shell is: that folder cannot be removed."""
+    (tmp_path / "tagging").mkdir()
+    (tmp_path / run._MARKER).write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run._claim(Path("."))
+    assert [path.name for path in tmp_path.iterdir()] == [run._MARKER]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="a part of the path is a file"):
+        run._claim(tmp_path / "file" / "demo")
 
 
 def test_a_budget_that_cannot_be_read_stops_it_before_anything_is_written(tmp_path: Path) -> None:

@@ -277,6 +277,7 @@ def test_a_plan_without_a_store(
         (["--tokens", "many", "--vocab-size", "100"], 'error: tokens: cannot read "many tokens"'),
         (["--tokens", "1M", "--vocab-size", "5"], "vocab_size must be above"),
         (["--corpus", "c", "--price-per-hour", "-1"], "price_per_hour must be at least 0"),
+        (["--corpus", "c", "--compile"], "compile: steps are measured without it"),
         (["--corpus", "missing"], "missing"),
         (["--corpus", "c", "--budget", "20%"], "share of itself"),
         (["--corpus", "c", "--budget", "soon"], "error: budget: cannot read"),

@@ -64,15 +64,8 @@ def test_a_product_of_another_shape_does_not_leave_its_code_behind() -> None:
     assert growth[None] < 0.3 * growth["1024"]
 
 
-def test_files_that_were_read_do_not_fill_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux counts them as used, under inactive_file, and gives their memory to who asks for it."""
-    texts = {
-        "/proc/meminfo": "MemAvailable: 67108864 kB\n",
-        "/sys/fs/cgroup/memory.max": f"{32 << 30}\n",
-        "/sys/fs/cgroup/memory.current": f"{31 << 30}\n",
-        "/sys/fs/cgroup/memory.stat": f"anon {1 << 30}\ninactive_file {29 << 30}\n",
-    }
-    monkeypatch.setattr(memory, "_text_of", lambda path: texts.get(path, ""))
-    assert memory.free_memory_bytes(torch.device("cpu")) == 30 << 30
-    del texts["/sys/fs/cgroup/memory.stat"]
-    assert memory.free_memory_bytes(torch.device("cpu")) == 1 << 30
+@pytest.mark.parametrize(("left", "free"), [(None, 64 << 30), (30 << 30, 30 << 30), (90 << 30, 64 << 30)])
+def test_no_more_is_free_than_its_groups_leave(monkeypatch: pytest.MonkeyPatch, left: int | None, free: int) -> None:
+    monkeypatch.setattr(memory, "_text_of", lambda path: "MemAvailable: 67108864 kB\n")
+    monkeypatch.setattr(memory, "memory_left", lambda: left)
+    assert memory.free_memory_bytes(torch.device("cpu")) == free

@@ -23,7 +23,7 @@ from bertsmith.demo.data import DataSettings, DemoData, TaskData, prepare_data
 from bertsmith.demo.samples import answers_table, labels_table, masks_table, tags_table
 from bertsmith.demo.summary import DemoResult, compare, show, write_demo_report
 from bertsmith.errors import Interrupted, SettingsError
-from bertsmith.files import write_json
+from bertsmith.files import refusals_explained, write_json
 from bertsmith.screen import progress_screen, say
 from bertsmith.settings import to_mapping
 from bertsmith.tasks.answer_data import AnsweringSettings
@@ -147,8 +147,10 @@ def _claim(out: Path) -> None:
     """Make sure that `out` is ours, and empty."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / _MARKER).is_file())):
         raise SettingsError(f"{out} holds something that is not a demo. Name another folder with --out.")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    with refusals_explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for path in out.iterdir():  # the folder itself may be where we are
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_json(out / _MARKER, {"finished": False})
 
 

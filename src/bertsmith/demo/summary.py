@@ -143,7 +143,8 @@ def show(result: DemoResult, samples: Sequence[Table], screen: Console) -> None:
         "What to type next:",
         f'  bertsmith predict {result.folder}/pretrained "Return a copy of the [MASK] with the given shape."',
         f'  bertsmith predict {result.folder}/tagging "Raises ValueError if n_samples is None."',
-        f"  bertsmith pretrain --corpus {result.folder}/corpus --out longer --budget 30m --optimizer muon --schedule wsd",
+        f"  bertsmith pretrain --corpus {result.folder}/corpus --out longer --budget 30m --optimizer muon "
+        "--schedule wsd",
         "and on your own text:",
         "  bertsmith tokenizer train TEXT --out tokenizer --vocab-size 8192",
         "  bertsmith corpus build TEXT --tokenizer tokenizer --out corpus",

@@ -10,6 +10,12 @@ from bertsmith.errors import ModelError, did_you_mean
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 """Values of `hidden_act`. "gelu" is the erf form; "gelu_new" and "gelu_pytorch_tanh" are one tanh approximation."""
+SAME_ACTIVATIONS = {
+    "gelu_python": "gelu",
+    "swish": "silu",
+    **dict.fromkeys(("gelu_fast", "gelu_accurate", "gelu_python_tanh"), "gelu_new"),
+}
+"""Other names that Transformers has for them."""
 
 
 POOLINGS = ("cls", "mean", "last")
@@ -47,7 +53,8 @@ class Structure:
     classifier_dropout_is_of_sequences: bool = False
     """`classifier_dropout` is only for `PooledHead`; `TokenHead` has `hidden_dropout_prob`."""
     head_has_norm: bool = False
-    """`PooledHead` and `TokenHead` are made like `VocabularyHead`: linear, activation, norm, and only then out."""
+    """`PooledHead` and `TokenHead` are made like `VocabularyHead`: linear, activation, norm, and only then out. The
+    activation of all three is `EncoderConfig.head_activation`."""
     vocabulary_activation: str | None = None
     """In `VocabularyHead`; None: `hidden_act`."""
     vocabulary_is_bare: bool = False
@@ -92,6 +99,8 @@ class EncoderConfig:
     """After the embeddings; None means `hidden_dropout_prob`."""
     pooling: str = "cls"
     """One of POOLINGS."""
+    head_activation: str = "gelu"
+    """In heads that have a norm."""
     position_offset: int = 0
     """Rows of the position table that are never used, before that of the first token."""
     rope_theta: float | None = None
@@ -139,7 +148,7 @@ class EncoderConfig:
                 f"hidden_size {self.hidden_size} cannot be shared out among {self.num_attention_heads} heads: "
                 "num_attention_heads must divide it"
             )
-        for field, choices in (("hidden_act", ACTIVATIONS), ("pooling", POOLINGS)):
+        for field, choices in (("hidden_act", ACTIVATIONS), ("head_activation", ACTIVATIONS), ("pooling", POOLINGS)):
             if getattr(self, field) not in choices:
                 unknown = getattr(self, field)
                 raise ModelError(f'{field} "{unknown}" is unknown. {did_you_mean(unknown, choices)}')

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bertsmith.errors import InputError, ModelError, SettingsError, did_you_mean
 from bertsmith.files import atomic_write, read_json, write_json
 from bertsmith.hub import fetch
-from bertsmith.model.config import EncoderConfig
+from bertsmith.model.config import SAME_ACTIVATIONS, EncoderConfig
 from bertsmith.model.encoder import Encoder
 from bertsmith.model.families import family
 from bertsmith.model.families.family import Family
@@ -147,6 +147,8 @@ def read_config(path: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
         also = {theirs: raw[other] for other, theirs in row.also_called.items() if other in raw}
         understood = row.understand({**raw, **also})
         values = {ours: understood[theirs] for ours, theirs in row.config_names.items() if theirs in understood}
+        for name in {"hidden_act", "head_activation"} & values.keys():
+            values[name] = SAME_ACTIVATIONS.get(str(values[name]), values[name])
         config = from_mapping(EncoderConfig, {**row.defaults, **values, "model_type": row.model_type}, CONFIG_FILE)
         if row.offsets_positions:
             config = replace(config, position_offset=(config.pad_token_id or 0) + 1)

@@ -68,7 +68,7 @@ class PooledHead(nn.Module):
         structure = family(config.model_type).structure
         width, has_bias = config.hidden_size, structure.has_bias
         self.pooling, self.pad_token_id = config.pooling, config.pad_token_id
-        activation = structure.pooled_activation
+        activation = config.head_activation if structure.head_has_norm else structure.pooled_activation
         self.dropout = 0.0 if activation is None else config.head_dropout
         self.drops_before = structure.drops_before_pooling and not of_choices
         if structure.drops_before_pooling and of_choices:
@@ -108,7 +108,7 @@ class TokenHead(nn.Module):
         width, has_bias = config.hidden_size, structure.has_bias
         is_of_sequences = structure.classifier_dropout_is_of_sequences
         self.dropout = config.hidden_dropout_prob if is_of_sequences else config.head_dropout
-        self.activation = ACTIVATION_FUNCTIONS[structure.pooled_activation or config.hidden_act]
+        self.activation = ACTIVATION_FUNCTIONS[config.head_activation]  # where there is a dense layer
         self.dense = nn.Linear(width, width, has_bias) if structure.head_has_norm else None
         self.norm = nn.LayerNorm(width, config.layer_norm_eps, bias=has_bias) if structure.head_has_norm else None
         self.out = nn.Linear(width, num_outputs)
@@ -132,7 +132,8 @@ class VocabularyHead(nn.Module):
         super().__init__()
         structure = family(config.model_type).structure
         self._tied = (embedding,)  # in a tuple, which hides it from nn.Module
-        self.activation = ACTIVATION_FUNCTIONS[structure.vocabulary_activation or config.hidden_act]
+        own = config.head_activation if structure.head_has_norm else structure.vocabulary_activation
+        self.activation = ACTIVATION_FUNCTIONS[own or config.hidden_act]
         self.dense = self.norm = self.bias = None
         if not structure.vocabulary_is_bare:
             narrow, has_bias = config.embedding_width, structure.has_bias

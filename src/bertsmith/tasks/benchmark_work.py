@@ -16,7 +16,7 @@ from bertsmith import randomness
 from bertsmith.errors import SettingsError
 from bertsmith.model.batch import pack
 from bertsmith.model.config import EncoderConfig
-from bertsmith.model.encoder import Encoder
+from bertsmith.model.encoder import Encoder, replay_layers
 from bertsmith.model.folder import load_encoder, read_config
 from bertsmith.model.operations import (
     TRAINING_PASSES,
@@ -40,6 +40,7 @@ from bertsmith.tasks.start import SIZE_PREFIX
 from bertsmith.text.corpus import open_corpus
 from bertsmith.text.tokenizer import load_tokenizer
 from bertsmith.training.loader import Loader, evaluation_batches
+from bertsmith.training.memory import keep_freed_memory
 from bertsmith.training.task import Batch, Task
 from bertsmith.training.timing import Turn
 
@@ -256,8 +257,12 @@ def _training(
     model: nn.Module, task: Task, conditions: Conditions, batch_size: int, *, counts_tokens: bool
 ) -> Training:
     pins = conditions.device.type == "cuda"
+    if conditions.device.type == "cpu":
+        keep_freed_memory()
     loader = Loader(task.examples("train"), task.collate, batch_size=batch_size, seed=conditions.seed, pins_memory=pins)
-    return Training(model.to(conditions.device), task, loader, conditions, counts_tokens)
+    model = model.to(conditions.device)
+    replay_layers(model, conditions.precision == "bf16")
+    return Training(model, task, loader, conditions, counts_tokens)
 
 
 def _encoder(model: str, config: EncoderConfig, seed: int) -> Encoder:

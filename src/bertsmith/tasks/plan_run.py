@@ -63,6 +63,10 @@ class PlanSettings(PretrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compile:
+            raise SettingsError(
+                "compile: steps are measured without it. Leave it out here; the run then takes less time."
+            )
         if self.corpus is not None and (self.tokens is not None or self.vocab_size is not None):
             raise SettingsError("corpus says how many tokens there are; leave tokens and vocab_size out.")
         if self.vocab_size is not None and self.known_model is not None:

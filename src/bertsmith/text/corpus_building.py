@@ -26,9 +26,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from bertsmith.cores import usable_cores
 from bertsmith.errors import CorpusError, SettingsError, did_you_mean
 from bertsmith.files import atomic_folder, refuse_replacing, sealed, sha256, write_json
+from bertsmith.limits import usable_cores
 from bertsmith.locks import only_writer
 from bertsmith.text.corpus import STORE_VERSION, Manifest, SelectionRecord, ShardRecord, Split, SplitRecord
 from bertsmith.text.daft_engine import load_daft, make_on_daft

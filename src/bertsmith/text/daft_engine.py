@@ -21,7 +21,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
-from bertsmith.cores import usable_cores
 from bertsmith.errors import (
     BertsmithError,
     CorpusError,
@@ -32,6 +31,7 @@ from bertsmith.errors import (
     StorageError,
 )
 from bertsmith.files import atomic_write, read_json
+from bertsmith.limits import usable_cores
 from bertsmith.text.corpus import ShardRecord, Split
 from bertsmith.text.sentences import SentenceALine
 from bertsmith.text.shards import ShardText, Workshop, make_in_worker

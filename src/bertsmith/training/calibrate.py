@@ -228,7 +228,7 @@ class _Bench:
         cost = self._cost(seconds)
         while cost.peak_bytes > memory_limit_bytes:  # whole steps, and scores, may want more than one micro-batch
             self._halve(cost.peak_bytes)
-            self.memory.forget_peak()
+            self.memory.forget_peak(self.model)
             self._fit_largest(memory_limit_bytes)
             cost = self._cost(seconds)
         return cost
@@ -237,7 +237,7 @@ class _Bench:
         """Cut on until the largest micro-batch fits: the longest text need not be among the first of its batch."""
         while (needed_bytes := self._needed_bytes(self._largest_micro_batch(), limit_bytes)) > limit_bytes:
             self._halve(needed_bytes)
-            self.memory.forget_peak()
+            self.memory.forget_peak(self.model)
 
     def _needed_bytes(self, step: Step, limit_bytes: int) -> int:
         """The most memory so far, once the step was taken; above the limit if it ran out."""
@@ -295,7 +295,7 @@ class _Bench:
                 break
             known.append((size, self._needed_bytes(_only(step, self.task, size), limit_bytes)))
             if known[-1][1] > limit_bytes:
-                self.memory.forget_peak()
+                self.memory.forget_peak(self.model)
                 break
             fitting = size
         if fitting:

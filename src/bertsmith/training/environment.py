@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bertsmith.cores import usable_cores
+from bertsmith.limits import usable_cores
 from bertsmith.training.memory import peak_memory_bytes
 
 _PACKAGES = ("bertsmith", "torch", "numpy", "tokenizers", "safetensors")

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from bertsmith.limits import memory_left
+from bertsmith.model.encoder import forget_recordings
 
 _FRAGMENTED_SHARE = 0.25
 """On a CPU a run comes to hold more than its first steps, because tensors of other sizes fit badly where earlier ones
@@ -61,12 +65,8 @@ def free_memory_bytes(device: torch.device) -> int:
     found = re.search(r"^MemAvailable:\s*([0-9]+) kB$", _text_of("/proc/meminfo"), re.M)
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = int(found.group(1)) * 1024 if found else whole
-    limit, used = (_text_of(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    if not (limit.isdecimal() and used.isdecimal()):
-        return free
-    # Files that were read count as used, and give way when memory is asked for.
-    cached = re.search(r"^inactive_file ([0-9]+)$", _text_of("/sys/fs/cgroup/memory.stat"), re.M)
-    return min(free, int(limit) - int(used) + (int(cached.group(1)) if cached else 0))
+    left = memory_left()
+    return free if left is None else min(free, left)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ class Memory:
             return peak
         return peak + int(_FRAGMENTED_SHARE * max(0, peak - self.start_bytes))
 
-    def forget_peak(self) -> None:
-        """What was too much is not what the run will need."""
+    def forget_peak(self, model: nn.Module) -> None:
+        """What was too much is not what the run will need, nor what `model` keeps to replay such sizes."""
+        forget_recordings(model)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
