@@ -37,7 +37,7 @@ def memory_left() -> int | None:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The folders of this process's groups, from the innermost to the root."""
+    """The folders of the groups that this process is in, and of those around them."""
     yield _ROOT  # of a container, which may not see where it lies in the whole
     for line in _text(_OF_PROCESS).splitlines():
         names, _, path = line.partition(":")[2].partition(":")

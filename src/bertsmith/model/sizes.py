@@ -35,6 +35,7 @@ SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
 
 
 USUAL_POSITIONS = 512
+"""BERT's; a new model has more where it is taught longer sequences."""
 
 
 def named_size(

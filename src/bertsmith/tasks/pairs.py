@@ -209,7 +209,7 @@ class OriginalPairs:
         return cuts_of(first, second, label)
 
     def _make_plan(self, epoch: int) -> np.ndarray:
-        numbers = array("q")  # a list of tuples takes six times the memory
+        numbers = array("q")  # a list of tuples takes four times the memory
         for document in range(len(self._documents) - 1):
             numbers.extend(chain.from_iterable(self._document_plan(document, epoch)))
         return np.array(numbers, dtype=np.int64).reshape(-1, 5)

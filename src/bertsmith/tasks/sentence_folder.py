@@ -124,7 +124,7 @@ def read_pooling(folder: Path) -> Pooling:
 
 def as_before(options: Any, weights: str | None, tokenizer: Tokenizer) -> Any:
     """The options of a task that goes on from a folder; those of embeddings with its pooling, prompts and
-    length, unless they name others.
+    length of vectors, unless they name others.
 
     Args:
         weights: the folder or Hub id; None: random weights.

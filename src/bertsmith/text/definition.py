@@ -299,6 +299,12 @@ def types_in(part: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+_UNMARKED: Mapping[str, Mapping[str, Any]] = {
+    "ByteLevel": {"add_prefix_space": False},
+    "Metaspace": {"prepend_scheme": "never"},
+}
+
+
 def without_space(definition: Mapping[str, Any]) -> dict[str, Any]:
     """A tokenizer that puts no space before the first word of a text; before others there is theirs.
 
@@ -318,12 +324,6 @@ def without_space(definition: Mapping[str, Any]) -> dict[str, Any]:
         single = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
         normalizer = {"type": "Sequence", "normalizers": [*([normalizer] if normalizer else []), single]}
     return {**definition, "normalizer": normalizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": kept}}
-
-
-_UNMARKED: Mapping[str, Mapping[str, Any]] = {
-    "ByteLevel": {"add_prefix_space": False},
-    "Metaspace": {"prepend_scheme": "never"},
-}
 
 
 def lowers(normalizer: Any) -> bool:
